@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The experiment file: what it may say, typed, and errors that name file, line, key and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from testbed.errors import SpecError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MiB = 1024 * 1024
+
+_SIZE = re.compile(r"(\d+)\s*([KMG])(?:i?B)?", re.IGNORECASE)
+_UNITS = {"K": 1024, "M": MiB, "G": 1024 * MiB}
+
+
+def parse_size(value: object) -> int:
+    """Bytes of a size such as `128M` or `1GiB`. Raises ValueError."""
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{value!r} is not a size: write a number and a unit, as in 128M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """The shortest exact form of a size in bytes that parse_size() reads."""
+    for unit in "GMK":
+        if size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    raise ValueError(f"{size} is not a multiple of 1 KiB")
+
+
+def _sized(value: object) -> int:
+    # A size that went through model_dump() comes back as bytes.
+    return value if type(value) is int and value >= 1024 else parse_size(value)
+
+
+Size = Annotated[int, BeforeValidator(_sized), Field(json_schema_extra={"examples": ["128M"]})]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Model(BaseModel):
+    """Immutable, and closed: a key that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TarballSource(Model):
+    """A release tarball; `url` may be a local path. Checked against `sha256` before use."""
+
+    url: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class GitSource(Model):
+    """A revision of a git repository, local or remote."""
+
+    repository: str
+    revision: str
+
+
+class KernelSpec(Model):
+    """Where the kernel's source comes from: exactly one of the four; `config` names fragments."""
+
+    debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+$")] | None = None
+    tarball: TarballSource | None = None
+    git: GitSource | None = None
+    tree: Path | None = None
+    config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
+
+    @field_validator("tree", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> KernelSpec:
+        given = [k for k in ("debian", "tarball", "git", "tree") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of debian, tarball, git and tree"
+                + (f" (found {', '.join(given)})" if given else "")
+            )
+        return self
+
+
+class ArmSpec(Model):
+    """One kernel under test: names of series in patches/, or paths of patch files, in order."""
+
+    patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+
+class GuestSpec(Model):
+    """The machine. It boots with `boot_memory` and is ballooned down to `memory`."""
+
+    vcpus: Annotated[int, Field(ge=1, le=64)] = 8
+    boot_memory: Size = 512 * MiB
+    memory: Size = 128 * MiB
+    swap: Size = 256 * MiB
+    swappiness: Annotated[int, Field(ge=0, le=200)] = 60
+
+    @model_validator(mode="after")
+    def _balloon_fits(self) -> GuestSpec:
+        if self.memory < 48 * MiB:
+            raise ValueError(
+                f"memory: {format_size(self.memory)} is too little to boot in: at least 48M"
+            )
+        if self.memory > self.boot_memory:
+            raise ValueError(
+                f"memory: {format_size(self.memory)} is more than boot_memory "
+                f"{format_size(self.boot_memory)}: a balloon can only take away"
+            )
+        if self.boot_memory > 64 * 1024 * MiB:
+            raise ValueError(f"boot_memory: {format_size(self.boot_memory)} is more than 64G")
+        if self.memory % MiB or self.boot_memory % MiB:
+            raise ValueError("memory and boot_memory are whole MiB")
+        return self
+
+
+class MmapTest(Model):
+    """N tasks that together map `footprint` x memory and touch it, page by page."""
+
+    mode: Literal["anon", "file"] = "anon"
+    tasks: Annotated[int, Field(ge=1, le=512)] = 16
+    seconds: Annotated[float, Field(gt=0, le=3600, strict=False)] = 3.0
+    footprint: Annotated[float, Field(gt=0, le=64, strict=False)] = 1.5
+
+
+class WorkloadSpec(Model):
+    """What runs in the guest."""
+
+    mmap_test: MmapTest = MmapTest()
+
+
+class DeadlineSpec(Model):
+    """Seconds of wall time that each stage of a trial may take; generous, since emulation is slow."""
+
+    boot: Annotated[float, Field(gt=0, strict=False)] = 120.0
+    balloon: Annotated[float, Field(gt=0, strict=False)] = 60.0
+    workload: Annotated[float, Field(gt=0, strict=False)] = 180.0
+
+
+class Experiment(Model):
+    """A comparison of kernels: the same trials, in the same guests, over the same seeds."""
+
+    name: Name
+    description: str = ""
+    kernel: KernelSpec
+    arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)]
+    guest: GuestSpec = GuestSpec()
+    workload: WorkloadSpec = WorkloadSpec()
+    seeds: Annotated[int, Field(ge=1, le=100000)] = 5
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    deadlines: DeadlineSpec = DeadlineSpec()
+
+
+def load(path: Path) -> Experiment:
+    """Read and check an experiment file.
+
+    Relative paths in it are relative to the file. Raises SpecError with one line per mistake, each
+    naming file, line, key and remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
+        raise SpecError(f"{path}: {reason}") from unreadable
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(root, path)
+        data = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as bad:
+        line = bad.problem_mark.line + 1 if bad.problem_mark else 1
+        raise SpecError(f"{path}:{line}: not YAML: {bad.problem}") from bad
+    except yaml.YAMLError as bad:
+        raise SpecError(f"{path}: not YAML: {' '.join(str(bad).split())}") from bad
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: an experiment is a mapping of keys to values")
+    try:
+        experiment = Experiment.model_validate(data)
+    except ValidationError as invalid:
+        lines = [_describe(error, root, path) for error in invalid.errors()]
+        raise SpecError("\n".join(dict.fromkeys(lines))) from invalid
+    return _anchored(experiment, path.parent)
+
+
+def _anchored(experiment: Experiment, base: Path) -> Experiment:
+    """Make every relative path absolute, so that the experiment means the same from anywhere."""
+
+    def anchor(text: str) -> str:
+        return str((base / Path(text).expanduser()).resolve())
+
+    kernel = experiment.kernel
+    if kernel.tree is not None:
+        kernel = kernel.model_copy(update={"tree": Path(anchor(str(kernel.tree)))})
+    if kernel.git is not None and "://" not in kernel.git.repository:
+        git = kernel.git.model_copy(update={"repository": anchor(kernel.git.repository)})
+        kernel = kernel.model_copy(update={"git": git})
+    if kernel.tarball is not None and "://" not in kernel.tarball.url:
+        tarball = kernel.tarball.model_copy(update={"url": anchor(kernel.tarball.url)})
+        kernel = kernel.model_copy(update={"tarball": tarball})
+    config = tuple(anchor(name) if is_path(name) else name for name in kernel.config)
+    arms = {
+        name: ArmSpec(patches=tuple(anchor(p) if is_path(p) else p for p in arm.patches))
+        for name, arm in experiment.arms.items()
+    }
+    return experiment.model_copy(
+        update={"kernel": kernel.model_copy(update={"config": config}), "arms": arms}
+    )
+
+
+def is_path(word: str) -> bool:
+    """Whether a patch or fragment is given as a file rather than by its name in the repository."""
+    return "/" in word or word.endswith((".patch", ".diff", ".config"))
+
+
+# --- errors with a place -------------------------------------------------------------------------
+
+
+def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
+    """YAML takes the last of two equal keys in silence; a person who wrote two made a mistake."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise SpecError(f"{path}:{key.start_mark.line + 1}: key `{key.value}` is given twice")
+            seen.add(key.value)
+            _refuse_duplicates(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_duplicates(item, path)
+
+
+def _describe(error: Any, root: yaml.Node | None, path: Path) -> str:
+    loc: tuple[Hashable, ...] = tuple(error["loc"])
+    key = ".".join(str(part) for part in loc if part != "[key]")
+    place = f"{path}:{_line(root, loc)}: " + (f"`{key}`: " if key else "")
+    match error["type"]:
+        case "extra_forbidden":
+            known = sorted(_known_keys(loc[:-1]))
+            near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+            return (
+                place
+                + "unknown key"
+                + (f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}")
+            )
+        case "missing":
+            return place + "is missing"
+        case "value_error":
+            return place + str(error["ctx"]["error"])
+        case _:
+            return place + f"{error['msg'].lower()} (found {error['input']!r})"
+
+
+def _line(node: yaml.Node | None, loc: Sequence[Hashable]) -> int:
+    """The line, from 1, of the deepest part of `loc` that is in the file."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _known_keys(loc: Sequence[Hashable]) -> Iterator[str]:
+    """The keys that the model at `loc` has."""
+    model: Any = Experiment
+    for part in loc:
+        field = model.model_fields.get(part) if _is_model(model) else None
+        # The one mapping with free keys is `arms`.
+        model = ArmSpec if field is None else next(filter(_is_model, _parts(field.annotation)), ArmSpec)
+    yield from model.model_fields
+
+
+def _is_model(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseModel)
+
+
+def _parts(annotation: Any) -> list[Any]:
+    return list(getattr(annotation, "__args__", ())) or [annotation]
