@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's console: always drained, expected on with pexpect."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable
+from typing import IO, Any
+
+import pexpect
+from pexpect.spawnbase import SpawnBase
+
+from testbed.errors import GuestFailed, GuestLost, Hang, Interrupted, Panic
+from testbed.guest import protocol
+from testbed.process import Deadline
+
+# A trial's console log is some 100 KB; a guest that writes this much will not stop by itself.
+FLOOD_BYTES = 16 * 1024 * 1024
+PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+_SLICE_SECONDS = 0.25
+_PIPE_BYTES = 1 << 20
+_F_SETPIPE_SZ = 1031
+
+
+class Flood(GuestFailed):
+    """The console was flooded."""
+
+    outcome = "flood"
+
+
+class Console(SpawnBase):  # type: ignore[type-arg]
+    """pexpect over a pair of pipes that a thread of its own reads, whoever is waiting or not.
+
+    `log` is all that was read so far, byte for byte.
+    """
+
+    def __init__(self, output: IO[bytes], input_: IO[bytes], cancel: threading.Event) -> None:
+        # The window is larger than a read, so that no mark can fall between two windows.
+        super().__init__(timeout=None, maxread=4096, searchwindowsize=16384)
+        self.log = bytearray()
+        self._output, self._input, self._cancel = output, input_, cancel
+        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._pending = b""
+        _enlarge_pipe(output.fileno())
+        self._drain = threading.Thread(target=self._read_all, name="console", daemon=True)
+        self._drain.start()
+
+    def type(self, line: str) -> None:
+        """Type a line at the guest's console. Raises GuestLost when QEMU is gone."""
+        try:
+            self._input.write(line.encode("ascii") + b"\n")
+        except OSError as gone:
+            raise GuestLost("QEMU closed the console") from gone
+
+    def expect_mark(
+        self, names: tuple[str, ...], deadline: Deadline, stage: str, watch: Callable[[], None]
+    ) -> protocol.Mark:
+        """Wait for the next of some marks; call `watch` while nothing comes.
+
+        Raises Panic, Hang (deadline over), Flood, GuestLost (QEMU ended), Interrupted or what `watch` does.
+        """
+        patterns: list[Any] = [protocol.MARK, PANIC, pexpect.EOF, pexpect.TIMEOUT]
+        while True:
+            index = self.expect(patterns, timeout=min(_SLICE_SECONDS, deadline.remaining))
+            if self._cancel.is_set():
+                raise Interrupted("stopped")
+            if index == 0:
+                mark = protocol.mark(_match(self.match))
+                if mark.name in names:
+                    return mark
+            elif index == 1:
+                raise Panic(f"{stage}: kernel panic: {_match(self.match)[1].decode(errors='replace')}")
+            elif index == 2:
+                raise GuestLost(f"{stage}: QEMU ended unexpectedly")
+            elif len(self.log) > FLOOD_BYTES:
+                raise Flood(f"{stage}: the console was flooded with {len(self.log) >> 20} MiB")
+            else:
+                watch()
+            if deadline.expired:
+                raise Hang(f"{stage}: no {' or '.join(names)} within {deadline.seconds:.0f} s")
+
+    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
+        """At most `size` bytes; for pexpect. Raises pexpect.EOF at the end."""
+        if not self._pending:
+            try:
+                self._pending = self._chunks.get(timeout=timeout)
+            except queue.Empty:
+                raise pexpect.TIMEOUT("nothing on the console") from None
+            if not self._pending:
+                self.flag_eof = True
+                self._chunks.put(b"")
+                raise pexpect.EOF("end of the console")
+        data, self._pending = self._pending[:size], self._pending[size:]
+        return data
+
+    def raw_chunk(self, timeout: float) -> bytes | None:
+        """What came next, for a person's terminal; b"" at the end, None if nothing came in time."""
+        if self._pending:
+            data, self._pending = self._pending, b""
+            return data
+        try:
+            return self._chunks.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def type_bytes(self, data: bytes) -> None:
+        """Pass on a person's keystrokes as they are."""
+        self._input.write(data)
+
+    def finish(self, timeout: float) -> bytes:
+        """The whole log, once QEMU has ended and closed its side."""
+        self._drain.join(timeout)
+        return bytes(self.log)
+
+    def _read_all(self) -> None:
+        while chunk := _read(self._output.fileno()):
+            # What comes after a flood is not evidence of anything.
+            if len(self.log) <= FLOOD_BYTES:
+                self.log += chunk
+                self._chunks.put(chunk)
+        self._chunks.put(b"")
+
+
+def _enlarge_pipe(fd: int) -> None:
+    # Room for a whole trial's console, so that the guest never waits for its reader. Where that is
+    # over the user's limit for pipes, the default has to do.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError:
+        return b""
+
+
+def _match(match: Any) -> re.Match[bytes]:
+    assert isinstance(match, re.Match)
+    return match
