@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The registry of metrics: name, unit, which direction is better, and how one trial's value is had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from testbed.analysis.histogram import merged, quantile
+from testbed.analysis.parse import Measurement
+
+Better = Literal["lower", "higher", "neither"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of one trial. `value` gives None where the kernel or the log does not tell it."""
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    value: Callable[[Measurement], float | None]
+
+
+def _counter(name: str) -> Callable[[Measurement], float | None]:
+    return lambda m: m.counters.get(name) if m.counters is not None else None
+
+
+def _direct_reclaims(m: Measurement) -> float | None:
+    if m.counters is None:
+        return None
+    return sum(value for name, value in m.counters.items() if name.startswith("allocstall_"))
+
+
+def _misses_per_try(m: Measurement) -> float | None:
+    if not m.counters or not m.counters.get("direct_reclaim_try"):
+        return None
+    return m.counters["direct_reclaim_miss"] / m.counters["direct_reclaim_try"]
+
+
+def _pages_per_second(m: Measurement) -> float | None:
+    if m.workload is None:
+        return None
+    return sum(task.pages / task.ns * 1e9 for task in m.workload.tasks if task.ns)
+
+
+def _latency(q: float) -> Callable[[Measurement], float | None]:
+    """A quantile of all tasks' faults taken together, in microseconds."""
+
+    def value(m: Measurement) -> float | None:
+        if m.workload is None:
+            return None
+        ns = quantile(merged(dict(task.histogram) for task in m.workload.tasks), q)
+        return None if ns is None else ns / 1e3
+
+    return value
+
+
+def _slowest(m: Measurement) -> float | None:
+    return max(task.max_ns for task in m.workload.tasks) / 1e3 if m.workload else None
+
+
+def jain(shares: list[int]) -> float | None:
+    """Jain's fairness index: (sum x)^2 / (n sum x^2), from 1/n (one has all) to 1 (all have the same).
+
+    Jain, Chiu, Hawe: DEC Research Report TR-301, 1984. None when nobody has anything.
+    """
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else None
+
+
+def _fairness(m: Measurement) -> float | None:
+    return jain([task.pages for task in m.workload.tasks]) if m.workload else None
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("direct_reclaims", "direct reclaims", "count", "lower", _direct_reclaims),
+    Metric("tries", "order-0 tries with progress", "count", "neither", _counter("direct_reclaim_try")),
+    Metric("misses", "misses before the drain", "count", "lower", _counter("direct_reclaim_miss")),
+    Metric(
+        "misses_drained", "misses after the drain", "count", "lower", _counter("direct_reclaim_miss_drained")
+    ),
+    Metric("misses_per_try", "misses per try", "ratio", "lower", _misses_per_try),
+    Metric("captures", "pages captured", "count", "neither", _counter("reclaim_capture")),
+    Metric("captures_used", "captured pages used", "count", "neither", _counter("reclaim_capture_used")),
+    Metric("pages_per_second", "pages touched per second", "pages/s", "higher", _pages_per_second),
+    Metric("fault_p50", "fault p50", "us", "lower", _latency(0.5)),
+    Metric("fault_p99", "fault p99", "us", "lower", _latency(0.99)),
+    Metric("fault_p999", "fault p99.9", "us", "lower", _latency(0.999)),
+    Metric("fault_max", "fault max", "us", "lower", _slowest),
+    Metric("fairness", "Jain's fairness over tasks", "index", "higher", _fairness),
+    Metric("oom_kills", "OOM kills", "count", "lower", _counter("oom_kill")),
+)

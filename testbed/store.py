@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ledger: one SQLite database and the raw console logs, in a result directory.
+
+Append-only. A trial's log is on disk before its row is, and a row is one transaction, so that being
+killed at any moment loses at most the trials in flight. No number that could be computed from a log is
+stored: old results can be parsed again by a better parser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import StoreError
+
+SCHEMA = 1
+LEDGER = "ledger.sqlite"
+LOST = "lost"
+
+_TABLES = """
+CREATE TABLE plans (id INTEGER PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE trials (
+    id INTEGER PRIMARY KEY,
+    trial TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    document TEXT NOT NULL,
+    UNIQUE (trial, attempt)
+);
+"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one attempt at one trial.
+
+    `outcome` is `measured`, `lost` (infrastructure) or how the workload failed: `oom`, `panic`, `hang`,
+    `flood`, `failed`. Memory is in bytes, stages in seconds of wall time.
+    """
+
+    trial: str
+    arm: str
+    seed: int
+    attempt: int
+    outcome: str
+    detail: str
+    memory: Mapping[str, int]
+    stages: Mapping[str, float]
+    command_line: str
+    log_sha256: str = field(default="")
+
+    @property
+    def log_name(self) -> str:
+        return f"{self.trial}.{self.attempt}.log.gz"
+
+
+class Ledger:
+    """A result directory. Use create() to write, open() to read."""
+
+    def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
+        self.directory = directory
+        self._db = connection
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, directory: Path) -> Iterator[Ledger]:
+        """The ledger in `directory`, made if need be, for one writer at a time.
+
+        Raises StoreError when another process writes to it or when it is of another version.
+        """
+        with contextlib.ExitStack() as stack:
+            with _translated(directory):
+                (directory / "logs").mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((directory / ".lock").open("w"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as held:
+                    raise StoreError(f"{directory}: another testbed is writing to this result") from held
+                db = stack.enter_context(contextlib.closing(sqlite3.connect(directory / LEDGER)))
+                db.execute("PRAGMA synchronous = FULL")
+                if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                    db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+                ledger = cls(directory, _checked(db, directory))
+            yield ledger
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, directory: Path) -> Iterator[Ledger]:
+        """The ledger of a finished or running experiment, to read. Raises StoreError."""
+        path = directory / LEDGER
+        if not path.is_file():
+            raise StoreError(f"{directory}: not a result directory: there is no {LEDGER} in it")
+        with contextlib.ExitStack() as stack:
+            with _translated(directory):
+                uri = f"{path.resolve().as_uri()}?mode=ro"
+                db = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
+                ledger = cls(directory, _checked(db, directory))
+            yield ledger
+
+    def set_plan(self, document: Mapping[str, Any]) -> None:
+        """Note what is to be run from now on, and with what: JSON. The last plan counts."""
+        text = json.dumps(document, sort_keys=True)
+        with _translated(self.directory), self._db:
+            if self._last_plan() != text:
+                self._db.execute("INSERT INTO plans (document) VALUES (?)", (text,))
+
+    def plan(self) -> Any:
+        """The last plan. Raises StoreError when there is none yet."""
+        with _translated(self.directory):
+            text = self._last_plan()
+        if text is None:
+            raise StoreError(f"{self.directory}: nothing was planned here yet")
+        return json.loads(text)
+
+    def add(self, record: Record, log: bytes) -> None:
+        """Keep an attempt and its raw console log, durably."""
+        record = Record(**{**asdict(record), "log_sha256": hashlib.sha256(log).hexdigest()})
+        path = self.directory / "logs" / record.log_name
+        draft = path.with_suffix(".tmp")
+        document = json.dumps(asdict(record), sort_keys=True)
+        with _translated(self.directory):
+            with draft.open("wb") as file:
+                # No time of day in the header: equal logs are equal files.
+                file.write(gzip.compress(log, mtime=0))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(path)
+            with self._db:
+                self._db.execute(
+                    "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
+                    (record.trial, record.attempt, record.outcome, document),
+                )
+
+    def records(self) -> list[Record]:
+        """All attempts, in the order in which they ended."""
+        with _translated(self.directory):
+            rows = self._db.execute("SELECT document FROM trials ORDER BY id").fetchall()
+        return [Record(**json.loads(row[0])) for row in rows]
+
+    def log(self, record: Record) -> bytes:
+        """The raw console log of an attempt. Raises StoreError when it is gone or not what it was."""
+        path = self.directory / "logs" / record.log_name
+        try:
+            log = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, gzip.BadGzipFile) as unreadable:
+            raise StoreError(f"{path}: cannot be read: {unreadable}") from unreadable
+        if hashlib.sha256(log).hexdigest() != record.log_sha256:
+            raise StoreError(f"{path}: not the log that was recorded: its hash differs")
+        return log
+
+    def _last_plan(self) -> str | None:
+        row = self._db.execute("SELECT document FROM plans ORDER BY id DESC LIMIT 1").fetchone()
+        return row and str(row[0])
+
+
+def final(records: list[Record]) -> dict[str, Record]:
+    """Per trial, the attempt that counts: the first that was not lost, else the last."""
+    chosen: dict[str, Record] = {}
+    for record in records:
+        if record.trial not in chosen or chosen[record.trial].outcome == LOST:
+            chosen[record.trial] = record
+    return chosen
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Move a result out of the way, to the next free `NAME.N`; None when there is none."""
+    if not directory.exists():
+        return None
+    number = 1
+    while (target := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    directory.rename(target)
+    return target
+
+
+@contextlib.contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as failed:
+        raise StoreError(f"{directory}: the ledger cannot be used: {failed}") from failed
+
+
+def _checked(db: sqlite3.Connection, directory: Path) -> sqlite3.Connection:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA:
+        raise StoreError(f"{directory}: its ledger is of version {version}; this testbed writes {SCHEMA}")
+    return db
