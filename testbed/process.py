@@ -130,8 +130,6 @@ def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
 
 def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     if shutil.which(str(argv[0])) is None:
-        raise HostError(
-            f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in"
-        )
+        raise HostError(f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in")
     # setpriv sets PR_SET_PDEATHSIG and execs: no preexec_fn, which is unsafe with threads.
     return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]

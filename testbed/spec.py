@@ -22,7 +22,6 @@ from pydantic import (
 
 from testbed.errors import SpecError
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 MiB = 1024 * 1024
 
 _SIZE = re.compile(r"(\d+)\s*([KMG])(?:i?B)?", re.IGNORECASE)
@@ -117,9 +116,7 @@ class GuestSpec(Model):
     @model_validator(mode="after")
     def _balloon_fits(self) -> GuestSpec:
         if self.memory < 48 * MiB:
-            raise ValueError(
-                f"memory: {format_size(self.memory)} is too little to boot in: at least 48M"
-            )
+            raise ValueError(f"memory: {format_size(self.memory)} is too little to boot in: at least 48M")
         if self.memory > self.boot_memory:
             raise ValueError(
                 f"memory: {format_size(self.memory)} is more than boot_memory "

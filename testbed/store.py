@@ -16,15 +16,15 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from testbed.errors import StoreError
+from testbed.record import Record
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
-LOST = "lost"
 
 _TABLES = """
 CREATE TABLE plans (id INTEGER PRIMARY KEY, document TEXT NOT NULL);
@@ -37,30 +37,6 @@ CREATE TABLE trials (
     UNIQUE (trial, attempt)
 );
 """
-
-
-@dataclass(frozen=True)
-class Record:
-    """What became of one attempt at one trial.
-
-    `outcome` is `measured`, `lost` (infrastructure) or how the workload failed: `oom`, `panic`, `hang`,
-    `flood`, `failed`. Memory is in bytes, stages in seconds of wall time.
-    """
-
-    trial: str
-    arm: str
-    seed: int
-    attempt: int
-    outcome: str
-    detail: str
-    memory: Mapping[str, int]
-    stages: Mapping[str, float]
-    command_line: str
-    log_sha256: str = field(default="")
-
-    @property
-    def log_name(self) -> str:
-        return f"{self.trial}.{self.attempt}.log.gz"
 
 
 class Ledger:
@@ -108,7 +84,7 @@ class Ledger:
 
     def set_plan(self, document: Mapping[str, Any]) -> None:
         """Note what is to be run from now on, and with what: JSON. The last plan counts."""
-        text = json.dumps(document, sort_keys=True)
+        text = json.dumps(document)
         with _translated(self.directory), self._db:
             if self._last_plan() != text:
                 self._db.execute("INSERT INTO plans (document) VALUES (?)", (text,))
@@ -123,7 +99,7 @@ class Ledger:
 
     def add(self, record: Record, log: bytes) -> None:
         """Keep an attempt and its raw console log, durably."""
-        record = Record(**{**asdict(record), "log_sha256": hashlib.sha256(log).hexdigest()})
+        record = replace(record, log_sha256=hashlib.sha256(log).hexdigest())
         path = self.directory / "logs" / record.log_name
         draft = path.with_suffix(".tmp")
         document = json.dumps(asdict(record), sort_keys=True)
@@ -160,15 +136,6 @@ class Ledger:
     def _last_plan(self) -> str | None:
         row = self._db.execute("SELECT document FROM plans ORDER BY id DESC LIMIT 1").fetchone()
         return row and str(row[0])
-
-
-def final(records: list[Record]) -> dict[str, Record]:
-    """Per trial, the attempt that counts: the first that was not lost, else the last."""
-    chosen: dict[str, Record] = {}
-    for record in records:
-        if record.trial not in chosen or chosen[record.trial].outcome == LOST:
-            chosen[record.trial] = record
-    return chosen
 
 
 def set_aside(directory: Path) -> Path | None:

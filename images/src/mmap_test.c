@@ -227,6 +227,21 @@ static void snapshot(int when)
 	}
 }
 
+/* Only what happens between the snapshots is to be in the trace. */
+static void write_trace(const char *file, const char *value, int flags)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/kernel/tracing/%s", file);
+	int fd = open(path, O_WRONLY | flags);
+
+	if (fd < 0)
+		return;
+	if (write(fd, value, strlen(value)) < 0)
+		die(path);
+	close(fd);
+}
+
 static FILE *result(const char *name)
 {
 	char path[128];
@@ -345,11 +360,13 @@ int main(int argc, char **argv)
 	close(ready[1]);
 	for (running = 0; running < o.tasks && read(ready[0], &byte, 1) == 1;)
 		running++;
+	write_trace("trace", "", O_TRUNC);
 	snapshot(0);
 	close(go[1]);
 	for (int i = 0; i < o.tasks; i++)
 		waitpid(tasks[i].pid, &tasks[i].status, 0);
 	snapshot(1);
+	write_trace("tracing_on", "0", 0);
 	write_snapshots();
 	write_tasks(&o, tasks);
 	return 0;

@@ -77,7 +77,7 @@ def _fairness(m: Measurement) -> float | None:
 
 METRICS: tuple[Metric, ...] = (
     Metric("direct_reclaims", "direct reclaims", "count", "lower", _direct_reclaims),
-    Metric("tries", "order-0 tries with progress", "count", "neither", _counter("direct_reclaim_try")),
+    Metric("tries", "order-0 tries", "count", "neither", _counter("direct_reclaim_try")),
     Metric("misses", "misses before the drain", "count", "lower", _counter("direct_reclaim_miss")),
     Metric(
         "misses_drained", "misses after the drain", "count", "lower", _counter("direct_reclaim_miss_drained")
@@ -85,11 +85,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("misses_per_try", "misses per try", "ratio", "lower", _misses_per_try),
     Metric("captures", "pages captured", "count", "neither", _counter("reclaim_capture")),
     Metric("captures_used", "captured pages used", "count", "neither", _counter("reclaim_capture_used")),
-    Metric("pages_per_second", "pages touched per second", "pages/s", "higher", _pages_per_second),
+    Metric("pages_per_second", "pages touched", "pages/s", "higher", _pages_per_second),
     Metric("fault_p50", "fault p50", "us", "lower", _latency(0.5)),
     Metric("fault_p99", "fault p99", "us", "lower", _latency(0.99)),
     Metric("fault_p999", "fault p99.9", "us", "lower", _latency(0.999)),
     Metric("fault_max", "fault max", "us", "lower", _slowest),
-    Metric("fairness", "Jain's fairness over tasks", "index", "higher", _fairness),
+    Metric("fairness", "Jain's fairness", "index", "higher", _fairness),
     Metric("oom_kills", "OOM kills", "count", "lower", _counter("oom_kill")),
 )

@@ -67,8 +67,7 @@ class Console(SpawnBase):  # type: ignore[type-arg]
         patterns: list[Any] = [protocol.MARK, PANIC, pexpect.EOF, pexpect.TIMEOUT]
         while True:
             index = self.expect(patterns, timeout=min(_SLICE_SECONDS, deadline.remaining))
-            if self._cancel.is_set():
-                raise Interrupted("stopped")
+            self.check_cancelled()
             if index == 0:
                 mark = protocol.mark(_match(self.match))
                 if mark.name in names:
@@ -83,6 +82,11 @@ class Console(SpawnBase):  # type: ignore[type-arg]
                 watch()
             if deadline.expired:
                 raise Hang(f"{stage}: no {' or '.join(names)} within {deadline.seconds:.0f} s")
+
+    def check_cancelled(self) -> None:
+        """Raise Interrupted when the run has been stopped."""
+        if self._cancel.is_set():
+            raise Interrupted("stopped")
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
         """At most `size` bytes; for pexpect. Raises pexpect.EOF at the end."""

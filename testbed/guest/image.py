@@ -14,7 +14,7 @@ from pathlib import Path
 
 from testbed import process
 from testbed.errors import HostError
-from testbed.spec import REPOSITORY
+from testbed.paths import REPOSITORY
 
 IMAGES = REPOSITORY / "images"
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")
@@ -38,7 +38,7 @@ def build(cache: Path) -> Image:
     compile.
     """
     compiler = process.run(["gcc", "--version"], timeout=10, error=HostError).stdout.splitlines()[0]
-    busybox = _busybox()
+    busybox = find_busybox()
     sources = sorted((IMAGES / "src").glob("*.c"))
     ingredients = [compiler, " ".join(CFLAGS).encode(), busybox.read_bytes()]
     ingredients += [path.name.encode() + b"\0" + path.read_bytes() for path in (*sources, IMAGES / "init")]
@@ -93,7 +93,7 @@ def _compile(source: Path, scratch: Path) -> bytes:
     return binary.read_bytes()
 
 
-def _busybox() -> Path:
+def find_busybox() -> Path:
     """A statically linked busybox of this machine."""
     candidates = [*BUSYBOX, *filter(None, [shutil.which("busybox")])]
     for candidate in map(Path, candidates):

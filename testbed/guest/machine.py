@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from testbed import process
-from testbed.errors import GuestError, GuestFailed, GuestLost, HostError, Panic
+from testbed.errors import GuestError, GuestFailed, GuestLost, Hang, HostError, Panic
 from testbed.guest.console import Console
 from testbed.guest.protocol import Mark
 from testbed.guest.qmp import Monitor
@@ -95,8 +95,18 @@ class Guest:
 
     def balloon(self, size: int, seconds: float) -> int:
         """Shrink the guest's memory to `size` bytes; return what QEMU says it has then."""
+        deadline = Deadline(seconds)
         with self._explained():
-            return self.monitor.set_balloon(size, Deadline(seconds))
+            self.monitor.execute("balloon", value=size)
+            while (actual := int(self.monitor.execute("query-balloon")["actual"])) != size:
+                self.console.check_cancelled()
+                if deadline.expired:
+                    raise Hang(
+                        f"balloon: {actual >> 20} MiB of the {size >> 20} MiB asked for after {seconds:.0f} s"
+                    )
+                # BALLOON_CHANGE comes at most once a second: it may shorten the wait.
+                self.monitor.events(timeout=0.1)
+            return actual
 
     def command(self, line: str, answer: str = "ok", seconds: float = COMMAND_SECONDS) -> Mark:
         """Give init a command, wait for its answer. Raises GuestFailed when init says `error`."""

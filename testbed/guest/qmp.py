@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
 from testbed.errors import GuestLost
-from testbed.process import Deadline
 
 T = TypeVar("T")
 
@@ -43,19 +42,6 @@ class Monitor:
     def execute(self, command: str, timeout: float = COMMAND_SECONDS, **arguments: object) -> Any:
         """The `return` of a command."""
         return self._wait(self._client.execute(command, arguments), timeout, command)
-
-    def set_balloon(self, size: int, deadline: Deadline) -> int:
-        """Ask the guest to shrink to `size` bytes, wait until it has; return what it reached."""
-        self.execute("balloon", value=size)
-        while (actual := int(self.execute("query-balloon")["actual"])) != size:
-            if deadline.expired:
-                raise GuestLost(
-                    f"the balloon stopped at {actual >> 20} MiB of the {size >> 20} MiB asked for "
-                    f"within {deadline.seconds:.0f} s"
-                )
-            # An event comes at most once a second: it may shorten the wait.
-            self.events(timeout=min(0.1, deadline.remaining))
-        return actual
 
     def events(self, timeout: float = 0.01) -> list[Message]:
         """All events so far, after waiting for one more. The loop has to run for any to come in."""

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Every target does its own set-up: system packages (as root or with passwordless
+# sudo; else it prints the line to run) and a virtual environment in .venv.
+
+PYTHON ?= python3
+EXPERIMENT ?= experiments/reclaim-capture.yaml
+ARGS ?=
+RUN = .venv/bin/testbed
+COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
+	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+.PHONY: compare test lint unit doctor setup setup-dev lock clean
+
+compare: setup ## The repository's own experiment: patched against unpatched
+	@$(RUN) compare $(EXPERIMENT) $(ARGS)
+
+test: setup-dev lint ## All tests; builds a kernel and boots guests
+	@.venv/bin/pytest $(ARGS)
+
+unit: setup-dev lint ## The tests that need no kernel
+	@.venv/bin/pytest -m "not guest" $(ARGS)
+
+lint: setup-dev
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+doctor: setup ## What this machine lacks
+	@$(RUN) doctor
+
+setup:
+	@$(PYTHON) -m testbed.bootstrap
+
+setup-dev:
+	@$(PYTHON) -m testbed.bootstrap --dev
+
+lock: setup-dev ## Pin the newest versions of all Python packages
+	@$(COMPILE) --output-file requirements.txt
+	@$(COMPILE) --output-file requirements-dev.txt --extra dev --constraint requirements.txt
+
+clean: ## Forget .venv and test leftovers; results and the cache stay
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From parsed trials to a comparison: the values of every seed, per arm and metric. Pure.
+
+This is the seam for statistics: `Comparison.arms[arm].values[metric][seed]`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import Measurement, Miss
+from testbed.record import LOST, MEASURED, Record
+
+# The arms' kernels may differ by some pages in size; more would be another experiment.
+MEMORY_TOLERANCE = 0.002
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The attempt of a trial that counts, and what its log says."""
+
+    record: Record
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm. `values`: metric -> seed -> value; `memory`: seed -> the guest's MemTotal in bytes."""
+
+    name: str
+    values: Mapping[str, Mapping[int, float]]
+    memory: Mapping[int, int]
+    misses: tuple[Miss, ...]
+    outcomes: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A trial that does not take part in the numbers, and why."""
+
+    arm: str
+    seed: int
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms in the order of the experiment, over the seeds that every arm has measured."""
+
+    arms: Mapping[str, Arm]
+    seeds: tuple[int, ...]
+    excluded: tuple[Exclusion, ...]
+
+
+def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Comparison:
+    """Put the arms side by side.
+
+    A seed takes part when each arm has measured it and their effective memory is the same within
+    MEMORY_TOLERANCE; the others are excluded and say so.
+    """
+    excluded = [
+        Exclusion(o.record.arm, o.record.seed, o.record.outcome, o.record.detail.split("\n")[0])
+        for o in observations
+        if o.record.outcome != MEASURED
+    ]
+    by_seed: dict[int, dict[str, Observation]] = {}
+    for o in observations:
+        if o.record.outcome == MEASURED:
+            by_seed.setdefault(o.record.seed, {})[o.record.arm] = o
+    seeds = []
+    for seed, arms in sorted(by_seed.items()):
+        if reason := _unpaired(arm_names, arms):
+            excluded += [Exclusion(name, seed, "refused", reason) for name in arms]
+        else:
+            seeds.append(seed)
+    return Comparison(
+        arms={name: _arm(name, seeds, by_seed, observations) for name in arm_names},
+        seeds=tuple(seeds),
+        excluded=tuple(excluded),
+    )
+
+
+def _unpaired(arm_names: Sequence[str], arms: Mapping[str, Observation]) -> str | None:
+    """Why the trials of one seed cannot be compared; None when they can."""
+    missing = [name for name in arm_names if name not in arms]
+    if missing:
+        return f"no measurement of arm {', '.join(missing)} for this seed"
+    balloons = {name: o.record.memory["balloon"] for name, o in arms.items()}
+    totals = {name: o.record.memory["total"] for name, o in arms.items()}
+    if len(set(balloons.values())) > 1 or _differ(totals):
+        sizes = ", ".join(f"{name} {size >> 10} KiB" for name, size in totals.items())
+        return f"the arms differ in effective memory: {sizes}"
+    return None
+
+
+def _differ(totals: Mapping[str, int]) -> bool:
+    return max(totals.values()) - min(totals.values()) > MEMORY_TOLERANCE * max(totals.values())
+
+
+def _arm(
+    name: str,
+    seeds: Sequence[int],
+    by_seed: Mapping[int, Mapping[str, Observation]],
+    observations: Sequence[Observation],
+) -> Arm:
+    values: dict[str, dict[int, float]] = {}
+    for metric in METRICS:
+        found = {seed: metric.value(by_seed[seed][name].measurement) for seed in seeds}
+        values[metric.name] = {seed: value for seed, value in found.items() if value is not None}
+    return Arm(
+        name=name,
+        values=values,
+        memory={seed: by_seed[seed][name].record.memory["total"] for seed in seeds},
+        misses=tuple(miss for seed in seeds for miss in by_seed[seed][name].measurement.misses),
+        outcomes=Counter(o.record.outcome for o in observations if o.record.arm == name),
+    )
+
+
+def median(values: Mapping[int, float]) -> float | None:
+    """The median over seeds; None without any."""
+    return statistics.median(values.values()) if values else None
+
+
+def lost_attempts(records: Sequence[Record]) -> int:
+    """How many attempts the infrastructure lost."""
+    return sum(record.outcome == LOST for record in records)

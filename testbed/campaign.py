@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From an experiment to trials that can run: kernels, image, accelerator, and where all of it came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import SpecError
+from testbed.guest import accel, image
+from testbed.guest.machine import qemu_version
+from testbed.guest.shape import Shape
+from testbed.kernel import build, source
+from testbed.kernel.build import Kernel
+from testbed.spec import Experiment
+from testbed.trial import Trial, run_command, set_up_commands
+
+DOCUMENT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """An experiment that is ready to run. `document` is the plan as the ledger keeps it: JSON."""
+
+    trials: tuple[Trial, ...]
+    document: Mapping[str, Any]
+
+
+def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
+    """The kernel of every arm, built unless it is in the cache.
+
+    All arms are checked before the first is built, so that a patch that does not apply costs nothing.
+    """
+    try:
+        tree = source.resolve(experiment.kernel, cache, progress)
+        plans = {
+            name: build.plan(tree, experiment.kernel.config, arm, cache)
+            for name, arm in experiment.arms.items()
+        }
+    except SpecError as bad:
+        bad.message = f"{experiment.name}: {bad.message}"
+        raise
+    return {name: build.build(plan, progress=progress) for name, plan in plans.items()}
+
+
+def prepare(
+    experiment: Experiment,
+    cache: Path,
+    progress: Callable[[str], None],
+    cancel: threading.Event | None = None,
+) -> Campaign:
+    """Build what an experiment needs and lay out its trials.
+
+    Raises SpecError, HostError, BuildError; Interrupted when `cancel` is set.
+    """
+    built = kernels(experiment, cache, progress)
+    initramfs = image.build(cache)
+    guest = experiment.guest
+    first = next(iter(built.values()))
+    shape = Shape("kvm", guest.vcpus, guest.boot_memory)
+    chosen = accel.choose(experiment.accel, shape, first.vmlinux, initramfs.path, cache, cancel=cancel)
+    progress(f"acceleration: {chosen.name} ({chosen.reason})")
+    shape = Shape(chosen.name, guest.vcpus, guest.boot_memory)
+    version = qemu_version()
+    trials = tuple(
+        Trial(
+            arm=arm,
+            seed=seed,
+            vmlinux=kernel.vmlinux,
+            vmlinux_sha256=kernel.vmlinux_sha256,
+            initramfs=initramfs.path,
+            initramfs_sha256=initramfs.sha256,
+            shape=shape,
+            guest=guest,
+            workload=experiment.workload,
+            deadlines=experiment.deadlines,
+            environment=(version, host_cpu()),
+        )
+        for arm, kernel in built.items()
+        for seed in range(1, experiment.seeds + 1)
+    )
+    document = {
+        "schema": DOCUMENT_SCHEMA,
+        "experiment": experiment.model_dump(mode="json"),
+        "trials": {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials},
+        "provenance": {
+            "kernels": {arm: _kernel_facts(kernel) for arm, kernel in built.items()},
+            "initramfs": {"sha256": initramfs.sha256},
+            "qemu": version,
+            "accelerator": {"name": chosen.name, "reason": chosen.reason},
+            "kernel_command_line": shape.kernel_cmdline,
+            "guest_commands": [
+                *set_up_commands(guest, experiment.workload.mmap_test),
+                run_command(experiment.workload.mmap_test, guest.memory, 1).removesuffix(" 1") + " SEED",
+            ],
+            "host": {
+                "cpu": host_cpu(),
+                "cores": len(os.sched_getaffinity(0)),
+                "kernel": platform.release(),
+                "machine": platform.machine(),
+            },
+        },
+    }
+    return Campaign(trials, document)
+
+
+def _kernel_facts(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "source": kernel.source,
+        "release": kernel.release,
+        "patches": list(kernel.patches),
+        "build_key": kernel.key,
+        "vmlinux_sha256": kernel.vmlinux_sha256,
+        "tools": list(kernel.tools),
+    }
+
+
+def host_cpu() -> str:
+    """The host CPU's model name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

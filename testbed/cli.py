@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command line: the only place that prints results and decides the exit status.
+
+Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
+compared, or the doctor found a problem; 2 bad input; 3 the machine or the infrastructure failed; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from testbed import campaign, doctor, runner, spec, store
+from testbed.analysis.compare import Observation
+from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import Measurement, parse
+from testbed.errors import Interrupted, SpecError, TestbedError
+from testbed.guest import accel, image, terminal
+from testbed.guest.machine import Guest
+from testbed.guest.shape import Shape
+from testbed.paths import cache_directory
+from testbed.process import pasteable
+from testbed.progress import Watcher
+from testbed.record import Record, final
+from testbed.report import text
+from testbed.report.document import document
+from testbed.spec import Experiment
+from testbed.store import Ledger
+from testbed.trial import set_up_commands
+
+OK, NOTHING_TO_COMPARE, UNFIT = 0, 1, 1
+PIPE_COLUMNS = 110
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, do it, return the exit status."""
+    # Whoever ends us, the guests end first.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.action(arguments))
+    except TestbedError as failed:
+        _complain(str(failed))
+        return failed.exit_status
+    except KeyboardInterrupt:
+        _complain("stopped; what is finished is kept, and the same command goes on from there")
+        return Interrupted.exit_status
+    except BrokenPipeError:
+        # Whoever read our output has enough. Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="testbed", description="Says, with evidence, whether a page-reclaim patch did what it claims."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, action: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=about, description=about)
+        sub.set_defaults(action=action)
+        return sub
+
+    def experiment_verb(
+        name: str, action: Callable[[argparse.Namespace], int], about: str
+    ) -> argparse.ArgumentParser:
+        sub = verb(name, action, about)
+        sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+        sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="instead of the experiment's")
+        return sub
+
+    for name, action, about in (
+        ("compare", _compare, "run what is missing of an experiment and put its arms side by side"),
+        ("run", _run, "run what is missing of an experiment"),
+    ):
+        sub = experiment_verb(name, action, about)
+        sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
+        sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
+        sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+        sub.add_argument(
+            "--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit"
+        )
+        if name == "compare":
+            sub.add_argument("--json", action="store_true", help="print the JSON document")
+    experiment_verb("build", _build, "build the kernels of an experiment and print where they are")
+    sub = experiment_verb("boot", _boot, "boot an arm's kernel and give a shell in the guest")
+    sub.add_argument("--arm", help="default: the first")
+    sub = verb("parse", _parse, "parse the console logs of a result, or one log, again; prints JSON lines")
+    sub.add_argument("path", type=Path, metavar="RESULT|LOG")
+    sub = verb("report", _report, "report on a result without running anything")
+    sub.add_argument("result", type=Path, metavar="RESULT")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the JSON document")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    verb("doctor", _doctor, "check what this machine lacks for the main job")
+    return parser
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 on")
+    return int(word)
+
+
+# --- verbs ---------------------------------------------------------------------------------------
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    directory = _execute(arguments)
+    return _show(directory, "json" if arguments.json else "text")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    print(_execute(arguments))
+    return OK
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    with Watcher() as watcher:
+        built = campaign.kernels(_experiment(arguments), cache_directory(), watcher.note)
+    for arm, kernel in built.items():
+        print(f"{arm}\t{kernel.vmlinux}")
+    return OK
+
+
+def _boot(arguments: argparse.Namespace) -> int:
+    experiment = _experiment(arguments)
+    arm = arguments.arm or next(iter(experiment.arms))
+    if arm not in experiment.arms:
+        raise SpecError(f"{arguments.experiment}: there is no arm `{arm}`: {', '.join(experiment.arms)}")
+    experiment = experiment.model_copy(update={"arms": {arm: experiment.arms[arm]}})
+    cache, settings = cache_directory(), experiment.guest
+    with Watcher() as watcher:
+        kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
+        initramfs = image.build(cache)
+        shape = Shape("kvm", settings.vcpus, settings.boot_memory)
+        chosen = accel.choose(experiment.accel, shape, kernel.vmlinux, initramfs.path, cache)
+        watcher.note(f"acceleration: {chosen.name} ({chosen.reason})")
+    shape = Shape(chosen.name, settings.vcpus, settings.boot_memory)
+    with Guest(shape, kernel.vmlinux, initramfs.path) as guest:
+        guest.boot(experiment.deadlines.boot)
+        guest.balloon(settings.memory, experiment.deadlines.balloon)
+        for line in set_up_commands(settings, experiment.workload.mmap_test):
+            guest.command(line)
+        _tell(f"{arm}: {settings.vcpus} vCPUs, {spec.format_size(settings.memory)}; Ctrl-] leaves at once")
+        guest.console.type("shell")
+        terminal.interact(guest.console)
+    return OK
+
+
+def _parse(arguments: argparse.Namespace) -> int:
+    path: Path = arguments.path
+    if path.is_dir():
+        for observation in _observations(path)[1]:
+            record, facts = observation.record, _facts(observation.measurement)
+            print(json.dumps({"arm": record.arm, "seed": record.seed, "outcome": record.outcome, **facts}))
+        return OK
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except (OSError, EOFError) as unreadable:
+        raise SpecError(f"{path}: cannot be read: {unreadable}") from unreadable
+    print(json.dumps(_facts(parse(data))))
+    return OK
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    form = "json" if arguments.json else "markdown" if arguments.markdown else "text"
+    return _show(arguments.result, form)
+
+
+def _doctor(_arguments: argparse.Namespace) -> int:
+    needs = doctor.examine(cache_directory())
+    for need in needs:
+        if need.problem:
+            print(f"{'PROBLEM':8}{'; '.join(filter(None, [f'{need.name}: {need.problem}', need.remedy]))}")
+        else:
+            print(f"{'ok':8}{need.name}")
+    print(f"{'note':8}{doctor.kvm()}")
+    if not any(need.problem for need in needs):
+        return OK
+    for distribution in doctor.INSTALLERS:
+        if command := doctor.install_command(needs, distribution):
+            print(f"on {distribution.capitalize()}: sudo {pasteable(command)}")
+    return UNFIT
+
+
+# --- what they share -----------------------------------------------------------------------------
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    """The experiment file, with the options of the command line in place of what it says."""
+    experiment = spec.load(arguments.experiment)
+    options = {name: getattr(arguments, name, None) for name in ("accel", "seeds")}
+    return experiment.model_copy(update={name: value for name, value in options.items() if value is not None})
+
+
+def _execute(arguments: argparse.Namespace) -> Path:
+    """Run what is missing of an experiment; return its result directory."""
+    experiment = _experiment(arguments)
+    directory: Path = arguments.results or Path("results") / experiment.name
+    with Watcher() as watcher:
+        ready = campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
+        # Only now: an experiment that cannot run moves nothing.
+        if arguments.fresh and (old := store.set_aside(directory)):
+            watcher.note(f"the old result is now {old}")
+        jobs = arguments.jobs or runner.jobs_for(experiment.guest.vcpus, experiment.guest.boot_memory)
+        with Ledger.create(directory) as ledger:
+            ledger.set_plan(ready.document)
+            runner.run(ready.trials, ledger, jobs, watcher)
+    return directory
+
+
+def _observations(directory: Path) -> tuple[Any, list[Observation], list[Record]]:
+    """The plan, the trials of it that have ended, and the records of all attempts."""
+    with Ledger.open(directory) as ledger:
+        plan, records = ledger.plan(), ledger.records()
+        chosen = [record for trial, record in final(records).items() if trial in plan["trials"]]
+        return plan, [Observation(record, parse(ledger.log(record))) for record in chosen], records
+
+
+def _show(directory: Path, form: str) -> int:
+    """Write report.json and report.md into the result directory and print the report."""
+    plan, observations, records = _observations(directory)
+    result = document(plan, observations, records)
+    as_json = json.dumps(result, indent=2) + "\n"
+    as_markdown = text.markdown(result)
+    for name, content in (("report.json", as_json), ("report.md", as_markdown)):
+        _replace(directory / name, content)
+    if form == "text":
+        width = None if sys.stdout.isatty() else PIPE_COLUMNS
+        Console(highlight=False, width=width).print(text.render(result))
+        _tell(f"also in {directory}/report.json and report.md; raw console logs in {directory}/logs")
+    else:
+        print(as_json if form == "json" else as_markdown, end="")
+    return OK if result["seeds"] else NOTHING_TO_COMPARE
+
+
+def _replace(path: Path, content: str) -> None:
+    draft = path.with_suffix(".tmp")
+    try:
+        draft.write_text(content)
+        draft.replace(path)
+    except OSError as unwritable:
+        # A result on read-only media can still be reported on.
+        _tell(f"{path}: not written: {unwritable.strerror}")
+
+
+def _facts(measurement: Measurement) -> dict[str, Any]:
+    values = {metric.name: metric.value(measurement) for metric in METRICS}
+    return {
+        "complete": measurement.complete,
+        "metrics": {name: value for name, value in values.items() if value is not None},
+        "misses": [str(miss) for miss in measurement.misses],
+        "problems": list(measurement.problems),
+    }
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _complain(message: str) -> None:
+    _tell(f"testbed: {message}")
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where things are. Standard library only: set-up needs it before anything is installed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def cache_directory() -> Path:
+    """Kernels, sources and images: `testbed` in the user's cache directory (XDG Base Directory 0.8)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative path there is to be ignored, says the specification.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "testbed"

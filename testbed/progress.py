@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a person sees while it runs, on standard error: a bar at a terminal, else a line per event."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+
+from testbed.record import LOST, MEASURED, Record
+
+
+def duration(seconds: float) -> str:
+    """As in `48 s` or `3 min 05 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+class Watcher:
+    """A context manager that shows steps and trials; also a runner.Progress."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Elapsed(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._began = time.monotonic()
+        self._planned = self._ended = self._already = self._lost = 0
+
+    def __enter__(self) -> Watcher:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Something has begun or was found."""
+        self._console.print(text, markup=False, soft_wrap=True)
+        self._show(text.split("\n", maxsplit=1)[0][:60], total=None)
+
+    def started(self, total: int, done: int, jobs: int) -> None:
+        self._planned, self._already, self._ended = total, done, 0
+        self._began = time.monotonic()
+        side = f", {jobs} at a time" if jobs > 1 else ""
+        reused = f"{done} already there, " if done else ""
+        self._console.print(
+            f"{total} trials: {reused}{total - done} to run{side}", markup=False, soft_wrap=True
+        )
+        self._show("trials", total=total, completed=done)
+
+    def ended(self, record: Record) -> None:
+        if record.outcome == LOST:
+            self._lost += 1
+        else:
+            self._ended += 1
+        seconds = sum(record.stages.values())
+        done = self._already + self._ended
+        line = (
+            f"[{done}/{self._planned}] {record.arm} seed {record.seed}: {record.outcome} in {seconds:.1f} s"
+        )
+        if record.outcome != MEASURED:
+            line += ": " + record.detail.split("\n")[0]
+        left = self._left()
+        self._console.print(line + (f"; {left}" if left else ""), markup=False, soft_wrap=True)
+        self._show("trials", total=self._planned, completed=done, left=left)
+
+    def _left(self) -> str:
+        """Rate and time left, from what has ended in this run."""
+        remaining = self._planned - self._already - self._ended
+        if not remaining or not self._ended:
+            return ""
+        each = (time.monotonic() - self._began) / self._ended
+        return f"{60 / each:.1f} trials/min, {duration(remaining * each)} left"
+
+    def _show(self, text: str, total: int | None, completed: int = 0, left: str = "") -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(text, total=total, completed=completed, left=left)

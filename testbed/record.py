@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What becomes of a trial: the row of the ledger, which the analysis reads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+MEASURED = "measured"
+LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one attempt at one trial.
+
+    `outcome` is `measured`, `lost` (infrastructure) or how the workload failed: `oom`, `panic`, `hang`,
+    `flood`, `failed`. Memory is in bytes, stages in seconds of wall time.
+    """
+
+    trial: str
+    arm: str
+    seed: int
+    attempt: int
+    outcome: str
+    detail: str
+    memory: Mapping[str, int]
+    stages: Mapping[str, float]
+    command_line: str
+    log_sha256: str = field(default="")
+
+    @property
+    def log_name(self) -> str:
+        return f"{self.trial}.{self.attempt}.log.gz"
+
+
+def final(records: Sequence[Record]) -> dict[str, Record]:
+    """Per trial, the attempt that counts: the first that was not lost, else the last."""
+    chosen: dict[str, Record] = {}
+    for record in records:
+        if record.trial not in chosen or chosen[record.trial].outcome == LOST:
+            chosen[record.trial] = record
+    return chosen

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The result as one JSON document, from which every other form is made. Pure.
+
+    arms.ARM.metrics.NAME = {"unit", "better", "values": {SEED: value}, "median"}
+
+Names and units are those of the registry in analysis/metrics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from testbed.analysis.compare import Arm, Comparison, Observation, compare, lost_attempts, median
+from testbed.analysis.metrics import METRICS
+from testbed.record import Record
+
+SCHEMA = 1
+# A trial has up to some hundred misses; the report shows the first.
+TRACE_LINES = 10
+
+
+def document(plan: Mapping[str, Any], observations: Sequence[Observation], attempts: Sequence[Record]) -> Any:
+    """The document of a plan's trials that have ended; `attempts` has all records, lost ones too."""
+    experiment = plan["experiment"]
+    comparison = compare(list(experiment["arms"]), observations)
+    return {
+        "schema": SCHEMA,
+        "name": experiment["name"],
+        "description": experiment["description"],
+        "experiment": experiment,
+        "seeds": list(comparison.seeds),
+        "arms": {name: _arm(arm) for name, arm in comparison.arms.items()},
+        "trials": {"planned": len(plan["trials"]), "ended": len(observations)},
+        "lost_attempts": lost_attempts(attempts),
+        "excluded": [asdict(exclusion) for exclusion in comparison.excluded],
+        "wall_seconds": _stages(comparison, observations),
+        "provenance": {
+            **plan["provenance"],
+            "logs": {f"{o.record.arm} seed {o.record.seed}": o.record.log_sha256 for o in observations},
+            "command_line": observations[0].record.command_line if observations else None,
+        },
+    }
+
+
+def _arm(arm: Arm) -> dict[str, Any]:
+    return {
+        "outcomes": dict(arm.outcomes),
+        "memory_bytes": {str(seed): size for seed, size in arm.memory.items()},
+        "metrics": {
+            metric.name: {
+                "title": metric.title,
+                "unit": metric.unit,
+                "better": metric.better,
+                "values": {str(seed): value for seed, value in arm.values[metric.name].items()},
+                "median": median(arm.values[metric.name]),
+            }
+            for metric in METRICS
+            if arm.values[metric.name]
+        },
+        "trace": {
+            "count": len(arm.misses),
+            "first": [str(miss) for miss in arm.misses[:TRACE_LINES]],
+        },
+    }
+
+
+def _stages(comparison: Comparison, observations: Sequence[Observation]) -> dict[str, float]:
+    """Seconds that each stage of a trial took, on average."""
+    totals: dict[str, list[float]] = {}
+    for o in observations:
+        if o.record.seed in comparison.seeds:
+            for stage, seconds in o.record.stages.items():
+                totals.setdefault(stage, []).append(seconds)
+    return {stage: round(sum(values) / len(values), 2) for stage, values in totals.items()}

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The result as a table for a terminal, and as Markdown for a mail or a pull request. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from testbed.spec import format_size
+
+# A unit of the registry, as it is shown: a divisor and a name, the largest that suits first.
+_SHOWN = {"us": ((1000.0, "ms"), (1.0, "µs")), "pages/s": ((1.0, "1/s"),)}
+
+
+def number(value: float) -> str:
+    """Three significant digits, or all of an integer."""
+    if value == int(value) and abs(value) < 1e9:
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def spread(metric: Mapping[str, Any] | None, divisor: float = 1.0) -> str:
+    """The median over seeds, and from where to where the seeds' values go."""
+    if metric is None:
+        return "-"
+    values = [value / divisor for value in metric["values"].values()]
+    low, high = number(min(values)), number(max(values))
+    return number(metric["median"] / divisor) + (f" [{low}-{high}]" if low != high else "")
+
+
+def change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    """The change of the median in percent, where one direction is better than the other."""
+    if before is None or after is None or before["better"] == "neither":
+        return ""
+    if before["median"] == after["median"]:
+        return "="
+    return f"{after['median'] / before['median'] - 1:+.1%}" if before["median"] else ""
+
+
+def rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Metric, one cell per arm, and the change when there are two."""
+    arms = [arm["metrics"] for arm in document["arms"].values()]
+    names = list(dict.fromkeys(name for metrics in arms for name in metrics))
+    for name in names:
+        cells = [metrics.get(name) for metrics in arms]
+        known = [cell for cell in cells if cell]
+        largest = max(cell["median"] for cell in known)
+        units = _SHOWN.get(known[0]["unit"], ((1.0, ""),))
+        divisor, unit = next((u for u in units if largest >= u[0]), units[-1])
+        title = known[0]["title"] + (f" ({unit})" if unit else "")
+        row = [title, *(spread(cell, divisor) for cell in cells)]
+        yield [*row, change(*cells)] if len(arms) == 2 else row
+
+
+def headings(document: Mapping[str, Any]) -> list[str]:
+    """The first line of the table."""
+    return ["metric", *document["arms"], *(["change"] if len(document["arms"]) == 2 else [])]
+
+
+def setting(document: Mapping[str, Any]) -> list[str]:
+    """What ran, in a few lines."""
+    guest, provenance = document["experiment"]["guest"], document["provenance"]
+    workload = document["experiment"]["workload"]["mmap_test"]
+    memory = sorted({size for arm in document["arms"].values() for size in arm["memory_bytes"].values()})
+    shown = " … ".join(f"{size >> 10:,}" for size in sorted({memory[0], memory[-1]})) if memory else "?"
+    kernels = provenance["kernels"]
+    sources = list(dict.fromkeys(kernel["source"] for kernel in kernels.values()))
+    lines = [
+        f"kernel: {', '.join(sources)}",
+        *(f"  {arm}: {', '.join(kernel['patches']) or 'no patches'}" for arm, kernel in kernels.items()),
+        f"guest: {guest['vcpus']} vCPUs, {format_size(guest['boot_memory'])} ballooned down to "
+        f"{format_size(guest['memory'])} (MemTotal {shown} KiB), zram {format_size(guest['swap'])}",
+        f"workload: mmap_test, {workload['mode']}, {workload['tasks']} tasks, "
+        f"{workload['footprint']:g} x memory, {workload['seconds']:g} s",
+        f"acceleration: {provenance['accelerator']['name']} ({provenance['accelerator']['reason']})",
+        f"seeds: {len(document['seeds'])} in every arm; a cell is their median [lowest-highest]",
+    ]
+    if len({kernel["vmlinux_sha256"] for kernel in kernels.values()}) < len(kernels):
+        lines.append("note: some arms are the same kernel, bit for bit")
+    return lines
+
+
+def notes(document: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know beside the numbers."""
+    lines = []
+    trials = document["trials"]
+    if trials["ended"] < trials["planned"]:
+        lines.append(f"{trials['ended']} of {trials['planned']} trials have run so far")
+    if document["lost_attempts"]:
+        lines.append(f"attempts lost to the infrastructure and tried again: {document['lost_attempts']}")
+    for e in document["excluded"]:
+        lines.append(f"not in the numbers: {e['arm']} seed {e['seed']}: {e['outcome']}: {e['reason']}")
+    return lines
+
+
+def traces(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Per arm, a heading and the first lines of the misses, in the form of the 2010 mail."""
+    for name, arm in document["arms"].items():
+        yield f"{name}: {arm['trace']['count']} trace lines", arm["trace"]["first"]
+
+
+def render(document: Mapping[str, Any]) -> RenderableType:
+    """The report for a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(headings(document)):
+        table.add_column(Text(heading), justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows(document):
+        table.add_row(*map(Text, row))
+    parts: list[RenderableType] = [Text(document["name"], style="bold"), Text(document["description"])]
+    parts += [Text(line) for line in setting(document)]
+    parts.append(table if document["seeds"] else Text("no seed was measured in every arm", style="bold"))
+    for heading, lines in traces(document):
+        parts += [Text(heading), *(Text("  " + line) for line in lines)]
+    parts += [Text(line, style="bold") for line in notes(document)]
+    return Group(*parts)
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    heads = headings(document)
+    lines = [f"# {document['name']}", "", document["description"], ""]
+    lines += [f"- {_escaped(line.strip())}" for line in setting(document)]
+    lines += ["", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)])]
+    lines += [_line([_escaped(cell) for cell in row]) for row in rows(document)]
+    for heading, trace in traces(document):
+        lines += ["", f"{_escaped(heading)}", *(["", "```", *trace, "```"] if trace else [])]
+    lines += ["", *(f"- **{_escaped(line)}**" for line in notes(document))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    # Console text may be anything: nothing in it is markup.
+    return "".join("\\" + char if char in "\\`*_|<>[]#" else char for char in text)
