@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernels, built once: a cache addressed by everything that goes into one.
+
+cache/kernels/<key>/   vmlinux, System.map, config, build.json: complete, or not there
+cache/work/<hash>/     src and obj, reused by all kernels of a family of sources, a configuration and
+                       a compiler, so that a second arm costs only what its patches change;
+                       log, which is the lock on all this as well as the output of make;
+                       conf, where configurations are made; state.json, which says what is in src
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from testbed import process
+from testbed.errors import BuildError, SpecError
+from testbed.kernel import kconfig, series
+from testbed.kernel.series import Patch
+from testbed.kernel.source import Progress, Source, locked, silent
+from testbed.spec import ArmSpec
+
+SCHEMA = 1  # of the key and of build.json: another number, another kernel
+CONFIGURE_SECONDS = 120.0
+BUILD_SECONDS = 3600.0
+
+# What makes the same source the same image, anywhere and at any time. An empty LOCALVERSION keeps
+# scripts/setlocalversion from looking for a git repository around the source.
+VARIABLES = {
+    "ARCH": "x86_64",
+    "KBUILD_BUILD_HOST": "testbed",
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+    "KBUILD_BUILD_USER": "testbed",
+    "KBUILD_BUILD_VERSION": "1",
+    "LC_ALL": "C",
+    "LOCALVERSION": "",
+}
+INHERITED = ("PATH", "HOME", "TMPDIR")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a kernel is to be made of. `key` names it; equal keys mean the same kernel."""
+
+    key: str
+    source: Source
+    patches: tuple[Patch, ...]
+    files: Mapping[str, bytes | None]  # what the patches change: new contents, None for a file that goes
+    config: Mapping[str, str]
+    tools: tuple[str, ...]
+    cache: Path
+
+    @property
+    def directory(self) -> Path:
+        """Where the kernel is once it is built."""
+        return self.cache / "kernels" / self.key
+
+    @property
+    def label(self) -> str:
+        return " + ".join([self.source.label, *(patch.path.stem for patch in self.patches)])
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that is built, and where it comes from. `seconds` is the wall time that building took."""
+
+    key: str
+    directory: Path
+    source: str
+    patches: tuple[str, ...]
+    version: str
+    release: str
+    tools: tuple[str, ...]
+    vmlinux_sha256: str
+    seconds: float
+
+    @property
+    def vmlinux(self) -> Path:
+        return self.directory / "vmlinux"
+
+    @property
+    def system_map(self) -> Path:
+        return self.directory / "System.map"
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config"
+
+
+def plan(source: Source, fragments: Sequence[str], arm: ArmSpec, cache: Path) -> Plan:
+    """Work out what an arm's kernel is made of, and so its key. Builds nothing.
+
+    Raises SpecError for a patch that does not apply or a fragment that cannot be used.
+    """
+    patches = series.load(arm.patches, source.version)
+    files = series.apply(patches, source.read)
+    config = kconfig.merge(kconfig.load(fragments))
+    tools = tuple(_version_line(tool) for tool in ("gcc", "ld"))
+    contents = {path: data and hashlib.sha256(data).hexdigest() for path, data in files.items()}
+    key = _digest([SCHEMA, source.identity, contents, config, tools, VARIABLES])
+    return Plan(key, source, patches, files, config, tools, cache.resolve())
+
+
+def published(plan: Plan) -> Kernel | None:
+    """The kernel of a plan, if it is in the cache and whole."""
+    try:
+        facts = json.loads((plan.directory / "build.json").read_text())
+        digest = _file_digest(plan.directory / "vmlinux")
+    except (OSError, ValueError):
+        return None
+    if digest != facts["vmlinux_sha256"]:
+        return None
+    return Kernel(
+        key=plan.key,
+        directory=plan.directory,
+        source=plan.source.label,
+        patches=tuple(patch.name for patch in plan.patches),
+        version=plan.source.version,
+        release=facts["release"],
+        tools=plan.tools,
+        vmlinux_sha256=digest,
+        seconds=facts["seconds"],
+    )
+
+
+def build(plan: Plan, jobs: int | None = None, progress: Progress = silent) -> Kernel:
+    """The kernel of a plan, built unless it is in the cache, by `jobs` compilers (default: CPUs + 1).
+
+    However this ends, the cache is sound and the next call goes on from there. Raises SpecError when the
+    configuration does not come out as requested, BuildError when the kernel does not compile.
+    """
+    if kernel := published(plan):
+        return kernel
+    work = plan.cache / "work" / _digest([plan.source.family, plan.config, plan.tools])[:16]
+    # Being the standard output of make, the log stays locked until the last compiler is gone, even when
+    # this process is killed and they are not.
+    with locked(work / "log", progress) as log:
+        if kernel := published(plan):  # by the process that had the lock
+            return kernel
+        log.truncate(0)
+        started = time.monotonic()
+        progress(f"building {plan.label}")
+        _sync(plan, work)
+        _drop_unfinished(work / "obj")
+        _configure(plan, work, log)
+        _make(work, "obj", ["vmlinux", f"-j{jobs or (os.cpu_count() or 1) + 1}"], log, BUILD_SECONDS)
+        _publish(plan, work, time.monotonic() - started)
+    kernel = published(plan)
+    if kernel is None:
+        raise BuildError(f"{plan.directory}: changed as it was being written")
+    progress(f"built {plan.label} in {kernel.seconds:.0f} s")
+    return kernel
+
+
+# --- the steps -----------------------------------------------------------------------------------
+
+
+def _sync(plan: Plan, work: Path) -> None:
+    """Bring the work tree from whatever it holds to the source with the patches, touching little."""
+    note = work / "state.json"
+    try:
+        state = json.loads(note.read_text())
+    except (OSError, ValueError):
+        state = {}
+    note.unlink(missing_ok=True)  # until it is written again, nobody knows what is in src
+    patched = set(state.get("patched", ()))
+    if state.get("identity") != plan.source.identity:
+        plan.source.checkout(work / "src")
+    for path in sorted(patched | plan.files.keys()):
+        data = plan.files[path] if path in plan.files else plan.source.read(path)
+        _put(work / "src" / path, data)
+    note.write_text(json.dumps({"identity": plan.source.identity, "patched": sorted(plan.files)}))
+
+
+def _put(file: Path, data: bytes | None) -> None:
+    """Give a file its content, unless it has it: its mtime tells make whether there is work to do.
+
+    It is replaced and never written to, since it may be a link to the pristine file.
+    """
+    if data is None:
+        file.unlink(missing_ok=True)
+    elif not file.is_file() or file.read_bytes() != data:
+        # The only executables that kbuild needs are scripts.
+        mode = file.stat().st_mode if file.is_file() else 0o755 if data.startswith(b"#!") else 0o644
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging = file.with_name(f"{file.name}.testbed")
+        staging.write_bytes(data)
+        staging.chmod(mode)
+        staging.replace(file)
+
+
+def _drop_unfinished(obj: Path) -> None:
+    """Remove what was being written when an earlier make was killed.
+
+    kbuild writes .x.o.cmd when x.o is done, and later goes by the command in it and the mtime of x.o:
+    an x.o that was half written over an old one would pass for finished.
+    """
+    for command in obj.rglob(".*.cmd"):
+        target = command.with_name(command.name[1:].removesuffix(".cmd"))
+        if target.is_file() and target.stat().st_mtime_ns > command.stat().st_mtime_ns:
+            target.unlink()
+
+
+def _configure(plan: Plan, work: Path, log: IO[bytes]) -> None:
+    """Make the configuration, beside obj so that its .config changes only when the result does."""
+    dotconfig = work / "conf" / ".config"
+    _make(work, "conf", ["tinyconfig"], log, CONFIGURE_SECONDS)
+    with dotconfig.open("a") as file:
+        file.writelines(f"{line}\n" for line in plan.config.values())
+    _make(work, "conf", ["olddefconfig"], log, CONFIGURE_SECONDS)
+    if lost := kconfig.lost(plan.config, dotconfig.read_text()):
+        raise SpecError(
+            f"kernel.config: Linux {plan.source.version} does not have it so: {', '.join(lost)}",
+            "an option that is absent is unknown there, or something that it depends on is not set",
+        )
+    _put(work / "obj" / ".config", dotconfig.read_bytes())
+
+
+def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout: float) -> None:
+    """Run kbuild with nothing in its environment but what is given here.
+
+    Variables such as MAKEFLAGS, CROSS_COMPILE, KCFLAGS and CPATH change kernels.
+    """
+    (work / output).mkdir(exist_ok=True)
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    variables = [f"{name}={value}" for name, value in {**inherited, **VARIABLES}.items()]
+    make = ["make", "-C", str(work / "src"), f"O={work / output}", *words]
+    argv = ["env", "-i", *variables, *make]
+    done = process.run(argv, timeout=timeout, log=log, check=False)
+    if done.returncode != 0:
+        raise BuildError(
+            f"`{process.pasteable(argv)}` failed with exit status {done.returncode}; "
+            f"its output is in {log.name}",
+            _first_errors(Path(log.name).read_text(errors="replace")),
+        )
+
+
+def _first_errors(output: str) -> str:
+    telling = re.compile(r"error:|Error |not found|undefined reference|No space left")
+    lines = [line for line in output.splitlines() if telling.search(line)]
+    return "\n  ".join(lines[:10]) if lines else process.tail(output).strip()
+
+
+def _publish(plan: Plan, work: Path, seconds: float) -> None:
+    """Copy the results out of the work tree and put them in place in one step."""
+    obj, staging = work / "obj", work / "publish"
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+    staging.mkdir()
+    for made, name in {"vmlinux": "vmlinux", "System.map": "System.map", ".config": "config"}.items():
+        shutil.copyfile(obj / made, staging / name)
+    facts = {
+        "schema": SCHEMA,
+        "source": {"label": plan.source.label, "identity": plan.source.identity},
+        "patches": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+        "tools": plan.tools,
+        "release": (obj / "include/config/kernel.release").read_text().strip(),
+        "vmlinux_sha256": _file_digest(staging / "vmlinux"),
+        "seconds": round(seconds, 1),
+    }
+    (staging / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
+    plan.directory.parent.mkdir(parents=True, exist_ok=True)
+    if plan.directory.exists() and published(plan) is None:
+        shutil.rmtree(plan.directory)  # somebody has damaged it
+    try:
+        staging.rename(plan.directory)
+    except OSError:
+        # Another family of sources has made the same kernel meanwhile; theirs is as good.
+        if published(plan) is None:
+            raise
+
+
+# --- naming --------------------------------------------------------------------------------------
+
+
+def _version_line(tool: str) -> str:
+    return process.run([tool, "--version"], timeout=10).stdout.decode().splitlines()[0]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Configuration fragments: read, merged, and checked against what became of them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from testbed.errors import SpecError
+from testbed.paths import REPOSITORY
+from testbed.spec import is_path
+
+FRAGMENTS = REPOSITORY / "kconfigs"
+
+_UNSET = re.compile(r"# (CONFIG_\w+) is not set")
+_SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*")')
+
+
+def load(names: Sequence[str], fragments: Path = FRAGMENTS) -> list[tuple[str, str]]:
+    """Name and text of each fragment: NAME.config of the repository, or the file at a path.
+
+    Raises SpecError naming kernel.config.
+    """
+    return [(name, _read(name, fragments)) for name in names]
+
+
+def merge(fragments: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The line that each symbol is asked to have; the last fragment to mention it wins.
+
+    Raises SpecError naming fragment and line for a line that kconfig would pass over in silence.
+    """
+    merged: dict[str, str] = {}
+    for name, text in fragments:
+        for number, line in enumerate(text.splitlines(), 1):
+            entry = _entry(line.strip())
+            if entry is not None:
+                merged[entry[0]] = entry[1]
+            elif line.strip() and not line.lstrip().startswith("#"):
+                raise SpecError(
+                    f"kernel.config: {name}:{number}: `{line}` is not an option",
+                    "write CONFIG_NAME=value or # CONFIG_NAME is not set",
+                )
+    return merged
+
+
+def lost(requested: Mapping[str, str], dotconfig: str) -> list[str]:
+    """The requested options that a .config does not have, each with what it has instead.
+
+    A symbol that is absent is not set: kconfig leaves out those whose dependencies are not met.
+    """
+    found = dict(entry for line in dotconfig.splitlines() if (entry := _entry(line)))
+    return [
+        f"{line} ({found.get(symbol, 'absent')})"
+        for symbol, line in requested.items()
+        if found.get(symbol, _unset(symbol)) != line
+    ]
+
+
+def _entry(line: str) -> tuple[str, str] | None:
+    if match := _UNSET.fullmatch(line):
+        return match[1], line
+    if match := _SET.fullmatch(line):
+        return match[1], _unset(match[1]) if match[2] == "n" else line
+    return None
+
+
+def _unset(symbol: str) -> str:
+    return f"# {symbol} is not set"
+
+
+def _read(name: str, fragments: Path) -> str:
+    known = sorted(path.stem for path in fragments.glob("*.config"))
+    if not is_path(name) and name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise SpecError(
+            f"kernel.config: there is no fragment `{name}` in {fragments}",
+            f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}",
+        )
+    path = Path(name) if is_path(name) else fragments / f"{name}.config"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        raise SpecError(f"kernel.config: {path}: {unreadable}") from unreadable

@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernel sources: a Debian package, a release tarball, a git revision, a local tree.
+
+Whatever it comes from, a source is fixed to the last byte when it is resolved, and named by its content.
+There are two kinds. A tarball is unpacked once, and work trees are farms of hard links to it. A git tree
+is checked out by git, which touches only what differs; a local tree is made one, in a repository of ours.
+The user's own repositories and trees are only ever read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from testbed import process
+from testbed.errors import BuildError, HostError, SpecError, TestbedError
+from testbed.process import Deadline
+from testbed.spec import GitSource, KernelSpec, TarballSource
+
+DEBIAN_SOURCES = Path("/usr/src")
+UNPACK_SECONDS = 600.0
+GIT_SECONDS = 600.0
+DOWNLOAD_SECONDS = 3600.0
+SILENCE_SECONDS = 60.0  # that a server may keep
+WAIT_SECONDS = 7200.0  # for another process, which may build a kernel
+
+Progress = Callable[[str], None]
+
+
+def silent(_message: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+class Source(ABC):
+    """The source of one kernel.
+
+    `identity` is a hash of the content. Work trees of one `family` resemble each other and are worth
+    sharing. `label` is for people.
+    """
+
+    identity: str
+    family: str
+    label: str
+
+    @property
+    def version(self) -> str:
+        """As in 6.1.192. Raises SpecError when this is not a kernel."""
+        return _version(self.read("Makefile"), self.label)
+
+    @abstractmethod
+    def read(self, path: str) -> bytes | None:
+        """The pristine content of a regular file, None when there is none at `path`."""
+
+    @abstractmethod
+    def checkout(self, dest: Path) -> None:
+        """Make `dest` hold this source and nothing else, whatever it held before.
+
+        Only files that differ are touched. These get a new modification time, since that is what make
+        goes by. The caller sees to it that nobody else uses `dest`.
+        """
+
+
+def resolve(spec: KernelSpec, cache: Path, progress: Progress = silent) -> Source:
+    """Find the source that an experiment asks for; unpack or fetch it if it is not in the cache.
+
+    Raises SpecError naming the key that is wrong, HostError for a missing package or network.
+    """
+    cache = cache.resolve()  # make and git run elsewhere
+    if spec.debian is not None:
+        key, source = "debian", _debian(spec.debian, cache, progress)
+    elif spec.tarball is not None:
+        key, source = "tarball.url", _release(spec.tarball, cache, progress)
+    elif spec.git is not None:
+        key, source = "git.repository", _revision(spec.git, cache, progress)
+    else:
+        assert spec.tree is not None  # the spec has exactly one of the four
+        key, source = "tree", _local_tree(spec.tree, cache, progress)
+    try:
+        progress(f"the source is {source.label}, Linux {source.version}")
+    except SpecError as error:
+        raise SpecError(f"kernel.{key}: {error.message}") from error
+    return source
+
+
+def _version(makefile: bytes | None, label: str) -> str:
+    pattern = rb"^(VERSION|PATCHLEVEL|SUBLEVEL)[ \t]*=[ \t]*(\d+)[ \t]*$"
+    parts = {name: int(value) for name, value in re.findall(pattern, makefile or b"", re.MULTILINE)}
+    if not {b"VERSION", b"PATCHLEVEL"} <= parts.keys():
+        raise SpecError(f"{label} is not a kernel: it has no Makefile with VERSION and PATCHLEVEL")
+    return f"{parts[b'VERSION']}.{parts[b'PATCHLEVEL']}.{parts.get(b'SUBLEVEL', 0)}"
+
+
+@contextmanager
+def locked(path: Path, progress: Progress = silent) -> Iterator[IO[bytes]]:
+    """Hold the lock `path`, an open file, against other processes. Raises HostError after two hours.
+
+    The lock is that of the open file. It is let go when this process and every child that has the file
+    as its standard output are gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = Deadline(WAIT_SECONDS)
+    waiting = False
+    with path.open("ab") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as busy:
+                if deadline.expired:
+                    raise HostError(f"{path}: another process has held this lock for hours") from busy
+            if not waiting:
+                progress(f"waiting for another process that works in {path.parent}")
+                waiting = True
+            time.sleep(0.1)
+        yield file
+
+
+# --- tarballs ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unpacked(Source):
+    """A pristine directory in the cache; nothing in it is ever written."""
+
+    identity: str
+    family: str
+    label: str
+    directory: Path
+
+    def read(self, path: str) -> bytes | None:
+        file = self.directory / path
+        # A path that leads through a symbolic link is not the path of a file of the source.
+        if file.resolve() != self.directory.resolve() / path or not file.is_file():
+            return None
+        return file.read_bytes()
+
+    def checkout(self, dest: Path) -> None:
+        if dest.exists():
+            _mirror(self.directory, dest)
+        else:
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            process.run(["cp", "-al", self.directory, dest], timeout=UNPACK_SECONDS)
+
+
+def _mirror(pristine: Path, dest: Path) -> None:
+    """Make `dest` equal to `pristine`. Files that differ are copied: a link would bring its old mtime."""
+    with os.scandir(pristine) as entries:
+        wanted = {entry.name: entry for entry in entries}
+    with os.scandir(dest) as entries:
+        present = {entry.name: entry for entry in entries}
+    for name in present.keys() - wanted.keys():
+        _remove(dest / name)
+    for name, entry in wanted.items():
+        target = dest / name
+        if entry.is_dir(follow_symlinks=False):
+            if name not in present or not present[name].is_dir(follow_symlinks=False):
+                _remove(target)
+                target.mkdir()
+            _mirror(Path(entry.path), target)
+        elif name not in present or not _same(entry, present[name]):
+            _remove(target)
+            shutil.copy(entry.path, target, follow_symlinks=False)
+
+
+def _same(one: os.DirEntry[str], other: os.DirEntry[str]) -> bool:
+    if os.path.samestat(one.stat(follow_symlinks=False), other.stat(follow_symlinks=False)):
+        return True
+    regular = one.is_file(follow_symlinks=False) and other.is_file(follow_symlinks=False)
+    return regular and Path(one.path).read_bytes() == Path(other.path).read_bytes()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _debian(package: str, cache: Path, progress: Progress) -> Source:
+    archive = DEBIAN_SOURCES / f"{package}.tar.xz"
+    if not archive.is_file():
+        raise HostError(f"kernel.debian: {archive} is not there", f"apt-get install {package}")
+    query = ["dpkg-query", "--show", "--showformat=${Version}", package]
+    version = process.run(query, timeout=10, error=HostError).stdout.decode().strip()
+    digest = _digest(archive)
+    tree = cache / "sources" / digest
+    if not tree.is_dir():
+        with locked(tree.with_suffix(".lock"), progress):
+            _unpack(archive, tree, progress)
+    return Unpacked(f"sha256:{digest}", f"sha256:{digest}", f"{package} {version}", tree)
+
+
+def _release(spec: TarballSource, cache: Path, progress: Progress) -> Source:
+    name = spec.url.rsplit("/", 1)[-1]
+    tree = cache / "sources" / spec.sha256
+    if not tree.is_dir():
+        staging = cache / "downloads" / f"{spec.sha256[:12]}-{name}"
+        with (
+            locked(tree.with_suffix(".lock"), progress),
+            _at_hand(spec.url, staging, progress) as archive,
+        ):
+            _verify(archive, spec)
+            _unpack(archive, tree, progress)
+    identity = f"sha256:{spec.sha256}"
+    return Unpacked(identity, identity, name, tree)
+
+
+def _verify(archive: Path, spec: TarballSource) -> None:
+    if (actual := _digest(archive)) != spec.sha256:
+        raise SpecError(f"kernel.tarball.sha256: {spec.url} has {actual}, not {spec.sha256}")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _at_hand(url: str, staging: Path, progress: Progress) -> Iterator[Path]:
+    """The file at a URL or path. What has to be downloaded is in `staging` while the context lasts."""
+    if "://" not in url:
+        if not Path(url).is_file():
+            raise SpecError(f"kernel.tarball.url: {url}: no such file")
+        yield Path(url)
+        return
+    try:
+        progress(f"downloading {url}")
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, staging)
+        yield staging
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def _download(url: str, file: Path) -> None:
+    if not url.startswith(("http://", "https://", "file://")):
+        raise SpecError(f"kernel.tarball.url: {url}: only http, https, file and paths are understood")
+    deadline = Deadline(DOWNLOAD_SECONDS)
+    try:
+        with urllib.request.urlopen(url, timeout=SILENCE_SECONDS) as answer, file.open("wb") as out:  # noqa: S310
+            while chunk := answer.read(1 << 20):
+                out.write(chunk)
+                if deadline.expired:
+                    raise HostError(f"{url}: not downloaded within {deadline.seconds:.0f} s")
+    except OSError as failed:
+        raise HostError(f"{url}: {failed}", "check kernel.tarball.url, network and disk") from failed
+
+
+def _unpack(archive: Path, tree: Path, progress: Progress) -> None:
+    """Unpack the one top directory of a tarball to `tree`, or nothing. The caller holds the lock."""
+    if tree.is_dir():
+        return
+    progress(f"unpacking {archive.name}")
+    staging = tree.with_suffix(".tmp")
+    _remove(staging)  # left by a process that was killed
+    staging.mkdir()
+    try:
+        extract = ["tar", "-x", "-f", str(archive), "-C", str(staging), "--no-same-owner"]
+        process.run(extract, timeout=UNPACK_SECONDS)
+        top = list(staging.iterdir())
+        if len(top) != 1 or not top[0].is_dir():
+            raise SpecError(
+                f"kernel.tarball.url: {archive.name} is not a kernel: it has not a single top directory"
+            )
+        top[0].rename(tree)
+    finally:
+        _remove(staging)
+
+
+# --- git -----------------------------------------------------------------------------------------
+
+# What a user's configuration could otherwise do to a checkout, or our commands to a user's repository.
+_SETTINGS = (
+    "core.autocrlf=false",
+    "core.fsmonitor=false",
+    "core.hooksPath=/dev/null",
+    "core.sparseCheckout=false",
+    "core.splitIndex=false",
+    "gc.auto=0",
+)
+
+
+@dataclass(frozen=True)
+class GitTree(Source):
+    """A tree object in a git repository."""
+
+    identity: str
+    family: str
+    label: str
+    git_dir: Path
+
+    def read(self, path: str) -> bytes | None:
+        listing = _git(self.git_dir, "ls-tree", "-z", "--full-tree", self.identity, "--", path).stdout
+        mode, _type, blob = (listing.split(b"\t")[0].decode().split() or ("", "", ""))[:3]
+        if not mode.startswith("100"):
+            return None
+        return _git(self.git_dir, "cat-file", "blob", blob).stdout
+
+    def checkout(self, dest: Path) -> None:
+        dest.mkdir(parents=True, exist_ok=True)
+        index = dest.with_name(f"{dest.name}.index")
+        # Left by a process that was killed.
+        index.with_name(f"{index.name}.lock").unlink(missing_ok=True)
+        env = {"GIT_INDEX_FILE": str(index)}
+        for command in (["read-tree", "--reset", "-u", self.identity], ["clean", "-ffdxq"]):
+            _git(self.git_dir, f"--work-tree={dest}", *command, cwd=dest, env=env)
+
+
+def _git(
+    git_dir: Path,
+    *words: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = GIT_SECONDS,
+    error: type[TestbedError] = BuildError,
+    check: bool = True,
+) -> subprocess.CompletedProcess[bytes]:
+    settings = [word for setting in _SETTINGS for word in ("-c", setting)]
+    return process.run(
+        ["git", *settings, f"--git-dir={git_dir}", *words],
+        cwd=cwd,
+        env={"GIT_TERMINAL_PROMPT": "0", **(env or {})},
+        timeout=timeout,
+        error=error,
+        check=check,
+    )
+
+
+def _parse(git_dir: Path, revision: str) -> str | None:
+    """The hash that a revision stands for."""
+    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
+    return _git(git_dir, *words, check=False).stdout.decode().strip() or None
+
+
+def _revision(spec: GitSource, cache: Path, progress: Progress) -> Source:
+    if "://" in spec.repository:
+        git_dir = _repository(cache, spec.repository)
+        with locked(git_dir.with_suffix(".lock"), progress):
+            commit = _fetched(git_dir, spec, progress)
+    else:
+        path = Path(spec.repository)
+        git_dir = path / ".git" if (path / ".git").exists() else path
+        if _git(git_dir, "rev-parse", "--git-dir", check=False).returncode != 0:
+            raise SpecError(f"kernel.git.repository: {path}: not a git repository")
+        commit = _parse(git_dir, f"{spec.revision}^{{commit}}")
+    tree = commit and _parse(git_dir, f"{commit}^{{tree}}")
+    if commit is None or tree is None:
+        raise SpecError(f"kernel.git.revision: {spec.repository} has no commit `{spec.revision}`")
+    label = f"{spec.repository} {spec.revision} ({commit[:12]})"
+    return GitTree(tree, f"git:{spec.repository}", label, git_dir)
+
+
+def _repository(cache: Path, name: str) -> Path:
+    """A bare repository of ours."""
+    path = cache / "git" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.git"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _git(path, "init", "--quiet", "--bare")
+    return path
+
+
+def _fetched(git_dir: Path, spec: GitSource, progress: Progress) -> str | None:
+    """Fetch a revision and return its commit. What a full hash names can not change: it is fetched once."""
+    whole_hash = re.fullmatch(r"[0-9a-f]{40}", spec.revision)
+    if whole_hash and (commit := _parse(git_dir, f"{spec.revision}^{{commit}}")):
+        return commit
+    progress(f"fetching {spec.revision} from {spec.repository}")
+    fetch = ("fetch", "--quiet", "--no-tags", "--force")
+    shallow = _git(git_dir, *fetch, "--depth=1", "--", spec.repository, spec.revision, check=False)
+    if shallow.returncode == 0:
+        return _parse(git_dir, "FETCH_HEAD^{commit}")
+    # A server gives out names and, if it likes, whole hashes; the rest takes its history to work out.
+    if re.fullmatch(r"[0-9a-f]{7,40}|.*[~^@].*", spec.revision):
+        progress(f"fetching all of {spec.repository}")
+        heads, tags = "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"
+        whole = (*fetch, "--depth=2147483647", "--", spec.repository, heads, tags)
+        _git(git_dir, *whole, timeout=DOWNLOAD_SECONDS, error=HostError)
+        return _parse(git_dir, f"{spec.revision}^{{commit}}")
+    reason = shallow.stderr.decode(errors="replace").strip()
+    if "couldn't find remote ref" in reason or "invalid refspec" in reason:
+        return None
+    raise HostError(f"cannot fetch from {spec.repository}", reason)
+
+
+# --- local trees ---------------------------------------------------------------------------------
+
+
+def _local_tree(path: Path, cache: Path, progress: Progress) -> Source:
+    """The present state of a directory as a tree object in a repository of ours."""
+    if not path.is_dir():
+        raise SpecError(f"kernel.tree: {path}: no such directory")
+    # Not a matter of taste: `tree: ~` would copy all of a home directory before anybody noticed.
+    makefile = path / "Makefile"
+    _version(makefile.read_bytes() if makefile.is_file() else None, f"kernel.tree: {path}")
+    theirs = path / ".git"
+    store = _repository(cache, str(theirs if theirs.exists() else path))
+    with locked(store.with_suffix(".lock"), progress):
+        index = store / "index"
+        index.with_name("index.lock").unlink(missing_ok=True)  # left by a process that was killed
+        env = {"GIT_INDEX_FILE": str(index)}
+        if theirs.exists():
+            progress(f"looking for changes in {path}")
+            _borrow(theirs, store)
+            env["GIT_OBJECT_DIRECTORY"] = str(store / "objects")
+            _git(theirs, f"--work-tree={path}", "add", "--all", cwd=path, env=env)
+        else:
+            _refuse_built(path)
+            progress(f"reading {path}")
+            _git(store, f"--work-tree={path}", "add", "--all", "--force", cwd=path, env=env)
+        tree = _git(store, "write-tree", env=env).stdout.decode().strip()
+    return GitTree(tree, f"tree:{path}", _describe(path, tree), store)
+
+
+def _borrow(theirs: Path, store: Path) -> None:
+    """Give `store` the objects and a copy of the index of a user's repository.
+
+    All that git changes over there is the mtime of objects it finds it need not write, as it does to keep
+    them from `git gc`.
+    """
+
+    def locate(name: str) -> Path:
+        words = ("rev-parse", "--path-format=absolute", "--git-path", name)
+        return Path(_git(theirs, *words).stdout.decode().rstrip("\n"))
+
+    (store / "objects/info").mkdir(exist_ok=True)
+    (store / "objects/info/alternates").write_text(f"{locate('objects')}\n")
+    (store / "index").unlink(missing_ok=True)
+    if (index := locate("index")).exists():
+        # With its mtime: a file that changed after that is one which git has to read.
+        shutil.copy2(index, store / "index")
+
+
+def _refuse_built(path: Path) -> None:
+    for trace in (".config", "include/config"):
+        if (path / trace).exists():
+            raise SpecError(
+                f"kernel.tree: {path} has been built in (it has {trace}), which kbuild does not take",
+                f"make -C {path} mrproper",
+            )
+
+
+def _describe(path: Path, tree: str) -> str:
+    head = _parse(path / ".git", "HEAD") if (path / ".git").exists() else None
+    if head is None:
+        return f"{path} ({tree[:12]})"
+    changed = _parse(path / ".git", f"{head}^{{tree}}") != tree
+    return f"{path} ({head[:12]}{f' with changes, {tree[:12]}' if changed else ''})"

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import SpecError
+from testbed.kernel import kconfig
+
+
+def test_the_last_fragment_to_mention_a_symbol_wins() -> None:
+    first = "# a comment\n\nCONFIG_SMP=y\nCONFIG_NR_CPUS=64\nCONFIG_SWAP=y\n"
+    second = '# CONFIG_SMP is not set\nCONFIG_SWAP=n\nCONFIG_CMDLINE="a \\"b\\" c"\nCONFIG_BASE=0xfF\n'
+    assert kconfig.merge([("first", first), ("second", second)]) == {
+        "CONFIG_SMP": "# CONFIG_SMP is not set",
+        "CONFIG_NR_CPUS": "CONFIG_NR_CPUS=64",
+        "CONFIG_SWAP": "# CONFIG_SWAP is not set",
+        "CONFIG_CMDLINE": 'CONFIG_CMDLINE="a \\"b\\" c"',
+        "CONFIG_BASE": "CONFIG_BASE=0xfF",
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["SMP=y", "CONFIG_SMP = y", "CONFIG_SMP=yes", "CONFIG_SMP", 'CONFIG_X="open', "CONFIG_SMP=y # why"],
+)
+def test_a_line_that_kconfig_would_pass_over_is_refused_with_its_place(line: str) -> None:
+    with pytest.raises(SpecError, match=r"kernel\.config: mine:3: ") as refused:
+        kconfig.merge([("mine", f"# one\nCONFIG_A=y\n{line}\n")])
+    assert line in str(refused.value)
+
+
+def test_lost_options_are_named_with_what_became_of_them() -> None:
+    text = "CONFIG_A=y\nCONFIG_B=y\nCONFIG_C=y\nCONFIG_N=4\n# CONFIG_D is not set\nCONFIG_E=n\n"
+    requested = kconfig.merge([("f", text)])
+    dotconfig = "#\n# Linux 6.1\n#\nCONFIG_A=y\n# CONFIG_B is not set\nCONFIG_N=8\nCONFIG_E=m\n"
+    assert kconfig.lost(requested, dotconfig) == [
+        "CONFIG_B=y (# CONFIG_B is not set)",
+        "CONFIG_C=y (absent)",
+        "CONFIG_N=4 (CONFIG_N=8)",
+        "# CONFIG_E is not set (CONFIG_E=m)",
+    ]
+
+
+def test_all_survived_is_the_empty_list() -> None:
+    assert kconfig.lost({"CONFIG_A": "CONFIG_A=y"}, "CONFIG_A=y\n") == []
+
+
+def test_fragments_come_by_name_or_by_path_in_order(tmp_path: Path) -> None:
+    (tmp_path / "guest.config").write_text("CONFIG_A=y\n")
+    own = tmp_path / "elsewhere" / "own.config"
+    own.parent.mkdir()
+    own.write_text("CONFIG_B=y\n")
+    loaded = kconfig.load([str(own), "guest"], tmp_path)
+    assert loaded == [(str(own), "CONFIG_B=y\n"), ("guest", "CONFIG_A=y\n")]
+
+
+def test_an_unknown_fragment_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "reclaim.config").write_text("")
+    with pytest.raises(SpecError, match=r"kernel\.config: .*`reclam`.*\n.*did you mean `reclaim`"):
+        kconfig.load(["reclam"], tmp_path)
+    with pytest.raises(SpecError, match=r"there are: reclaim"):
+        kconfig.load(["zzz"], tmp_path)
+
+
+def test_a_fragment_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"kernel\.config: .*gone\.config"):
+        kconfig.load([str(tmp_path / "gone.config")])
+
+
+def test_the_fragments_of_the_repository_are_well_formed() -> None:
+    names = sorted(path.stem for path in kconfig.FRAGMENTS.glob("*.config"))
+    merged = kconfig.merge(kconfig.load(names))
+    assert merged["CONFIG_VIRTIO_BALLOON"] == "CONFIG_VIRTIO_BALLOON=y"
