@@ -9,12 +9,14 @@ interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from testbed import campaign, doctor, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
-from testbed.errors import Interrupted, SpecError, TestbedError
+from testbed.errors import HostError, Interrupted, SpecError, TestbedError
 from testbed.guest import accel, image, terminal
 from testbed.guest.machine import Guest
 from testbed.guest.shape import Shape
@@ -50,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.action(arguments))
+        status = int(arguments.action(arguments))
+        sys.stdout.flush()
+        return status
     except TestbedError as failed:
         _complain(str(failed))
         return failed.exit_status
@@ -58,9 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("stopped; what is finished is kept, and the same command goes on from there")
         return Interrupted.exit_status
     except BrokenPipeError:
-        # Whoever read our output has enough. Python would complain once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has enough.
+        _abandon_output()
         return OK
+    except OSError as failed:
+        _complain(str(failed))
+        _abandon_output()
+        return HostError.exit_status
+
+
+def _abandon_output() -> None:
+    # Python would try once more to write what is left when it ends, and complain.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,7 +185,7 @@ def _parse(arguments: argparse.Namespace) -> int:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-    except (OSError, EOFError) as unreadable:
+    except (OSError, EOFError, zlib.error) as unreadable:
         raise SpecError(f"{path}: cannot be read: {unreadable}") from unreadable
     print(json.dumps(_facts(parse(data))))
     return OK
@@ -242,7 +256,11 @@ def _show(directory: Path, form: str) -> int:
         _replace(directory / name, content)
     if form == "text":
         width = None if sys.stdout.isatty() else PIPE_COLUMNS
-        Console(highlight=False, width=width).print(text.render(result))
+        console = Console(highlight=False, width=width)
+        # Written by us: of a closed pipe rich makes an exit status of its own.
+        with console.capture() as captured:
+            console.print(text.render(result))
+        print(captured.get(), end="")
         _tell(f"also in {directory}/report.json and report.md; raw console logs in {directory}/logs")
     else:
         print(as_json if form == "json" else as_markdown, end="")
@@ -274,7 +292,8 @@ def _tell(message: str) -> None:
 
 
 def _complain(message: str) -> None:
-    _tell(f"testbed: {message}")
+    # The tail of a guest's console may be in it.
+    _tell(f"testbed: {text.visible(message)}")
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -6,6 +6,7 @@ Nothing but the standard library is used here: set-up asks before there is anyth
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -61,7 +62,7 @@ def family() -> str | None:
 
 def install_command(needs: Sequence[Need], distribution: str) -> list[str]:
     """The command that installs what is missing, for root; empty when no package would help."""
-    packages = [need.packages[distribution] for need in needs if need.problem and need.packages]
+    packages = [need.packages.get(distribution, "") for need in needs if need.problem]
     names = sorted({word for package in packages for word in package.split()})
     return [*INSTALLERS[distribution], *names] if names else []
 
@@ -127,8 +128,10 @@ def _libraries() -> Iterator[Need]:
 
 
 def _compiles(program: str, *flags: str) -> str | None:
-    if shutil.which("gcc") is None:
-        return "cannot be checked without gcc"
+    # setpriv: every command is started through it.
+    for needed in ("gcc", "setpriv"):
+        if shutil.which(needed) is None:
+            return f"cannot be checked without {needed}"
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "check.c"
         source.write_text(program)
@@ -150,8 +153,7 @@ def _python() -> Iterator[Need]:
 
 
 def _importable(module: str) -> str | None:
-    done = process.run([sys.executable, "-c", f"import {module}"], timeout=20, check=False)
-    return f"module {module} is missing" if done.returncode else None
+    return None if importlib.util.find_spec(module) else f"module {module} is missing"
 
 
 def _source() -> Need:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from testbed.record import LOST, MEASURED, Record
+from testbed.report.text import visible
 
 
 def duration(seconds: float) -> str:
@@ -26,11 +27,11 @@ class Watcher:
         self._console = console or Console(stderr=True, highlight=False)
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             Elapsed(),
-            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[left]}", markup=False),
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
@@ -50,17 +51,15 @@ class Watcher:
 
     def note(self, text: str) -> None:
         """Something has begun or was found."""
-        self._console.print(text, markup=False, soft_wrap=True)
-        self._show(text.split("\n", maxsplit=1)[0][:60], total=None)
+        self._print(text)
+        self._show(visible(text).split("\n", maxsplit=1)[0][:60], total=None)
 
     def started(self, total: int, done: int, jobs: int) -> None:
         self._planned, self._already, self._ended = total, done, 0
         self._began = time.monotonic()
         side = f", {jobs} at a time" if jobs > 1 else ""
         reused = f"{done} already there, " if done else ""
-        self._console.print(
-            f"{total} trials: {reused}{total - done} to run{side}", markup=False, soft_wrap=True
-        )
+        self._print(f"{total} trials: {reused}{total - done} to run{side}")
         self._show("trials", total=total, completed=done)
 
     def ended(self, record: Record) -> None:
@@ -76,7 +75,7 @@ class Watcher:
         if record.outcome != MEASURED:
             line += ": " + record.detail.split("\n")[0]
         left = self._left()
-        self._console.print(line + (f"; {left}" if left else ""), markup=False, soft_wrap=True)
+        self._print(line + (f"; {left}" if left else ""))
         self._show("trials", total=self._planned, completed=done, left=left)
 
     def _left(self) -> str:
@@ -86,6 +85,10 @@ class Watcher:
             return ""
         each = (time.monotonic() - self._began) / self._ended
         return f"{60 / each:.1f} trials/min, {duration(remaining * each)} left"
+
+    def _print(self, text: str) -> None:
+        # A guest's words may be in it: no markup, no emoji, nothing that a terminal obeys.
+        self._console.print(visible(text), markup=False, emoji=False, soft_wrap=True)
 
     def _show(self, text: str, total: int | None, completed: int = 0, left: str = "") -> None:
         if self._task is not None:

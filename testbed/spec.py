@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,8 @@ from testbed.errors import SpecError
 MiB = 1024 * 1024
 
 _SIZE = re.compile(r"(\d+)\s*([KMG])(?:i?B)?", re.IGNORECASE)
+# No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
+_UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
 _UNITS = {"K": 1024, "M": MiB, "G": 1024 * MiB}
 
 
@@ -32,7 +35,7 @@ def parse_size(value: object) -> int:
     """Bytes of a size such as `128M` or `1GiB`. Raises ValueError."""
     match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(f"{value!r} is not a size: write a number and a unit, as in 128M")
+        raise ValueError(f"{reprlib.repr(value)} is not a size: write a number and a unit, as in 128M")
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
@@ -46,7 +49,7 @@ def format_size(size: int) -> str:
 
 def _sized(value: object) -> int:
     # A size that went through model_dump() comes back as bytes.
-    return value if type(value) is int and value >= 1024 else parse_size(value)
+    return value if type(value) is int and value >= 1024 and value % 1024 == 0 else parse_size(value)
 
 
 Size = Annotated[int, BeforeValidator(_sized), Field(json_schema_extra={"examples": ["128M"]})]
@@ -56,7 +59,7 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 class Model(BaseModel):
     """Immutable, and closed: a key that is not known is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TarballSource(Model):
@@ -126,6 +129,8 @@ class GuestSpec(Model):
             raise ValueError(f"boot_memory: {format_size(self.boot_memory)} is more than 64G")
         if self.memory % MiB or self.boot_memory % MiB:
             raise ValueError("memory and boot_memory are whole MiB")
+        if 0 < self.swap < MiB or self.swap > 64 * 1024 * MiB:
+            raise ValueError(f"swap: {format_size(self.swap)} is neither 0M nor from 1M to 64G")
         return self
 
 
@@ -134,8 +139,8 @@ class MmapTest(Model):
 
     mode: Literal["anon", "file"] = "anon"
     tasks: Annotated[int, Field(ge=1, le=512)] = 16
-    seconds: Annotated[float, Field(gt=0, le=3600, strict=False)] = 3.0
-    footprint: Annotated[float, Field(gt=0, le=64, strict=False)] = 1.5
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 3.0
+    footprint: Annotated[float, Field(gt=0, le=64)] = 1.5
 
 
 class WorkloadSpec(Model):
@@ -147,9 +152,9 @@ class WorkloadSpec(Model):
 class DeadlineSpec(Model):
     """Seconds of wall time that each stage of a trial may take; generous, since emulation is slow."""
 
-    boot: Annotated[float, Field(gt=0, strict=False)] = 120.0
-    balloon: Annotated[float, Field(gt=0, strict=False)] = 60.0
-    workload: Annotated[float, Field(gt=0, strict=False)] = 180.0
+    boot: Annotated[float, Field(gt=0)] = 120.0
+    balloon: Annotated[float, Field(gt=0)] = 60.0
+    workload: Annotated[float, Field(gt=0)] = 180.0
 
 
 class Experiment(Model):
@@ -177,35 +182,31 @@ def load(path: Path) -> Experiment:
     except (OSError, UnicodeDecodeError) as unreadable:
         reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
         raise SpecError(f"{path}: {reason}") from unreadable
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(root, path)
-        data = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as bad:
-        line = bad.problem_mark.line + 1 if bad.problem_mark else 1
-        raise SpecError(f"{path}:{line}: not YAML: {bad.problem}") from bad
-    except yaml.YAMLError as bad:
-        raise SpecError(f"{path}: not YAML: {' '.join(str(bad).split())}") from bad
+    root, data = _read(text, path)
     if not isinstance(data, dict):
-        raise SpecError(f"{path}: an experiment is a mapping of keys to values")
+        raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
     try:
         experiment = Experiment.model_validate(data)
     except ValidationError as invalid:
         lines = [_describe(error, root, path) for error in invalid.errors()]
         raise SpecError("\n".join(dict.fromkeys(lines))) from invalid
-    return _anchored(experiment, path.parent)
+    return _anchored(experiment, path)
 
 
-def _anchored(experiment: Experiment, base: Path) -> Experiment:
+def _anchored(experiment: Experiment, file: Path) -> Experiment:
     """Make every relative path absolute, so that the experiment means the same from anywhere."""
 
     def anchor(text: str) -> str:
-        return str((base / Path(text).expanduser()).resolve())
+        try:
+            return str((file.parent / Path(text).expanduser()).resolve())
+        except (OSError, RuntimeError) as nowhere:
+            raise SpecError(f"{file}: `{text}` leads nowhere: {nowhere}") from nowhere
 
     kernel = experiment.kernel
     if kernel.tree is not None:
         kernel = kernel.model_copy(update={"tree": Path(anchor(str(kernel.tree)))})
-    if kernel.git is not None and "://" not in kernel.git.repository:
+    # As git has it: with a colon before any slash it is a URL or HOST:PATH.
+    if kernel.git is not None and not re.match(r"[^/]+:", kernel.git.repository):
         git = kernel.git.model_copy(update={"repository": anchor(kernel.git.repository)})
         kernel = kernel.model_copy(update={"git": git})
     if kernel.tarball is not None and "://" not in kernel.tarball.url:
@@ -229,22 +230,74 @@ def is_path(word: str) -> bool:
 # --- errors with a place -------------------------------------------------------------------------
 
 
-def _refuse_duplicates(node: yaml.Node | None, path: Path) -> None:
-    """YAML takes the last of two equal keys in silence; a person who wrote two made a mistake."""
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, with a place for what its constructors stumble over: `!!bool x`, 2001-99-99."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as bad:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"this cannot be read as `{kind}`; text needs quotes", problem_mark=node.start_mark
+            ) from bad
+
+
+def _read(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
+    """The tree of a YAML text, for the lines, and what it says."""
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        _refuse_traps(root, path, set())
+        return root, root and loader.construct_document(root)
+    except yaml.MarkedYAMLError as bad:
+        line = bad.problem_mark.line + 1 if bad.problem_mark else 1
+        raise SpecError(f"{path}:{line}: not YAML: {bad.problem}") from bad
+    except yaml.YAMLError as bad:
+        raise SpecError(f"{path}: not YAML: {' '.join(str(bad).split())}") from bad
+    except RecursionError as deep:
+        raise SpecError(f"{path}: nested too deeply, or an alias within its own anchor") from deep
+
+
+def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], depth: int = 0) -> None:
+    """Refuse what YAML takes in silence, though a person who wrote it made a mistake.
+
+    Of two equal keys it takes the last; `6.1:` and `yes:` are keys that are no text; text may hold what
+    no file name and no terminal takes. Aliases make the tree a graph: a node is looked at once.
+    """
+    if node is None or node in seen:
+        return
+    if depth > 32:
+        raise RecursionError
+    seen.add(node)
+    children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, value in node.value:
-            if key.value in seen:
-                raise SpecError(f"{path}:{key.start_mark.line + 1}: key `{key.value}` is given twice")
-            seen.add(key.value)
-            _refuse_duplicates(value, path)
+            place = f"{path}:{key.start_mark.line + 1}: key "
+            if not isinstance(key, yaml.ScalarNode):
+                raise SpecError(place + "is a list or a mapping; a key is text")
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise SpecError(place + f"`{key.value}` is not text; put it in quotes")
+            if key.value in keys:
+                raise SpecError(place + f"`{key.value}` is given twice")
+            keys.add(key.value)
+            children += [key, value]
     elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, path)
+        children += node.value
+    elif bad := _UNSPEAKABLE.search(node.value):
+        raise SpecError(f"{path}:{node.start_mark.line + 1}: character {bad[0]!r} in text")
+    for child in children:
+        _refuse_traps(child, path, seen, depth + 1)
 
 
 def _describe(error: Any, root: yaml.Node | None, path: Path) -> str:
     loc: tuple[Hashable, ...] = tuple(error["loc"])
+    said = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
+    key, colon, rest = said.partition(": ")
+    if colon and key in _known_keys(loc):
+        # A check of several keys together names the one to change.
+        loc, said = (*loc, key), rest
     key = ".".join(str(part) for part in loc if part != "[key]")
     place = f"{path}:{_line(root, loc)}: " + (f"`{key}`: " if key else "")
     match error["type"]:
@@ -259,9 +312,28 @@ def _describe(error: Any, root: yaml.Node | None, path: Path) -> str:
         case "missing":
             return place + "is missing"
         case "value_error":
-            return place + str(error["ctx"]["error"])
-        case _:
-            return place + f"{error['msg'].lower()} (found {error['input']!r})"
+            return place + said
+        case kind:
+            return place + f"{_PLAIN.get(kind) or error['msg'].lower()} (found {_shown(error['input'])})"
+
+
+# What pydantic says about Python's types, in the words of somebody who writes YAML.
+_PLAIN = {
+    "dict_type": "should be a mapping of keys to values",
+    "float_type": "should be a number",
+    "int_type": "should be a whole number",
+    "model_type": "should be a mapping of keys to values",
+    "string_type": "should be text; a number needs quotes",
+    "too_short": "should have at least one entry",
+    "tuple_type": "should be a list, as in [a, b]",
+}
+
+
+def _shown(value: object) -> str:
+    """A value about as it is in the file, and not all of it if it is long."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)[:100]
 
 
 def _line(node: yaml.Node | None, loc: Sequence[Hashable]) -> int:

@@ -31,13 +31,14 @@ def _counter(name: str) -> Callable[[Measurement], float | None]:
 def _direct_reclaims(m: Measurement) -> float | None:
     if m.counters is None:
         return None
-    return sum(value for name, value in m.counters.items() if name.startswith("allocstall_"))
+    # One counter a zone since 4.10; on an older kernel this is not known, rather than none.
+    stalls = [value for name, value in m.counters.items() if name.startswith("allocstall_")]
+    return sum(stalls) if stalls else None
 
 
 def _misses_per_try(m: Measurement) -> float | None:
-    if not m.counters or not m.counters.get("direct_reclaim_try"):
-        return None
-    return m.counters["direct_reclaim_miss"] / m.counters["direct_reclaim_try"]
+    tries, misses = (_counter(f"direct_reclaim_{name}")(m) for name in ("try", "miss"))
+    return misses / tries if tries and misses is not None else None
 
 
 def _pages_per_second(m: Measurement) -> float | None:

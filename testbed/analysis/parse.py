@@ -25,6 +25,9 @@ _TRACE = re.compile(
     r"^ *(?P<comm>.{1,16}?)-(?P<pid>\d+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
 )
 
+# A kernel with this counter has the tracepoint, too; on others there is no frame `trace` to miss.
+INSTRUMENTED = "direct_reclaim_try"
+
 Count = Annotated[int, Field(ge=0, lt=2**64)]
 
 
@@ -111,6 +114,8 @@ def parse(log: bytes) -> Measurement:
     difference = None
     if before is not None and after is not None:
         difference = {name: after[name] - before.get(name, 0) for name in after}
+    if "trace" not in frames.contents and (difference is None or INSTRUMENTED in difference):
+        problems.append("frame trace: missing")
     return Measurement(
         workload=workload,
         counters=difference,

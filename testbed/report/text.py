@@ -13,8 +13,20 @@ from rich.text import Text
 
 from testbed.spec import format_size
 
+NO_SEEDS = "no seed was measured in every arm"
 # A unit of the registry, as it is shown: a divisor and a name, the largest that suits first.
 _SHOWN = {"us": ((1000.0, "ms"), (1.0, "µs")), "pages/s": ((1.0, "1/s"),)}
+
+
+def visible(text: str) -> str:
+    """A text with all that a terminal would obey, or not show, as escapes; lines and tabs stay.
+
+    What a guest says may be anything, and rich leaves ESC as it is.
+    """
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def number(value: float) -> str:
@@ -108,27 +120,34 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     """The report for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings(document)):
-        table.add_column(Text(heading), justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(_text(heading), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows(document):
-        table.add_row(*map(Text, row))
-    parts: list[RenderableType] = [Text(document["name"], style="bold"), Text(document["description"])]
-    parts += [Text(line) for line in setting(document)]
-    parts.append(table if document["seeds"] else Text("no seed was measured in every arm", style="bold"))
+        table.add_row(*map(_text, row))
+    parts: list[RenderableType] = [_text(document["name"], "bold"), _text(document["description"])]
+    parts += [_text(line) for line in setting(document)]
+    parts.append(table if document["seeds"] else _text(NO_SEEDS, "bold"))
     for heading, lines in traces(document):
-        parts += [Text(heading), *(Text("  " + line) for line in lines)]
-    parts += [Text(line, style="bold") for line in notes(document)]
+        parts += [_text(heading), *(_text("  " + line) for line in lines)]
+    parts += [_text(line, "bold") for line in notes(document)]
     return Group(*parts)
+
+
+def _text(line: str, style: str = "") -> Text:
+    return Text(visible(line), style)
 
 
 def markdown(document: Mapping[str, Any]) -> str:
     """The report as GitHub-flavoured Markdown."""
     heads = headings(document)
-    lines = [f"# {document['name']}", "", document["description"], ""]
+    lines = [f"# {document['name']}", "", visible(document["description"]), ""]
     lines += [f"- {_escaped(line.strip())}" for line in setting(document)]
-    lines += ["", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)])]
-    lines += [_line([_escaped(cell) for cell in row]) for row in rows(document)]
+    if document["seeds"]:
+        lines += ["", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)])]
+        lines += [_line([_escaped(cell) for cell in row]) for row in rows(document)]
+    else:
+        lines += ["", f"**{NO_SEEDS}**"]
     for heading, trace in traces(document):
-        lines += ["", f"{_escaped(heading)}", *(["", "```", *trace, "```"] if trace else [])]
+        lines += ["", f"{_escaped(heading)}", *(["", "```", *map(visible, trace), "```"] if trace else [])]
     lines += ["", *(f"- **{_escaped(line)}**" for line in notes(document))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -139,4 +158,4 @@ def _line(cells: list[str]) -> str:
 
 def _escaped(text: str) -> str:
     # Console text may be anything: nothing in it is markup.
-    return "".join("\\" + char if char in "\\`*_|<>[]#" else char for char in text)
+    return "".join("\\" + char if char in "\\`*_|<>[]#~&" else char for char in visible(text))

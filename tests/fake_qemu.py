@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""A process that stands in for QEMU to inject faults: real QMP on a real socket, a real console on pipes.
+
+    fake_qemu.py FAULT QEMU-ARGUMENTS...
+
+Without a fault it greets, boots a guest that answers init's commands, and plays the workload's part of
+a recorded log. Faults: see FAULTS.
+"""
+
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+FAULTS = (
+    "none",
+    "not-qmp",  # greets with something else
+    "mute",  # accepts the connection and says nothing
+    "die-at-start",  # prints an error and ends before QMP is up
+    "die-at-boot",
+    "die-in-workload",
+    "refuse-balloon",  # the command fails
+    "stuck-balloon",  # the balloon stops half-way
+    "stop",  # the machine is stopped by QEMU, as when KVM fails
+    "reset",  # the guest resets itself (a triple fault)
+    "corrupt-frame",  # a kernel message lands in a frame
+    "stubborn",  # neither quit nor SIGTERM ends it
+    "few-cpus",  # the guest brings up 4 CPUs
+)
+
+
+def say(text: str) -> None:
+    os.write(1, text.encode())
+
+
+class Fake:
+    def __init__(self, fault: str, arguments: list[str]) -> None:
+        self.fault = fault
+        fd = re.search(r"id=qmp,fd=(\d+)", " ".join(arguments))
+        assert fd
+        self.socket = socket.socket(fileno=int(fd[1]))
+        self.memory = int(arguments[arguments.index("-m") + 1].rstrip("M")) << 20
+        self.status = "prelaunch"
+
+    def send(self, message: object) -> None:
+        self.socket.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def event(self, name: str, **data: object) -> None:
+        self.send({"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 2}})
+
+    def serve(self) -> None:
+        if self.fault == "not-qmp":
+            self.socket.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+        if self.fault == "mute":
+            time.sleep(60)
+        version = {"qemu": {"major": 0, "minor": 0, "micro": 0}, "package": "fake"}
+        self.send({"QMP": {"version": version, "capabilities": []}})
+        for request in self.requests():
+            reply = self.answer(request["execute"], request.get("arguments", {}))
+            self.send({**reply, "id": request.get("id")})
+            if request["execute"] == "cont":
+                threading.Thread(target=self.boot, daemon=True).start()
+            if request["execute"] == "quit" and self.fault != "stubborn":
+                os._exit(0)
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """QMP is a stream of JSON objects; nothing need be between them."""
+        text = ""
+        while data := self.socket.recv(65536):
+            text += data.decode()
+            while text.strip():
+                try:
+                    request, end = json.JSONDecoder().raw_decode(text := text.lstrip())
+                except ValueError:
+                    break
+                text = text[end:]
+                yield request
+
+    def answer(self, command: str, arguments: dict[str, int]) -> dict[str, object]:
+        if command == "balloon":
+            if self.fault == "refuse-balloon":
+                return {"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}
+            stuck = self.fault == "stuck-balloon"
+            self.memory = (self.memory + arguments["value"]) // 2 if stuck else arguments["value"]
+        results: dict[str, dict[str, object]] = {
+            "query-balloon": {"actual": self.memory},
+            "query-status": {"status": self.status, "running": self.status == "running"},
+        }
+        return {"return": results.get(command, {})}
+
+    def boot(self) -> None:
+        self.status = "running"
+        say("Linux version 6.1.0\n")
+        if self.fault == "die-at-boot":
+            print("qemu-system-x86_64: out of luck", file=sys.stderr, flush=True)
+            os._exit(1)
+        if self.fault == "reset":
+            self.event("SHUTDOWN", guest=True, reason="guest-reset")
+            os._exit(0)
+        if self.fault == "stop":
+            print("KVM internal error. Suberror: 1", file=sys.stderr, flush=True)
+            self.status = "internal-error"
+            self.event("STOP")
+            time.sleep(60)
+        say(f"\n#tb:ready release=6.1.0 cpus={4 if self.fault == 'few-cpus' else 8}\n")
+        for line in sys.stdin:
+            self.obey(line.split())
+
+    def obey(self, words: list[str]) -> None:
+        match words[0]:
+            case "memory":
+                say(f"\n#tb:memory total_kb={self.memory >> 10} free_kb={self.memory >> 11}\n")
+            case "run" if self.fault == "die-in-workload":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "run":
+                log = gzip.decompress((DATA / "unpatched.log.gz").read_bytes())
+                part = log[log.index(b"\n#tb:start") :]
+                if self.fault == "corrupt-frame":
+                    part = part.replace(
+                        b"pgfault", b"[   12.3] mmap_test: page allocation failure\r\npgfault", 1
+                    )
+                os.write(1, part)
+            case _:
+                say("\n#tb:ok\n")
+
+
+def main() -> None:
+    fault, arguments = sys.argv[1], sys.argv[2:]
+    assert fault in FAULTS, fault
+    if "--version" in arguments:
+        print("QEMU emulator version 0.0.0 (fake)")
+        return
+    if fault == "die-at-start":
+        sys.exit("qemu-system-x86_64: -accel tcg: no such luck")
+    if fault == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Fake(fault, arguments).serve()
+
+
+main()

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two recorded console logs, and results that are made of them."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from testbed.record import MEASURED, Record
+from testbed.spec import MiB
+from testbed.store import Ledger
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = REPOSITORY / "tests" / "data"
+EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
+
+# 6.1.192 under TCG, 16 tasks, 128 MiB, 3 s: 231 misses in the trace of one, none in the other's.
+UNPATCHED = gzip.decompress((DATA / "unpatched.log.gz").read_bytes())
+PATCHED = gzip.decompress((DATA / "patched.log.gz").read_bytes())
+
+
+def record(arm: str, seed: int, outcome: str = MEASURED, detail: str = "", **changes: Any) -> Record:
+    """A row of the ledger as a trial on a quiet machine leaves it."""
+    made = Record(
+        trial=f"{arm}-{seed}",
+        arm=arm,
+        seed=seed,
+        attempt=1,
+        outcome=outcome,
+        detail=detail,
+        memory={"balloon": 128 * MiB, "total": 111378432, "free": 95023104},
+        stages={"boot": 1.25, "balloon": 0.1, "workload": 17.0},
+        command_line="qemu-system-x86_64 -m 512M",
+    )
+    return replace(made, **changes)
+
+
+def plan(arms: Iterable[str] = ("unpatched", "patched"), seeds: int = 1) -> dict[str, Any]:
+    """A plan as campaign.prepare() writes it."""
+    arms = list(arms)
+    kernels = {
+        arm: {"source": "linux 6.1.192", "patches": [arm], "vmlinux_sha256": f"sha of {arm}"} for arm in arms
+    }
+    return {
+        "schema": 1,
+        "experiment": {
+            "name": "recorded",
+            "description": "What a test recorded.",
+            "arms": {arm: {"patches": [arm]} for arm in arms},
+            "guest": {"vcpus": 8, "boot_memory": 512 * MiB, "memory": 128 * MiB, "swap": 256 * MiB},
+            "workload": {"mmap_test": {"mode": "anon", "tasks": 16, "seconds": 3.0, "footprint": 1.5}},
+        },
+        "trials": {
+            f"{arm}-{seed}": {"arm": arm, "seed": seed} for arm in arms for seed in range(1, seeds + 1)
+        },
+        "provenance": {"kernels": kernels, "accelerator": {"name": "tcg", "reason": "asked for"}},
+    }
+
+
+def write_result(directory: Path, document: dict[str, Any], rows: Iterable[tuple[Record, bytes]]) -> Path:
+    """A result directory, through the ledger."""
+    with Ledger.create(directory) as ledger:
+        ledger.set_plan(document)
+        for row, log in rows:
+            ledger.add(row, log)
+    return directory
+
+
+def pair(directory: Path) -> Path:
+    """A result of one seed: both arms measured."""
+    rows = [(record("unpatched", 1), UNPATCHED), (record("patched", 1), PATCHED)]
+    return write_result(directory, plan(), rows)
+
+
+def experiment_data() -> Any:
+    """The repository's own experiment, as YAML has it."""
+    return yaml.safe_load(EXPERIMENT.read_text())

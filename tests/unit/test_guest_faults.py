@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the machine does when QEMU does not: a real process, real QMP, injected faults."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from testbed import trial as trials
+from testbed.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
+from testbed.guest.machine import Guest
+from testbed.guest.shape import Shape
+from testbed.record import LOST, MEASURED
+from testbed.spec import DeadlineSpec, GuestSpec, MiB, WorkloadSpec
+from testbed.trial import Trial
+from tests.helpers import children_of
+
+FAKE = Path(__file__).parent.parent / "fake_qemu.py"
+SHAPE = Shape("tcg", vcpus=8, boot_memory=512 * MiB)
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Callable[[str], str]:
+    def make(fault: str) -> str:
+        script = tmp_path / fault
+        words = shlex.join([sys.executable, str(FAKE), fault])
+        script.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        script.chmod(0o755)
+        return str(script)
+
+    return make
+
+
+def make_trial(qemu: str, **deadlines: float) -> Trial:
+    return Trial(
+        arm="a",
+        seed=1,
+        vmlinux=Path("/vmlinux"),
+        vmlinux_sha256="0",
+        initramfs=Path("/initramfs"),
+        initramfs_sha256="0",
+        shape=SHAPE,
+        guest=GuestSpec(),
+        workload=WorkloadSpec(),
+        deadlines=DeadlineSpec(**{"boot": 5.0, "balloon": 0.5, "workload": 5.0, **deadlines}),
+        environment=("fake",),
+        qemu=qemu,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "message"),
+    [
+        ("none", MEASURED, ""),
+        ("not-qmp", LOST, "QMP `greet` failed"),
+        ("die-at-start", LOST, "QMP `greet` failed"),
+        ("die-at-boot", LOST, "boot: QEMU ended unexpectedly"),
+        ("die-in-workload", LOST, "QEMU ended unexpectedly"),
+        ("refuse-balloon", LOST, "No balloon device"),
+        ("stuck-balloon", "hang", "balloon: 320 MiB of the 128 MiB asked for"),
+        ("stop", LOST, "QEMU stopped the machine: internal-error"),
+        ("reset", "panic", "the guest reset itself"),
+        ("corrupt-frame", LOST, "checksum"),
+        ("few-cpus", "failed", "4 of 8 CPUs"),
+    ],
+)
+def test_a_fault_becomes_an_outcome_in_time(
+    qemu: Callable[[str], str], fault: str, outcome: str, message: str
+) -> None:
+    began = time.monotonic()
+    record, _ = trials.run(make_trial(qemu(fault)), 1, threading.Event())
+    assert (record.outcome, time.monotonic() - began < 12) == (outcome, True)
+    assert message in record.detail
+    assert children_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize("fault", ["die-at-start", "die-at-boot", "stop"])
+def test_a_lost_guest_tells_what_qemu_said_and_how_to_run_it(qemu: Callable[[str], str], fault: str) -> None:
+    record, _ = trials.run(make_trial(qemu(fault)), 1, threading.Event())
+    said = {"die-at-start": "no such luck", "die-at-boot": "out of luck", "stop": "KVM internal error"}
+    assert said[fault] in record.detail
+    assert f"to run it by hand: {qemu(fault)}" in record.detail
+
+
+def test_a_mute_monitor_is_given_up(qemu: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("testbed.guest.qmp.COMMAND_SECONDS", 0.5)
+    began = time.monotonic()
+    with (
+        pytest.raises(GuestLost, match="within"),
+        Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("mute")),
+    ):
+        pass
+    assert time.monotonic() - began < 10
+    assert children_of(os.getpid()) == []
+
+
+def test_a_process_that_ignores_quit_and_term_is_killed(
+    qemu: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("testbed.process.GRACE_SECONDS", 0.5)
+    with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("stubborn")) as guest:
+        guest.boot(5)
+        assert len(children_of(os.getpid())) == 1
+    assert children_of(os.getpid()) == []
+
+
+def test_an_error_in_the_body_leaves_no_process(qemu: Callable[[str], str]) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest,
+    ):
+        guest.boot(5)
+        raise ZeroDivisionError
+    assert children_of(os.getpid()) == []
+
+
+def test_cancelling_interrupts_a_wait_at_once(qemu: Callable[[str], str]) -> None:
+    cancel = threading.Event()
+    threading.Timer(0.5, cancel.set).start()
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        trials.run(make_trial(qemu("stuck-balloon"), balloon=60.0), 1, cancel)
+    assert time.monotonic() - began < 5
+    assert children_of(os.getpid()) == []
+
+
+def test_the_log_is_whole_after_leaving(qemu: Callable[[str], str]) -> None:
+    with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
+        guest.boot(5)
+        guest.command("run mmap_test anon 1 1 64 1", "end", 5)
+    assert guest.log.startswith(b"Linux version")
+    assert b"#tb:end status=0" in guest.log
+
+
+def test_silence_is_a_hang_with_the_stage_and_the_deadline(qemu: Callable[[str], str]) -> None:
+    with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
+        guest.boot(5)
+        with pytest.raises(Hang, match=r"`memory`: no elephant or error within 1 s"):
+            guest.command("memory", "elephant", 1)
+
+
+def test_what_is_not_found_is_named() -> None:
+    with pytest.raises(HostError, match="no-such-qemu: program not found"):
+        trials.run(make_trial("no-such-qemu"), 1, threading.Event())
+
+
+def test_the_kinds_of_errors_are_told_apart() -> None:
+    assert issubclass(Panic, GuestFailed)
+    assert not issubclass(GuestLost, GuestFailed)

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A console log, whole or damaged: its numbers are the guest's, or they are missing and it says so."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from testbed.analysis import parse as parsing
+from testbed.analysis.parse import Measurement, Miss, parse
+from testbed.guest import protocol
+from tests.unit.recorded import PATCHED, REPOSITORY, UNPATCHED
+
+LOGS = {"unpatched": UNPATCHED, "patched": PATCHED}
+WHOLE = {name: parse(log) for name, log in LOGS.items()}
+KERNEL = b"[   12.345678] watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [mmap_test:91]\n"
+HEADER = re.compile(rb"\n#tb:frame (\S+) (\d+) [0-9a-f]{8}\n")
+
+both_logs = pytest.mark.parametrize("name", LOGS)
+
+
+def frame(name: str, body: bytes) -> bytes:
+    """A frame as images/src/tell.c makes it."""
+    stuffed = re.sub(rb"(?m)^#", b"##", body)
+    head = b"\n#tb:frame %s %d %08x\n" % (name.encode(), len(stuffed), zlib.crc32(stuffed))
+    return head + stuffed + b"\n#tb:close " + name.encode() + b"\n"
+
+
+def span(log: bytes, name: str) -> tuple[int, int]:
+    """Where a frame begins and ends, marks and all."""
+    for match in HEADER.finditer(log):
+        if match[1].decode() == name:
+            return match.start(), match.end() + int(match[2]) + len(f"\n#tb:close {name}\n")
+    raise AssertionError(f"no frame {name}")
+
+
+def with_frame(log: bytes, name: str, body: bytes) -> bytes:
+    """The log, had the guest sent another body in a frame."""
+    begin, end = span(log, name)
+    return log[:begin] + frame(name, body) + log[end:]
+
+
+def without_frame(log: bytes, name: str) -> bytes:
+    begin, end = span(log, name)
+    return log[:begin] + log[end:]
+
+
+def names_of(log: bytes) -> list[str]:
+    return [match[1].decode() for match in HEADER.finditer(log)]
+
+
+def honest(damaged: bytes, whole: Measurement) -> Measurement:
+    """What is read from a damaged log: each part as it was, or absent and in the problems."""
+    found = parse(damaged)
+    problems = "\n".join(found.problems)
+    assert found.workload in (whole.workload, None)
+    assert found.counters in (whole.counters, None)
+    assert found.misses in (whole.misses, ())
+    if found.workload is None:
+        assert "frame mmap_test: " in problems
+    if found.counters is None:
+        assert "frame vmstat." in problems
+    if found.misses != whole.misses:
+        assert "frame trace: " in problems
+    return found
+
+
+# --- whole logs -----------------------------------------------------------------------------------
+
+
+@both_logs
+def test_a_recorded_log_is_complete(name: str) -> None:
+    whole = WHOLE[name]
+    assert whole.complete and whole.problems == () and whole.oom_victims == ()
+    assert whole.workload and len(whole.workload.tasks) == 16
+
+
+def test_the_numbers_are_those_in_the_log() -> None:
+    """Read once more, by splitting lines."""
+    lines = UNPATCHED.decode().splitlines()
+
+    def body(name: str) -> list[str]:
+        begin = next(i for i, line in enumerate(lines) if line.startswith(f"#tb:frame {name} "))
+        # A line end comes before every mark.
+        return lines[begin + 1 : lines.index(f"#tb:close {name}", begin) - 1]
+
+    before = dict(line.split() for line in body("vmstat.before"))
+    after = dict(line.split() for line in body("vmstat.after"))
+    measured = WHOLE["unpatched"]
+    assert measured.counters == {key: int(after[key]) - int(before[key]) for key in after}
+    assert measured.counters["direct_reclaim_miss"] == len(measured.misses) > 200
+    assert measured.workload
+    assert measured.workload.model_dump(mode="json") == json.loads("\n".join(body("mmap_test")))
+    first = body("trace")[0]
+    assert (first.split()[0], "progress=49 " in first) == ("mmap_test-92", True)
+    assert measured.misses[0] == Miss(49, 0, 92, "mmap_test")
+    assert str(measured.misses[0]) == "progress 49, order 0, pid 92, comm mmap_test"
+
+
+def test_with_the_patch_nothing_is_missed() -> None:
+    counters = WHOLE["patched"].counters
+    assert counters and counters["direct_reclaim_miss"] == 0 and counters["reclaim_capture_used"] > 0
+    assert WHOLE["patched"].misses == ()
+
+
+def test_a_kernel_without_the_tracepoint_has_no_trace_to_miss() -> None:
+    log = without_frame(UNPATCHED, "trace")
+    for name in ("vmstat.before", "vmstat.after"):
+        plain = protocol.frames(log).contents[name]
+        log = with_frame(log, name, re.sub(rb"(?m)^direct_reclaim_.*\n", b"", plain))
+    found = parse(log)
+    assert found.complete and found.problems == () and found.misses == ()
+
+
+# --- cut off --------------------------------------------------------------------------------------
+
+
+@both_logs
+def test_cut_off_at_every_boundary(name: str) -> None:
+    log = LOGS[name]
+    boundaries = [0, len(log)]
+    for match in HEADER.finditer(log):
+        body_end = match.end() + int(match[2])
+        boundaries += [match.start(), match.start() + 5, match.end() - 1, match.end(), body_end, body_end + 5]
+    for at in boundaries:
+        honest(log[:at], WHOLE[name])
+        honest(log[at:], WHOLE[name])
+
+
+@settings(max_examples=4000, deadline=None)
+@given(st.data())
+def test_cut_off_anywhere(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(PATCHED)))
+    found = honest(PATCHED[:at], WHOLE["patched"])
+    # The counters before the run are what is sent last.
+    assert found.complete == (at >= span(PATCHED, "vmstat.before")[1] - 1)
+
+
+def test_what_is_cut_off_says_how_much() -> None:
+    log = PATCHED[: span(PATCHED, "mmap_test")[0] + 1000]
+    assert any(
+        re.fullmatch(r"frame mmap_test: cut off after \d{3} of \d{5} bytes", p) for p in parse(log).problems
+    )
+
+
+# --- disturbed ------------------------------------------------------------------------------------
+
+
+def in_payload(log: bytes) -> list[int]:
+    return [m.end() + int(m[2]) // 2 for m in HEADER.finditer(log) if int(m[2])]
+
+
+def in_header(log: bytes) -> list[int]:
+    return [at for m in HEADER.finditer(log) for at in (m.start() + 3, m.start(2) + 1, m.end() - 3)]
+
+
+def in_close(log: bytes) -> list[int]:
+    return [m.start() + 6 for m in re.finditer(rb"\n#tb:close ", log)]
+
+
+def after_header(log: bytes) -> list[int]:
+    return [m.end() for m in HEADER.finditer(log) if int(m[2])]
+
+
+@both_logs
+@pytest.mark.parametrize("where", [in_payload, in_header, in_close, after_header], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("noise", [KERNEL, b"\0", b"7", b"\r\n", b"\xff\xfe"], ids=repr)
+def test_something_lands_inside_a_frame(name: str, where: Callable[[bytes], list[int]], noise: bytes) -> None:
+    log = LOGS[name]
+    for at in where(log):
+        honest(log[:at] + noise + log[at:], WHOLE[name])
+
+
+@pytest.mark.parametrize("part", ["mmap_test", "vmstat.before", "vmstat.after"])
+def test_a_kernel_message_in_a_payload_is_refused_and_said(part: str) -> None:
+    at = span(PATCHED, part)[0] + 500
+    found = honest(PATCHED[:at] + KERNEL + PATCHED[at:], WHOLE["patched"])
+    assert not found.complete
+    assert f"frame {part}: checksum or end does not match" in found.problems
+    # The other half is as good as ever.
+    assert (found.workload is None) != (found.counters is None)
+
+
+@both_logs
+def test_kernel_messages_between_frames_do_no_harm(name: str) -> None:
+    log = re.sub(rb"\n#tb:(frame|start|end|ready)", lambda m: b"\n" + KERNEL + m[0], LOGS[name])
+    log = re.sub(rb"(#tb:close \S+\n)", lambda m: m[0] + KERNEL, log)
+    assert log.count(KERNEL) > 20
+    assert parse(log) == WHOLE[name]
+
+
+def test_a_kernel_message_inside_a_mark_hides_that_mark_only() -> None:
+    at = PATCHED.index(b"#tb:end status=0") + 6
+    log = PATCHED[:at] + KERNEL + PATCHED[at:]
+    assert parse(log) == WHOLE["patched"]
+    assert [m[1] for m in protocol.MARK.finditer(log)][-1] == b"close"
+
+
+@settings(max_examples=4000, deadline=None)
+@given(st.data())
+def test_one_byte_changes_anywhere(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(PATCHED) - 1))
+    byte = data.draw(st.binary(min_size=1, max_size=1))
+    honest(PATCHED[:at] + byte + PATCHED[at + 1 :], WHOLE["patched"])
+
+
+@settings(max_examples=4000, deadline=None)
+@given(st.data())
+def test_a_piece_is_lost_anywhere(data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, len(PATCHED)))
+    end = data.draw(
+        st.integers(begin, min(len(PATCHED), begin + data.draw(st.sampled_from([1, 50, 5000, 90000]))))
+    )
+    honest(PATCHED[:begin] + PATCHED[end:], WHOLE["patched"])
+
+
+@settings(max_examples=4000, deadline=None)
+@given(st.data())
+def test_a_piece_arrives_twice(data: st.DataObject) -> None:
+    begin = data.draw(st.integers(0, len(PATCHED)))
+    end = data.draw(st.integers(begin, len(PATCHED)))
+    honest(PATCHED[:end] + PATCHED[begin:], WHOLE["patched"])
+
+
+@pytest.mark.parametrize("lost", names_of(UNPATCHED))
+def test_a_frame_that_never_came(lost: str) -> None:
+    found = honest(without_frame(UNPATCHED, lost), WHOLE["unpatched"])
+    needed = lost in ("mmap_test", "vmstat.before", "vmstat.after", "trace")
+    assert found.problems == ((f"frame {lost}: missing",) if needed else ())
+    assert found.complete == (lost not in ("mmap_test", "vmstat.before", "vmstat.after"))
+
+
+@pytest.mark.parametrize("log", [b"", b"\0" * 5000, b"\n", b"SeaBIOS\r\nLinux version 6.1.192\r\n"], ids=len)
+def test_a_log_with_nothing_in_it(log: bytes) -> None:
+    found = parse(log)
+    assert not found.complete and len(found.problems) == 4
+
+
+def test_the_last_of_two_whole_frames_counts_even_if_a_broken_one_follows() -> None:
+    first, second = frame("output", b"first"), frame("output", b"second")
+    assert parse(first + second).output == "second"
+    broken = parse(first + second.replace(b"second", b"secund"))
+    assert broken.output == "first" and "frame output: checksum or end does not match" in broken.problems
+
+
+# --- content that is whole, and wrong --------------------------------------------------------------
+
+
+def workload(**changes: Any) -> bytes:
+    task: dict[str, Any] = {"histogram": [[3, 1], [7, 1]]}
+    task |= {"pid": 1, "signal": 0, "pages": 2, "ns": 9, "max_ns": 7, "minor_faults": 2, "major_faults": 0}
+    top = {key: changes.pop(key) for key in list(changes) if key in ("mode", "seed", "tasks")}
+    whole = {"mode": "anon", "seed": 1, "pages_per_task": 64, "tasks": [task | changes], **top}
+    return json.dumps(whole).encode()
+
+
+def test_the_workload_that_the_next_test_spoils_is_right() -> None:
+    assert parse(with_frame(PATCHED, "mmap_test", workload())).problems == ()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not JSON",
+        b"null",
+        b"[" * 100_000,
+        b"{" + b'"a":' * 5 + b"1}",
+        workload(pages=2**64),
+        workload(pages=-1),
+        workload(pages=2.0),
+        workload(pages="2"),
+        workload(pages=True),
+        workload(ns=None),
+        workload(seed=float("inf")),
+        workload(seed=float("nan")),
+        workload(tasks=[]),
+        workload(tasks={}),
+        workload(histogram=[[4480, 1]]),
+        workload(histogram=[[-1, 1]]),
+        workload(histogram=[[3, 1, 1]]),
+        workload(histogram=[3, 1]),
+        workload().replace(b'"pages": 2', b'"pages": ' + b"9" * 5000),
+        workload().replace(b'"pages": 2', b'"pages": 1e400'),
+        workload().replace(b'"signal": 0, ', b""),
+        workload().replace(b"anon", b"an\xffon"),
+        workload()[:-1],
+        workload() + b"{}",
+    ],
+    ids=lambda body: body.decode(errors="replace")[:40] + f" ({len(body)})",
+)
+def test_a_workload_of_another_form_is_refused_in_one_line(body: bytes) -> None:
+    found = parse(with_frame(PATCHED, "mmap_test", body))
+    assert found.workload is None and found.counters == WHOLE["patched"].counters
+    (problem,) = found.problems
+    assert problem.startswith("frame mmap_test: ") and "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pgfault",
+        "pgfault x",
+        "pgfault 1 2",
+        "pgfault " + "9" * 21,
+        "pgfault 1.5",
+        "PGFAULT 1",
+        " pgfault 1",
+        "",
+    ],
+)
+@pytest.mark.parametrize("part", ["vmstat.before", "vmstat.after"])
+def test_a_counter_of_another_form_is_refused(part: str, line: str) -> None:
+    body = protocol.frames(PATCHED).contents[part]
+    found = parse(with_frame(PATCHED, part, body + line.encode() + b"\n"))
+    assert found.counters is None and found.workload == WHOLE["patched"].workload
+    assert found.problems == (f"frame {part}: not a counter: {line!r}",)
+
+
+LINE = "  mmap_test-91  [003] .....  5.6: mm_vmscan_direct_reclaim_alloc: "
+
+
+@pytest.mark.parametrize(
+    ("line", "miss"),
+    [
+        (LINE + "order=0 gfp_flags=X progress=41 missed=1 captured=0", Miss(41, 0, 91, "mmap_test")),
+        (LINE + "missed=1 progress=41 order=2", Miss(41, 2, 91, "mmap_test")),
+        (LINE.replace("mmap_test", "a b-c d") + "order=0 progress=1 missed=1", Miss(1, 0, 91, "a b-c d")),
+        (LINE.replace("mmap_test-91", "x-1-2") + "order=0 progress=1 missed=1", Miss(1, 0, 2, "x-1")),
+        (LINE + "order=0 progress=41 missed=0", None),
+        (LINE + "order=0 progress=41", None),
+        (LINE + "order=0 progress=many missed=1", None),
+        (LINE + "order=0 progress=1 missed=" + "9" * 5000, None),
+        (LINE.replace("reclaim_alloc", "reclaim_end") + "order=0 progress=1 missed=1", None),
+        ("CPU:3 [LOST 17 EVENTS]", None),
+        ("", None),
+    ],
+    ids=lambda value: str(value)[-40:],
+)
+def test_misses_are_read_by_the_names_of_their_fields(line: str, miss: Miss | None) -> None:
+    assert parsing.misses(f"# tracer: nop\n{line}\n") == ((miss,) if miss else ())
+
+
+def test_the_victims_of_the_oom_killer_are_named() -> None:
+    said = b"[ 9.1] Out of memory: Killed process 91 (mmap_test) total-vm:14372kB, anon-rss:0kB\r\n"
+    assert parse(PATCHED + said + said.replace(b"mmap_test", b"sh")).oom_victims == ("mmap_test", "sh")
+
+
+# --- hostile --------------------------------------------------------------------------------------
+
+FRAGMENTS = [
+    b"\n#tb:frame ",
+    b"#tb:close ",
+    b"vmstat.before",
+    b"mmap_test",
+    b" 0 00000000\n",
+    b" 999999999 ",
+    b"\r",
+]
+FRAGMENTS += [
+    b"Out of memory: Killed process ",
+    b" (",
+    b")",
+    b"#",
+    b"\n",
+    b"\0",
+    b"\xff",
+    frame("trace", b"#\n##\n"),
+]
+FRAGMENTS += [frame("mmap_test", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), LINE.encode()]
+
+
+@settings(max_examples=4000, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=10)), max_size=25).map(b"".join))
+@example(b"\n#tb:frame a 999999999 00000000\n" * 50)
+def test_nothing_that_a_guest_says_raises(log: bytes) -> None:
+    found = parse(log)
+    assert found.workload is None and found.problems
+    assert not any("\n" in problem for problem in found.problems)
+
+
+# --- frames that hold marks ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder that runs in the guest, kept from this machine's printk level."""
+    directory = tmp_path_factory.mktemp("tell")
+    source = (REPOSITORY / "images" / "src" / "tell.c").read_text()
+    assert '"/proc/sys/kernel/printk"' in source
+    (directory / "tell.c").write_text(source.replace('"/proc/sys/kernel/printk"', '"/dev/null"'))
+    gcc = shutil.which("gcc") or pytest.fail("no gcc: `testbed doctor`")
+    subprocess.run([gcc, "-o", "tell", "tell.c"], cwd=directory, check=True)
+    return directory / "tell"
+
+
+MARKLIKE = [
+    b"#",
+    b"##",
+    b"#tb:",
+    b"end status=0",
+    b"close output",
+    b"frame x 1 00000000",
+    b"\n",
+    b"a",
+    b"\0",
+    b"\xff",
+]
+
+
+@settings(max_examples=4000, deadline=None)
+@given(body=st.lists(st.sampled_from(MARKLIKE), max_size=12).map(b"".join))
+@example(body=b"#tb:end status=0\n#tb:close output\n##\n#")
+@example(body=b"")
+def test_marks_in_a_frame_are_content(tell: Path, body: bytes) -> None:
+    said = subprocess.run([tell, "frame", "output"], input=body, capture_output=True, check=True).stdout
+    assert said == frame("output", body)
+    log = PATCHED + said + b"\n#tb:end status=1\n"
+    assert protocol.frames(log).contents["output"] == body
+    after = log[len(PATCHED) :]
+    assert [m[1] for m in protocol.MARK.finditer(after)] == [b"frame", b"close", b"end"]
