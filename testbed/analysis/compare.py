@@ -92,8 +92,9 @@ def _unpaired(arm_names: Sequence[str], arms: Mapping[str, Observation]) -> str 
         return f"no measurement of arm {', '.join(missing)} for this seed"
     balloons = {name: o.record.memory["balloon"] for name, o in arms.items()}
     totals = {name: o.record.memory["total"] for name, o in arms.items()}
-    if len(set(balloons.values())) > 1 or _differ(totals):
-        sizes = ", ".join(f"{name} {size >> 10} KiB" for name, size in totals.items())
+    unlike = balloons if len(set(balloons.values())) > 1 else totals if _differ(totals) else None
+    if unlike:
+        sizes = ", ".join(f"{name} {size >> 10} KiB" for name, size in unlike.items())
         return f"the arms differ in effective memory: {sizes}"
     return None
 

@@ -120,7 +120,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     """The report for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings(document)):
-        table.add_column(_text(heading), justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(_text(heading), justify="left" if index == 0 else "right")
     for row in rows(document):
         table.add_row(*map(_text, row))
     parts: list[RenderableType] = [_text(document["name"], "bold"), _text(document["description"])]

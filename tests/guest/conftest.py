@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Real guests on the kernels of the repository's own experiment, built here or found in the cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from testbed import campaign, spec
+from testbed.guest import image
+from testbed.guest.image import Image
+from testbed.guest.machine import Guest
+from testbed.guest.shape import Shape
+from testbed.kernel.build import Kernel
+from testbed.paths import REPOSITORY, cache_directory
+from testbed.spec import Experiment, MiB
+
+EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.guest)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a guest is made of."""
+
+    experiment: Experiment
+    kernels: Mapping[str, Kernel]
+    image: Image
+    cache: Path
+
+    def guest(self, cmdline: str = "", arm: str = "unpatched", vcpus: int = 8) -> Guest:
+        shape = Shape("tcg", vcpus, 512 * MiB, cmdline)
+        return Guest(shape, self.kernels[arm].vmlinux, self.image.path)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    experiment, cache = spec.load(EXPERIMENT), cache_directory()
+    # Minutes on an empty cache: say so, or it looks as if nothing happened.
+    kernels = campaign.kernels(experiment, cache, lambda text: print(f"\n{text}", file=sys.__stderr__))
+    return Lab(experiment, kernels, image.build(cache), cache)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whole experiments on real guests, through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from testbed import campaign, cli, spec
+from testbed import trial as trials
+from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import parse
+from testbed.kernel import build, source
+from testbed.record import MEASURED
+from tests.guest.conftest import EXPERIMENT, Lab
+
+
+def experiment(directory: Path, **changes: Any) -> Path:
+    """The repository's experiment, made smaller."""
+    data = yaml.safe_load(EXPERIMENT.read_text())
+    for key, value in changes.items():
+        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+    path = directory / "experiment.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def workload(**changes: Any) -> dict[str, Any]:
+    return {"mmap_test": {"mode": "anon", "tasks": 16, "seconds": 2, "footprint": 1.5, **changes}}
+
+
+def test_the_patch_does_away_with_misses(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.kernels
+    monkeypatch.chdir(tmp_path)
+    path = experiment(tmp_path, seeds=1, accel="tcg", workload=workload())
+    assert cli.main(["compare", "--json", str(path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    unpatched, patched = (result["arms"][arm]["metrics"] for arm in ("unpatched", "patched"))
+    assert unpatched["misses"]["values"]["1"] > 0
+    assert patched["misses"]["values"]["1"] == 0
+    assert patched["captures_used"]["values"]["1"] == patched["tries"]["values"]["1"] > 0
+    assert unpatched["captures"]["values"]["1"] == 0
+    # Counter and tracepoint agree.
+    assert result["arms"]["unpatched"]["trace"]["count"] == unpatched["misses"]["values"]["1"]
+    assert result["arms"]["unpatched"]["trace"]["first"][0].endswith("comm mmap_test")
+    assert set(unpatched) <= {metric.name for metric in METRICS}
+
+    # A second time everything is there.
+    began = time.monotonic()
+    assert cli.main(["compare", str(path)]) == 0
+    assert time.monotonic() - began < 10
+    captured = capsys.readouterr()
+    assert "2 already there, 0 to run" in captured.err
+    assert "misses before the drain" in captured.out
+    assert (
+        (tmp_path / "results" / "reclaim-capture" / "report.md").read_text().startswith("# reclaim-capture")
+    )
+
+
+def run_once(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
+    loaded = spec.load(experiment(tmp_path, seeds=1, accel="tcg", **changes))
+    ready = campaign.prepare(loaded, lab.cache, lambda _text: None)
+    record, log = trials.run(ready.trials[0], 1, threading.Event())
+    return record, parse(log)
+
+
+def test_mapped_files_are_reclaimed_and_read_again(lab: Lab, tmp_path: Path) -> None:
+    record, measurement = run_once(lab, tmp_path, workload=workload(mode="file"))
+    assert (record.outcome, record.detail) == (MEASURED, "")
+    assert measurement.counters["workingset_refault_file"] > 0
+    assert measurement.counters["pswpout"] < 100
+    # Every touch is one fault: readahead may have brought the page, but nobody has mapped it.
+    for task in measurement.workload.tasks:
+        faults = task.minor_faults + task.major_faults
+        assert task.pages <= faults <= task.pages + 16
+
+
+def test_every_anonymous_touch_is_a_fault(lab: Lab, tmp_path: Path) -> None:
+    record, measurement = run_once(lab, tmp_path, workload=workload(tasks=4, seconds=1))
+    assert record.outcome == MEASURED
+    assert record.memory["balloon"] == 128 << 20
+    for task in measurement.workload.tasks:
+        assert sum(count for _, count in task.histogram) == task.pages
+        assert task.pages <= task.minor_faults + task.major_faults <= task.pages + 16
+
+
+def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:
+    record, measurement = run_once(
+        lab, tmp_path, guest={"swap": "0M"}, workload=workload(footprint=2, seconds=1)
+    )
+    assert record.outcome == "oom"
+    assert "mmap_test" in record.detail
+    assert measurement.counters["oom_kill"] >= 1
+    assert any(task.signal == 9 for task in measurement.workload.tasks)
+
+
+def test_the_same_inputs_give_the_same_kernel_elsewhere(lab: Lab, tmp_path: Path) -> None:
+    """The second arm's kernel was built on top of the first's objects; here it is built from nothing."""
+    tree = source.resolve(lab.experiment.kernel, lab.cache)
+    plan = build.plan(
+        tree, lab.experiment.kernel.config, lab.experiment.arms["patched"], tmp_path / "x" / "y"
+    )
+    try:
+        again = build.build(plan)
+        assert again.vmlinux.read_bytes() == lab.kernels["patched"].vmlinux.read_bytes()
+    finally:
+        shutil.rmtree(tmp_path / "x")

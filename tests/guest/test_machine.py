@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One guest at a time: boot, balloon, panic, hang, flood, a shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from testbed.errors import GuestFailed, Hang, Panic
+from testbed.guest import accel
+from testbed.guest.console import Flood
+from testbed.guest.shape import Shape
+from testbed.spec import MiB
+from tests.guest.conftest import EXPERIMENT, Lab
+from tests.helpers import children_of
+from tests.unit.test_guest_faults import FAKE
+
+
+def test_all_cpus_come_up(lab: Lab) -> None:
+    with lab.guest() as guest:
+        ready = guest.boot(60)
+    assert ready.fields == {"release": lab.kernels["unpatched"].release, "cpus": "8"}
+    assert lab.kernels["unpatched"].release.startswith("6.1.")
+
+
+def test_the_balloon_takes_exactly_what_is_asked_for(lab: Lab) -> None:
+    with lab.guest() as guest:
+        guest.boot(60)
+        before = int(guest.command("memory", "memory").fields["total_kb"])
+        assert guest.balloon(128 * MiB, 60) == 128 * MiB
+        after = int(guest.command("memory", "memory").fields["total_kb"])
+        assert before - after == 384 * 1024
+        guest.balloon(512 * MiB, 60)
+        assert int(guest.command("memory", "memory").fields["total_kb"]) == before
+
+
+def test_a_panic_at_boot_is_told_with_its_last_words(lab: Lab) -> None:
+    with lab.guest("rdinit=/bin/false") as guest, pytest.raises(Panic) as caught:
+        guest.boot(60)
+    assert "Attempted to kill init" in caught.value.message
+    assert "---[ end Kernel panic" in caught.value.hint
+    assert f"-kernel {lab.kernels['unpatched'].vmlinux}" in caught.value.hint
+    assert b"---[ end Kernel panic" in guest.log
+
+
+def test_a_panic_in_the_midst_of_a_command(lab: Lab) -> None:
+    with lab.guest(vcpus=2) as guest:
+        guest.boot(60)
+        with pytest.raises(Panic, match="sysrq triggered crash"):
+            guest.command("set /proc/sysrq-trigger c", seconds=30)
+
+
+def test_a_reset_is_not_taken_for_a_fault_of_the_host(lab: Lab) -> None:
+    with lab.guest(vcpus=2) as guest:
+        guest.boot(60)
+        with pytest.raises(Panic, match="reset itself"):
+            guest.command("set /proc/sysrq-trigger b", seconds=30)
+
+
+def test_a_hang_at_boot_ends_at_its_deadline(lab: Lab) -> None:
+    began = time.monotonic()
+    # An init that only reads.
+    with lab.guest("rdinit=/bin/cat", vcpus=2) as guest, pytest.raises(Hang) as caught:
+        guest.boot(6)
+    assert 6 <= time.monotonic() - began < 10
+    assert "Run /bin/cat as init process" in caught.value.hint
+    assert "to run it by hand: qemu-system-x86_64" in caught.value.hint
+
+
+def test_a_flood_is_cut_off_long_before_the_deadline(lab: Lab) -> None:
+    began = time.monotonic()
+    with lab.guest("rdinit=/bin/yes", vcpus=2) as guest, pytest.raises(Flood):
+        guest.boot(300)
+    assert time.monotonic() - began < 120
+
+
+def test_a_command_that_cannot_be_done_says_so(lab: Lab) -> None:
+    with lab.guest(vcpus=1) as guest:
+        guest.boot(60)
+        for line in ("set /proc/no/such 1", "swap nonsense", "dance"):
+            with pytest.raises(GuestFailed):
+                guest.command(line)
+        # The guest is none the worse for it.
+        assert guest.command("memory", "memory").fields["total_kb"]
+
+
+def test_nothing_is_left_behind(lab: Lab) -> None:
+    with lab.guest(vcpus=1) as guest:
+        guest.boot(60)
+        assert len(children_of(os.getpid())) == 1
+    assert children_of(os.getpid()) == []
+
+
+def test_a_kvm_that_opens_but_does_not_run_is_found_out(lab: Lab, tmp_path: Path) -> None:
+    broken = tmp_path / "qemu"
+    broken.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} stop "$@"\n')
+    broken.chmod(0o755)
+    kernel = lab.kernels["unpatched"].vmlinux
+    chosen = accel.choose(
+        "auto", Shape("kvm", 8, 512 * MiB), kernel, lab.image.path, tmp_path, qemu=str(broken)
+    )
+    assert chosen.name == "tcg"
+    if Path("/dev/kvm").exists():
+        assert "KVM internal error" in chosen.reason
+
+
+def test_what_auto_chooses_boots(lab: Lab) -> None:
+    kernel = lab.kernels["unpatched"].vmlinux
+    chosen = accel.choose("auto", Shape("kvm", 2, 256 * MiB), kernel, lab.image.path, lab.cache)
+    assert chosen.reason
+    with lab.guest(vcpus=2) as guest:
+        guest.shape = Shape(chosen.name, 2, 256 * MiB)
+        guest.boot(60)
+    began = time.monotonic()
+    again = accel.choose("auto", Shape("kvm", 2, 256 * MiB), kernel, lab.image.path, lab.cache)
+    assert (again, time.monotonic() - began < 2) == (chosen, True)
+
+
+def test_a_person_gets_a_shell(lab: Lab) -> None:
+    assert lab.kernels
+    words = ["-m", "testbed", "boot", "--accel", "tcg", "--arm", "patched", str(EXPERIMENT)]
+    child = pexpect.spawn(sys.executable, words, timeout=60)
+    child.expect(rb"[$#] ")
+    child.sendline("echo cpus=$(nproc) $(cat /proc/swaps | grep -c zram0)")
+    child.expect(rb"cpus=8 1\r\n")
+    child.sendline("exit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
