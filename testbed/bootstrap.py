@@ -87,11 +87,12 @@ def _virtual_environment(lock: Path) -> None:
     wanted = {name: _stamp(REPOSITORY / name) for name in ("requirements.txt", "requirements-dev.txt")}
     python = VENV / "bin" / "python"
     stamp = VENV / "stamp"
-    have = stamp.read_text() if stamp.exists() and python.exists() else ""
+    ours = python.exists() and _version_line() in _lines(VENV / "pyvenv.cfg")
+    have = "".join(_lines(stamp)) if ours else ""
     if have in (wanted[lock.name], wanted["requirements-dev.txt"]):
         return
     _say(f"installing the Python packages of {lock.name} into .venv")
-    if not python.exists():
+    if not ours:
         shutil.rmtree(VENV, ignore_errors=True)
         process.run([sys.executable, "-m", "venv", VENV], timeout=INSTALL_SECONDS, error=HostError)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
@@ -108,6 +109,15 @@ def _virtual_environment(lock: Path) -> None:
 def _stamp(lock: Path) -> str:
     parts = [lock.read_bytes(), (REPOSITORY / "pyproject.toml").read_bytes(), sys.version.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _version_line() -> str:
+    # After the system's Python was upgraded, an environment of the old one has no packages, not even pip.
+    return "version = " + ".".join(map(str, sys.version_info[:3]))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def _say(text: str) -> None:

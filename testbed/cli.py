@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import io
 import json
 import os
 import signal
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Whoever ends us, the guests end first.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    # In a locale without µ and …, a report has \xb5 and \u2026.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
         status = int(arguments.action(arguments))
@@ -270,7 +275,7 @@ def _show(directory: Path, form: str) -> int:
 def _replace(path: Path, content: str) -> None:
     draft = path.with_suffix(".tmp")
     try:
-        draft.write_text(content)
+        draft.write_text(content, encoding="utf-8")
         draft.replace(path)
     except OSError as unwritable:
         # A result on read-only media can still be reported on.

@@ -198,7 +198,10 @@ static void be_task(const struct options *o, struct task *task, int index,
 		if (!o->file)
 			fill(page, &random);
 	}
-	if (write(ready, &byte, 1) != 1 || read(go, &byte, 1) != 0)
+	if (write(ready, &byte, 1) != 1)
+		die("pipe");
+	close(ready);
+	if (read(go, &byte, 1) != 0)
 		die("pipe");
 	nanosleep(&phase, NULL);
 	measure(o, task, window, at, &random);
@@ -356,7 +359,7 @@ int main(int argc, char **argv)
 		}
 		tasks[i].pid = pid;
 	}
-	/* End of file comes when the tasks that have not answered are dead. */
+	/* End of file comes when all tasks have answered or are dead. */
 	close(ready[1]);
 	for (running = 0; running < o.tasks && read(ready[0], &byte, 1) == 1;)
 		running++;

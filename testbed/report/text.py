@@ -120,7 +120,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     """The report for a terminal."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings(document)):
-        table.add_column(_text(heading), justify="left" if index == 0 else "right")
+        table.add_column(_text(heading), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows(document):
         table.add_row(*map(_text, row))
     parts: list[RenderableType] = [_text(document["name"], "bold"), _text(document["description"])]
@@ -158,4 +158,4 @@ def _line(cells: list[str]) -> str:
 
 def _escaped(text: str) -> str:
     # Console text may be anything: nothing in it is markup.
-    return "".join("\\" + char if char in "\\`*_|<>[]#~&" else char for char in visible(text))
+    return "".join("\\" + char if char in "\\`*_|<>[]#~&$" else char for char in visible(text))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,16 @@ def test_the_last_of_two_whole_frames_counts_even_if_a_broken_one_follows() -> N
     assert parse(first + second).output == "second"
     broken = parse(first + second.replace(b"second", b"secund"))
     assert broken.output == "first" and "frame output: checksum or end does not match" in broken.problems
+
+
+def test_a_frame_that_another_closes_is_refused() -> None:
+    found = parse(frame("output", b"said").replace(b"#tb:close output", b"#tb:close trace"))
+    assert found.output == "" and "frame output: checksum or end does not match" in found.problems
+
+
+def test_what_looks_like_a_frame_in_a_whole_frame_is_its_content() -> None:
+    body = b"x\r#tb:frame vmstat.after 999 00000000\npgfault 1\n"
+    assert parse(PATCHED + frame("output", body)) == replace(WHOLE["patched"], output=body.decode())
 
 
 # --- content that is whole, and wrong --------------------------------------------------------------

@@ -1,0 +1,491 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The door: what comes out of it, on which side, and with which exit status."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed import campaign, cli, doctor, runner
+from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import parse
+from testbed.campaign import Campaign
+from testbed.doctor import Need
+from testbed.errors import BuildError, GuestLost
+from testbed.store import Ledger
+from tests.unit.recorded import (
+    DATA,
+    EXPERIMENT,
+    PATCHED,
+    REPOSITORY,
+    UNPATCHED,
+    pair,
+    plan,
+    record,
+    write_result,
+)
+
+MEASURED = {"unpatched": parse(UNPATCHED), "patched": parse(PATCHED)}
+
+
+@dataclass
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+Testbed = Callable[..., Ran]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """main() takes over signals for good, as the last thing in a process may."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def testbed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Testbed:
+    """`testbed WORD...` in an empty directory, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*words: object) -> Ran:
+        capsys.readouterr()
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as ended:  # argparse's way
+            status = int(ended.code or 0)
+        return Ran(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    return pair(tmp_path / "result")
+
+
+# --- what is wrong is said in a line, with a status ------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["compare", "run", "build", "boot"])
+def test_a_bad_experiment_is_status_2_and_one_line(testbed: Testbed, tmp_path: Path, verb: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(EXPERIMENT.read_text() + "seedz: 3\n")
+    line = len(path.read_text().splitlines())
+    ran = testbed(verb, path)
+    assert ran == Ran(2, "", f"testbed: {path}:{line}: `seedz`: unknown key; did you mean `seeds`?\n")
+    assert not (tmp_path / "results").exists() and not (tmp_path / "cache").exists()
+
+
+def test_an_experiment_that_is_not_there(testbed: Testbed) -> None:
+    assert testbed("compare", "no.yaml") == Ran(2, "", "testbed: no.yaml: No such file or directory\n")
+
+
+def test_an_arm_that_is_not_there(testbed: Testbed) -> None:
+    ran = testbed("boot", EXPERIMENT, "--arm", "pached")
+    assert ran == Ran(2, "", f"testbed: {EXPERIMENT}: there is no arm `pached`: unpatched, patched\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("compair",),
+        ("report",),
+        ("report", "x", "--json", "--markdown"),
+        ("compare", EXPERIMENT, "--seeds", "0"),
+        ("compare", EXPERIMENT, "--seeds", "-1"),
+        ("compare", EXPERIMENT, "--seeds", "²"),
+        ("compare", EXPERIMENT, "--jobs", "many"),
+        ("compare", EXPERIMENT, "--accel", "xen"),
+        ("run", EXPERIMENT, "--json"),
+    ],
+    ids=lambda words: " ".join(str(word) for word in words if word != EXPERIMENT) or "nothing",
+)
+def test_a_bad_command_line_is_status_2_with_usage(testbed: Testbed, words: tuple[str, ...]) -> None:
+    ran = testbed(*words)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith("usage: testbed") and "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("verb", ["compare", "run", "build", "boot", "parse", "report", "doctor"])
+def test_every_verb_has_help(testbed: Testbed, verb: str) -> None:
+    ran = testbed(verb, "--help")
+    assert ran.status == 0 and f"testbed {verb}" in ran.out
+    assert f"    {verb}" in testbed("--help").out
+
+
+@pytest.mark.parametrize("verb", ["report", "parse"])
+def test_a_directory_that_is_no_result_is_status_3(testbed: Testbed, tmp_path: Path, verb: str) -> None:
+    ran = testbed(verb, tmp_path)
+    message = f"testbed: {tmp_path}: not a result directory: there is no ledger.sqlite in it\n"
+    assert ran == Ran(3, "", message)
+
+
+def test_a_result_that_is_not_there_is_status_3(testbed: Testbed) -> None:
+    message = "testbed: results/none: not a result directory: there is no ledger.sqlite in it\n"
+    assert testbed("report", "results/none") == Ran(3, "", message)
+
+
+def test_a_result_without_a_plan_is_status_3(testbed: Testbed, tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "result"):
+        pass
+    assert testbed("report", "result") == Ran(3, "", "testbed: result: nothing was planned here yet\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x1f\x8b\x08broken", "cannot be read: "),
+        (gzip.compress(PATCHED)[:-9], "cannot be read: Compressed file ended"),
+        (gzip.compress(PATCHED)[:5000] + b"\0" * 3000, "cannot be read: "),
+        (gzip.compress(PATCHED)[:10] + b"\xff" * 99, "cannot be read: Error -3 while decompressing data"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_one_line(
+    testbed: Testbed, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "x.log.gz"
+    path.write_bytes(content)
+    ran = testbed("parse", path)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(f"testbed: {path}: {reason}") and ran.err.count("\n") == 1
+
+
+def test_a_log_that_was_tampered_with_is_not_reported_on(testbed: Testbed, result: Path) -> None:
+    log = result / "logs" / "patched-1.1.log.gz"
+    log.write_bytes(gzip.compress(PATCHED + b"\n"))
+    ran = testbed("report", result)
+    assert ran == Ran(3, "", f"testbed: {log}: not the log that was recorded: its hash differs\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (BuildError("`make` failed", "    gcc: error"), 3, "testbed: `make` failed\n      gcc: error\n"),
+        (GuestLost("gone\x1b[2J", "said\x07"), 3, "testbed: gone\\x1b[2J\n  said\\x07\n"),
+        (PermissionError(13, "Permission denied", "/x"), 3, "testbed: [Errno 13] Permission denied: '/x'\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "testbed: stopped; what is finished is kept, and the same command goes on from there\n",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_goes_wrong_inside_is_said_and_has_its_status(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, message: str
+) -> None:
+    def fail(_cache: Path) -> list[Need]:
+        raise error
+
+    monkeypatch.setattr(doctor, "examine", fail)
+    assert testbed("doctor") == Ran(status, "", message)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_polite_kill_is_an_interrupt(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _cache: os.kill(os.getpid(), number))
+    assert testbed("doctor").status == 130
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def test_a_report_is_on_standard_output_and_the_rest_is_not(testbed: Testbed, result: Path) -> None:
+    ran = testbed("report", result)
+    assert ran.status == 0
+    assert ran.out.startswith("recorded\nWhat a test recorded.\n")
+    assert "\x1b" not in ran.out and max(map(len, ran.out.splitlines())) <= cli.PIPE_COLUMNS
+    assert ran.err == f"also in {result}/report.json and report.md; raw console logs in {result}/logs\n"
+
+
+def test_json_has_each_value_per_arm_metric_and_seed(testbed: Testbed, result: Path) -> None:
+    ran = testbed("report", result, "--json")
+    document = json.loads(ran.out)
+    assert (ran.status, ran.err) == (0, "")
+    assert list(document["arms"]) == ["unpatched", "patched"] and document["seeds"] == [1]
+    for arm, measurement in MEASURED.items():
+        for metric in METRICS:
+            told = document["arms"][arm]["metrics"][metric.name]
+            assert told["unit"] == metric.unit and told["values"] == {"1": metric.value(measurement)}
+
+
+@pytest.mark.parametrize(("option", "name"), [("--json", "report.json"), ("--markdown", "report.md")])
+def test_what_is_printed_is_also_in_a_file(testbed: Testbed, result: Path, option: str, name: str) -> None:
+    ran = testbed("report", result, option)
+    assert (result / name).read_text() == ran.out
+    assert {path.name for path in result.iterdir()} == {
+        *(".lock", "ledger.sqlite", "logs", "report.json", "report.md")
+    }
+
+
+def test_a_result_that_cannot_be_written_to_is_reported_all_the_same(testbed: Testbed, result: Path) -> None:
+    (result / "report.json").mkdir()
+    ran = testbed("report", result, "--json")
+    assert ran.status == 0 and json.loads(ran.out)["seeds"] == [1]
+    assert ran.err == f"{result}/report.json: not written: Is a directory\n"
+
+
+@pytest.mark.parametrize("form", ["--json", "--markdown", None])
+def test_without_a_seed_to_compare_the_status_is_1(
+    testbed: Testbed, tmp_path: Path, form: str | None
+) -> None:
+    rows = [(record("unpatched", 1), UNPATCHED), (record("patched", 1, "panic", "boot: VFS"), b"panic")]
+    result = write_result(tmp_path / "result", plan(), rows)
+    ran = testbed("report", result, *([form] if form else []))
+    assert ran.status == 1
+    assert "boot: VFS" in ran.out
+
+
+def test_a_retried_trial_counts_once_and_its_loss_is_told(testbed: Testbed, tmp_path: Path) -> None:
+    rows = [
+        (record("unpatched", 1, "lost", "QEMU ended"), b""),
+        (record("unpatched", 1, attempt=2), UNPATCHED),
+        (record("patched", 1), PATCHED),
+    ]
+    result = write_result(tmp_path / "result", plan(), rows)
+    document = json.loads(testbed("report", result, "--json").out)
+    assert (document["lost_attempts"], document["excluded"], document["seeds"]) == (1, [], [1])
+
+
+def test_trials_of_an_earlier_plan_are_not_in_the_report(testbed: Testbed, result: Path) -> None:
+    write_result(result, plan(seeds=2), [(record("unpatched", 7), UNPATCHED)])
+    document = json.loads(testbed("report", result, "--json").out)
+    assert document["trials"] == {"planned": 4, "ended": 2}
+
+
+# --- parse ----------------------------------------------------------------------------------------
+
+
+def facts(arm: str) -> dict[str, Any]:
+    values = {metric.name: metric.value(MEASURED[arm]) for metric in METRICS}
+    return {
+        "complete": True,
+        "metrics": values,
+        "misses": [str(miss) for miss in MEASURED[arm].misses],
+        "problems": [],
+    }
+
+
+def test_a_log_is_parsed_compressed_or_not(testbed: Testbed, tmp_path: Path) -> None:
+    plain = tmp_path / "x.log"
+    plain.write_bytes(UNPATCHED)
+    for path in (plain, DATA / "unpatched.log.gz"):
+        ran = testbed("parse", path)
+        assert (ran.status, ran.err) == (0, "")
+        assert json.loads(ran.out) == facts("unpatched")
+
+
+def test_a_log_that_is_cut_off_is_parsed_as_far_as_it_goes(testbed: Testbed, tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    path.write_bytes(PATCHED[:20000])
+    told = json.loads(testbed("parse", path).out)
+    assert told["complete"] is False and told["metrics"] == {}
+    assert "frame vmstat.before: missing" in told["problems"]
+
+
+def test_a_result_is_parsed_again_line_by_line(testbed: Testbed, result: Path) -> None:
+    ran = testbed("parse", result)
+    assert [json.loads(line) for line in ran.out.splitlines()] == [
+        {"arm": arm, "seed": 1, "outcome": "measured", **facts(arm)} for arm in ("unpatched", "patched")
+    ]
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What would build and boot, with two recorded trials instead; the experiments it was asked for."""
+    asked: list[Any] = []
+
+    def prepare(experiment: Any, *_: object) -> Campaign:
+        asked.append(experiment)
+        return Campaign((), plan())
+
+    def run(_trials: object, ledger: Ledger, _jobs: int, _progress: object) -> None:
+        if not ledger.records():
+            ledger.add(record("unpatched", 1), UNPATCHED)
+            ledger.add(record("patched", 1), PATCHED)
+
+    monkeypatch.setattr(campaign, "prepare", prepare)
+    monkeypatch.setattr(runner, "run", run)
+    return asked
+
+
+def test_run_prints_where_the_result_is(testbed: Testbed, prepared: list[Any]) -> None:
+    assert testbed("run", EXPERIMENT).out == "results/reclaim-capture\n"
+    assert testbed("run", EXPERIMENT, "--results", "there").out == "there\n"
+    assert json.loads(testbed("report", "there", "--json").out)["seeds"] == [1]
+
+
+def test_compare_prints_the_report(testbed: Testbed, prepared: list[Any]) -> None:
+    ran = testbed("compare", EXPERIMENT, "--json")
+    assert ran.status == 0 and json.loads(ran.out)["seeds"] == [1]
+    assert testbed("compare", EXPERIMENT).out.startswith("recorded\n")
+
+
+def test_fresh_sets_the_old_result_aside(testbed: Testbed, prepared: list[Any], tmp_path: Path) -> None:
+    testbed("run", EXPERIMENT, "--results", "r")
+    ran = testbed("run", EXPERIMENT, "--results", "r", "--fresh")
+    assert "the old result is now r.1" in ran.err
+    assert {path.name for path in tmp_path.iterdir()} >= {"r", "r.1"}
+
+
+def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepared: list[Any]) -> None:
+    testbed("run", EXPERIMENT)
+    testbed("run", EXPERIMENT, "--seeds", "17", "--accel", "tcg")
+    assert [(e.seeds, e.accel) for e in prepared] == [(5, "auto"), (17, "tcg")]
+
+
+def test_build_prints_where_the_kernels_are(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Built:
+        vmlinux: Path
+
+    built = {arm: Built(Path(f"/cache/{arm}/vmlinux")) for arm in ("a", "b")}
+    monkeypatch.setattr(campaign, "kernels", lambda *_: built)
+    ran = testbed("build", EXPERIMENT)
+    assert (ran.status, ran.out) == (0, "a\t/cache/a/vmlinux\nb\t/cache/b/vmlinux\n")
+
+
+# --- the doctor -----------------------------------------------------------------------------------
+
+FINE = Need("make", None, {"debian": "make", "fedora": "make", "arch": "make"})
+NO_XZ = Need("xz", "not found", {"debian": "xz-utils", "fedora": "xz", "arch": "xz"})
+NO_SOURCE = Need(
+    "kernel source", "not in /usr/src", {"debian": "linux-source-6.1"}, "elsewhere, give a tarball"
+)
+NO_ROOM = Need("room", "1 MiB free", {}, "make room")
+
+
+@pytest.mark.parametrize(
+    ("needs", "status", "lines"),
+    [
+        ([FINE], 0, ["ok      make"]),
+        (
+            [FINE, NO_XZ, NO_SOURCE],
+            1,
+            [
+                "ok      make",
+                "PROBLEM xz: not found",
+                "PROBLEM kernel source: not in /usr/src; elsewhere, give a tarball",
+                "on Debian: sudo apt-get install -y --no-install-recommends linux-source-6.1 xz-utils",
+                "on Fedora: sudo dnf install -y xz",
+                "on Arch: sudo pacman -S --needed --noconfirm xz",
+            ],
+        ),
+        # Only one distribution packages what is missing.
+        (
+            [NO_SOURCE],
+            1,
+            [
+                "PROBLEM kernel source: not in /usr/src; elsewhere, give a tarball",
+                "on Debian: sudo apt-get install -y --no-install-recommends linux-source-6.1",
+            ],
+        ),
+        ([NO_ROOM], 1, ["PROBLEM room: 1 MiB free; make room"]),
+    ],
+    ids=["fine", "some", "only Debian's", "no package helps"],
+)
+def test_the_doctor_tells_problems_and_remedies(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch, needs: list[Need], status: int, lines: list[str]
+) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _cache: needs)
+    ran = testbed("doctor")
+    told = ran.out.splitlines()
+    note = next(line for line in told if line.startswith("note    "))
+    assert "/dev/kvm" in note
+    assert (ran.status, [line for line in told if line != note], ran.err) == (status, lines, "")
+
+
+# --- as a process ---------------------------------------------------------------------------------
+
+
+def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "testbed", *map(str, words)]
+    # Buffered, as for a person: an error of writing may come as late as the buffer is flushed.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    environment |= options.pop("env", {})
+    options = {"stdout": subprocess.PIPE, "cwd": REPOSITORY, "env": environment, **options}
+    return subprocess.run(argv, check=False, stderr=subprocess.PIPE, text=True, timeout=60, **options)
+
+
+def test_the_status_is_that_of_the_process(tmp_path: Path) -> None:
+    ran = process("report", tmp_path)
+    message = f"testbed: {tmp_path}: not a result directory: there is no ledger.sqlite in it\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", message)
+
+
+# The last is so short that it leaves Python's buffer only at the end.
+outputs = pytest.mark.parametrize(
+    "words",
+    [("report", "{result}", "--json"), ("report", "{result}"), ("parse", DATA / "patched.log.gz")],
+    ids=["json", "text", "short"],
+)
+
+
+@outputs
+def test_a_reader_that_has_enough_is_no_error(result: Path, words: tuple[str, ...]) -> None:
+    readable, writable = os.pipe()
+    os.close(readable)
+    try:
+        ran = process(*(str(word).format(result=result) for word in words), stdout=writable)
+    finally:
+        os.close(writable)
+    assert ran.returncode == 0
+    assert "rror" not in ran.stderr and "Traceback" not in ran.stderr
+
+
+@outputs
+def test_a_full_disk_is_status_3_and_one_line(result: Path, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = process(*(str(word).format(result=result) for word in words), stdout=full)
+    assert ran.returncode == 3
+    assert ran.stderr.splitlines()[-1] == "testbed: [Errno 28] No space left on device"
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_locale_without_the_letters_gets_a_report(result: Path) -> None:
+    ran = process("report", result, env={"PYTHONIOENCODING": "ascii"})
+    assert ran.returncode == 0 and ran.stdout.isascii() and "fault p50 (\\xb5s)" in ran.stdout
+
+
+# --- nothing else talks ---------------------------------------------------------------------------
+
+
+def calls(path: Path) -> set[str]:
+    """`print` and ways to end the process that a module calls."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("print", "exit", "quit", "sys.exit", "os._exit", "os.abort", "SystemExit"):
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "testbed").rglob("*.py")), ids=lambda path: path.name)
+def test_only_the_doors_print_and_exit(path: Path) -> None:
+    allowed = {"cli.py": {"print", "sys.exit"}, "bootstrap.py": {"print", "sys.exit"}}
+    allowed["__main__.py"] = {"sys.exit"}
+    assert calls(path) <= allowed.get(path.name, set())

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Reports: the stored ones to the letter, and nothing that a guest says is obeyed by who shows them.
+
+After an intended change: TESTBED_UPDATE_GOLDEN=1 pytest tests/unit/test_report.py, then read the diff.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from rich.console import Console
+
+from testbed.analysis.compare import Observation
+from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import parse
+from testbed.report import text
+from testbed.report.document import TRACE_LINES, document
+from tests.unit.recorded import DATA, PATCHED, UNPATCHED, plan, record
+
+GOLDEN = DATA / "golden"
+STORED = json.loads((GOLDEN / "document.json").read_text())
+
+
+def stored() -> Any:
+    """A result of three seeds in two arms, to change at will."""
+    return copy.deepcopy(STORED)
+
+
+def one_arm() -> Any:
+    made = stored()
+    for where in (made["arms"], made["provenance"]["kernels"], made["experiment"]["arms"]):
+        del where["patched"]
+    return made
+
+
+def three_arms() -> Any:
+    """The third is bit for bit the second, has not measured everything, and something went wrong."""
+    made = stored()
+    for where in (made["arms"], made["provenance"]["kernels"]):
+        where["again"] = copy.deepcopy(where["patched"])
+    del made["arms"]["again"]["metrics"]["misses_per_try"]
+    made["trials"] = {"planned": 12, "ended": 10}
+    made["lost_attempts"] = 2
+    made["arms"]["again"]["memory_bytes"]["3"] -= 4096
+    made["excluded"] = [
+        {"arm": "again", "seed": 4, "outcome": "oom", "reason": "the OOM killer took mmap_test"},
+        {
+            "arm": "patched",
+            "seed": 4,
+            "outcome": "refused",
+            "reason": "no measurement of arm again for this seed",
+        },
+    ]
+    return made
+
+
+def no_seeds() -> Any:
+    made = stored()
+    made["seeds"] = []
+    for arm in made["arms"].values():
+        arm |= {"metrics": {}, "memory_bytes": {}, "trace": {"count": 0, "first": []}}
+    made["excluded"] = [
+        {"arm": "patched", "seed": 1, "outcome": "panic", "reason": "boot: kernel panic: VFS"}
+    ]
+    return made
+
+
+CASES: dict[str, Callable[[], Any]] = {
+    "two-arms": stored,
+    "one-arm": one_arm,
+    "three-arms": three_arms,
+    "no-seeds": no_seeds,
+}
+
+
+def shown(result: Any, width: int = 110, terminal: bool = False) -> str:
+    """The report as a terminal gets it."""
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False, force_terminal=terminal).print(text.render(result))
+    return out.getvalue()
+
+
+FORMS: dict[str, Callable[[Any], str]] = {"txt": shown, "md": text.markdown}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES)
+def test_the_report_is_the_stored_one(case: str, form: str) -> None:
+    found = FORMS[form](CASES[case]())
+    path = GOLDEN / f"{case}.{form}"
+    if os.environ.get("TESTBED_UPDATE_GOLDEN"):
+        path.write_text(found)
+    assert found == path.read_text()
+
+
+# --- what has to be in it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_arms_stand_in_the_order_of_the_experiment(form: str) -> None:
+    made = stored()
+    made["arms"] = dict.fromkeys(("zulu", "mike", "alpha"), made["arms"]["patched"])
+    found = FORMS[form](made)
+    assert re.search(r"metric\W+zulu\W+mike\W+alpha", found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_went_wrong_is_shown(form: str) -> None:
+    found = re.sub(r"\s+", " ", FORMS[form](three_arms()).replace("\\", ""))
+    for line in (
+        "10 of 12 trials have run so far",
+        "attempts lost to the infrastructure and tried again: 2",
+        "not in the numbers: again seed 4: oom: the OOM killer took mmap_test",
+        "not in the numbers: patched seed 4: refused: no measurement of arm again for this seed",
+        "note: some arms are the same kernel, bit for bit",
+        "(MemTotal 108,764 … 108,768 KiB)",
+    ):
+        assert line in found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_seeds_there_is_a_sentence_and_no_table(form: str) -> None:
+    found = FORMS[form](no_seeds())
+    assert text.NO_SEEDS in found and "metric" not in found
+    assert "panic: boot: kernel panic: VFS" in found
+
+
+@pytest.mark.parametrize("width", [70, 80, 110, 250])
+def test_a_narrow_terminal_loses_no_digit(width: int) -> None:
+    made = stored()
+    found = shown(made, width)
+    assert "…" not in found
+    # Each column, read from top to bottom without what stands around it.
+    rows = [line for line in found.splitlines() if re.match(r" \S|  {8}", line)]
+    for cells in text.rows(made):
+        for piece in " ".join(cells[1:]).replace("-", " ").replace("[", " ").replace("]", " ").split():
+            assert any(piece in row for row in rows), piece
+
+
+def test_a_change_is_shown_for_two_arms_only() -> None:
+    assert "change" in text.headings(stored())
+    assert "change" not in text.headings(one_arm()) + text.headings(three_arms())
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0, "0"),
+        (0.0, "0"),
+        (7, "7"),
+        (1234567, "1,234,567"),
+        (1.0, "1"),
+        (0.6709, "0.671"),
+        (12.345, "12.3"),
+        (99.95, "100"),
+        (123.4, "123"),
+        (8437.2, "8,437"),
+        (2e9, "2,000,000,000"),
+        (-3, "-3"),
+    ],
+)
+def test_numbers(value: float, words: str) -> None:
+    assert text.number(value) == words
+
+
+def cell(*values: float, better: str = "lower") -> dict[str, Any]:
+    return {
+        "values": {str(seed): value for seed, value in enumerate(values, start=1)},
+        "median": sorted(values)[len(values) // 2],
+        "better": better,
+    }
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (cell(3, 1, 2), "2 [1-3]"),
+        (cell(4), "4"),
+        (cell(4, 4), "4"),
+        # Alike when rounded: a range from a number to itself would only puzzle.
+        (cell(1.00001, 1.00002, 1.00003), "1"),
+        (None, "-"),
+    ],
+)
+def test_spreads(metric: dict[str, Any] | None, words: str) -> None:
+    assert text.spread(metric) == words
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (cell(2), cell(1), "-50.0%"),
+        (cell(2), cell(3), "+50.0%"),
+        (cell(2), cell(2), "="),
+        (cell(0), cell(0), "="),
+        # No percentage of nothing.
+        (cell(0), cell(3), ""),
+        (cell(2, better="neither"), cell(3, better="neither"), ""),
+        (None, cell(3), ""),
+        (cell(3), None, ""),
+    ],
+)
+def test_changes(before: dict[str, Any] | None, after: dict[str, Any] | None, words: str) -> None:
+    assert text.change(before, after) == words
+
+
+# --- the document ---------------------------------------------------------------------------------
+
+
+def observed(arm: str, log: bytes, seed: int = 1) -> Observation:
+    return Observation(record(arm, seed, log_sha256=f"hash of {arm} {seed}"), parse(log))
+
+
+def test_the_document_has_every_value_under_its_registered_name() -> None:
+    seen = [observed("unpatched", UNPATCHED), observed("patched", PATCHED)]
+    made = document(plan(), seen, [*(o.record for o in seen), record("patched", 1, "lost", attempt=2)])
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+    assert made["seeds"] == [1] and made["lost_attempts"] == 1
+    for o in seen:
+        metrics = made["arms"][o.record.arm]["metrics"]
+        for metric in METRICS:
+            value = metric.value(o.measurement)
+            if value is None:
+                assert metric.name not in metrics
+                continue
+            assert metrics[metric.name] == {
+                "title": metric.title,
+                "unit": metric.unit,
+                "better": metric.better,
+                "values": {"1": value},
+                "median": value,
+            }
+    assert made["provenance"]["logs"] == {
+        "unpatched seed 1": "hash of unpatched 1",
+        "patched seed 1": "hash of patched 1",
+    }
+
+
+def test_what_a_kernel_does_not_count_is_not_in_the_document() -> None:
+    plain = replace(parse(UNPATCHED), counters={"allocstall_normal": 3})
+    made = document(plan(["unpatched"]), [Observation(record("unpatched", 1), plain)], [])
+    metrics = made["arms"]["unpatched"]["metrics"]
+    assert metrics["direct_reclaims"]["values"] == {"1": 3}
+    assert not {"tries", "misses", "misses_per_try", "captures", "oom_kills"} & set(metrics)
+    assert "order-0 tries" not in shown(made)
+
+
+def test_the_document_shows_the_first_misses_and_counts_all() -> None:
+    made = document(plan(["unpatched"]), [observed("unpatched", UNPATCHED)], [])
+    trace = made["arms"]["unpatched"]["trace"]
+    assert trace["count"] == len(parse(UNPATCHED).misses) > len(trace["first"]) == TRACE_LINES
+    assert trace["first"][0] == "progress 49, order 0, pid 92, comm mmap_test"
+
+
+def test_stages_are_averages_over_the_seeds_that_take_part() -> None:
+    rows = [record("a", 1, stages={"boot": 1.0}), record("a", 2, stages={"boot": 2.0})]
+    failed = record("a", 3, "hang", "boot", stages={"boot": 120.0})
+    seen = [Observation(row, parse(PATCHED)) for row in [*rows, failed]]
+    assert document(plan(["a"], 3), seen, [])["wall_seconds"] == {"boot": 1.5}
+
+
+def test_before_anything_has_ended_there_is_a_document() -> None:
+    made = document(plan(seeds=2), [], [])
+    assert made["trials"] == {"planned": 4, "ended": 0} and made["seeds"] == []
+    assert "0 of 4 trials have run so far" in shown(made)
+
+
+# --- hostile words --------------------------------------------------------------------------------
+
+HOSTILE = [
+    "[bold]x[/bold] [/nothing] [link=file:///etc/passwd]y[/link]",
+    "a | b || c",
+    "`code` ``` ~~~ ~~gone~~",
+    "\x1b[2J\x1b]0;title\x07\x9b31m",
+    "back\b\b\b\rover\x0b\x0c\x00",
+    "<script>alert(1)</script> <!-- &lt; -->",
+    "![image](http://h/x.png) [link](http://h) $x^2$",
+    "*a* **b** _c_ __d__ # e \\ \\\\",
+    "line\u2028paragraph\u2029next\x85end \u202egnp.exe\u200b \ufeff",
+    ":smile: :warning:",
+    "\ud800",
+]
+hostile_words = pytest.mark.parametrize("words", HOSTILE, ids=lambda words: ascii(words)[:24])
+
+
+def said_by_a_guest(words: str) -> Any:
+    """A result in which a guest says this wherever its words can come through."""
+    made = stored()
+    made["excluded"] = [{"arm": "patched", "seed": 4, "outcome": "failed", "reason": words}]
+    made["arms"]["unpatched"]["trace"]["first"] = [f"progress 1, order 0, pid 2, comm {words}"]
+    made["provenance"]["accelerator"]["reason"] = words
+    return made
+
+
+@hostile_words
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_obeys_nothing_that_a_guest_says(words: str, terminal: bool) -> None:
+    found = shown(said_by_a_guest(words), width=400, terminal=terminal)
+    # Bold is what the report itself asks for.
+    plain = re.sub(r"\x1b\[(?:0|1)m", "", found) if terminal else found
+    assert all(char.isprintable() or char == "\n" for char in plain)
+    assert plain.count(text.visible(words)) == 3
+
+
+@given(st.text())
+@example("\x1b")
+def test_visible_text_is_printable_and_else_as_it_was(words: str) -> None:
+    assert all(char.isprintable() or char in "\n\t" for char in text.visible(words))
+    if all(char.isprintable() for char in words):
+        assert text.visible(words) == words
+
+
+def test_visible_text_shows_what_was_there() -> None:
+    assert text.visible("a\x1b[1mb\r\x9b\u202e\ud800\tc\n") == "a\\x1b[1mb\\r\\x9b\\u202e\\ud800\tc\n"
+
+
+MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+
+
+def spoken(token: Token) -> str:
+    """What a reader sees of a paragraph."""
+    return "".join(child.content for child in token.children or [])
+
+
+def kinds(tokens: list[Token]) -> list[str]:
+    return [token.type for token in tokens] + [
+        kind for t in tokens if t.children for kind in kinds(t.children)
+    ]
+
+
+def check_markdown(words: str) -> None:
+    made = said_by_a_guest(words)
+    tokens = MARKDOWN.parse(text.markdown(made))
+    # No kind of element that a harmless report does not have, and as many of each.
+    assert kinds(tokens) == kinds(MARKDOWN.parse(text.markdown(said_by_a_guest("words"))))
+    lines = [spoken(token) for token in tokens if token.type == "inline"]
+    assert f"not in the numbers: patched seed 4: failed: {text.visible(words)}" in lines
+    assert f"acceleration: tcg ({text.visible(words)})" in lines
+    fences = [token.content for token in tokens if token.type == "fence"]
+    assert fences == [f"progress 1, order 0, pid 2, comm {text.visible(words)}\n"]
+
+
+@hostile_words
+def test_markdown_shows_what_a_guest_says_and_does_not_obey_it(words: str) -> None:
+    check_markdown(words)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("ab1 \\`*_|<>[]()#~&$!-+.:;/\"'{}=^@\x1b\r\u2028"), min_size=1, max_size=20))
+def test_markdown_shows_anything(words: str) -> None:
+    check_markdown(words.strip() or "x")
+
+
+def test_a_cell_with_a_bar_stays_one_cell() -> None:
+    made = stored()
+    made["arms"]["patched"]["metrics"]["tries"]["title"] = "a | b"
+    made["arms"]["unpatched"]["metrics"]["tries"]["title"] = "a | b"
+    tokens = MARKDOWN.parse(text.markdown(made))
+    assert kinds(tokens).count("td_open") == 4 * len(list(text.rows(made)))
+    assert "a | b" in [spoken(token) for token in tokens if token.type == "inline"]
