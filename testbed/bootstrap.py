@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from testbed import doctor, process
-from testbed.errors import HostError, TestbedError
+from testbed.doctor import Need
+from testbed.errors import HostError, Interrupted, TestbedError
 from testbed.paths import REPOSITORY, cache_directory
 
 INSTALL_SECONDS = 1800.0
@@ -34,35 +35,62 @@ def main(arguments: Sequence[str]) -> int:
     except TestbedError as failed:
         print(f"set-up: {failed}", file=sys.stderr)
         return failed.exit_status
+    except KeyboardInterrupt:
+        _say("stopped")
+        return Interrupted.exit_status
     return 0
 
 
 def _system_packages() -> None:
-    needs = [need for need in doctor.examine(cache_directory()) if need.problem]
+    needs = _missing()
     if not needs:
         return
     _say("missing: " + ", ".join(f"{need.name} ({need.problem})" for need in needs))
-    distribution = doctor.family()
-    command = doctor.install_command(needs, distribution) if distribution else []
-    if command:
-        _install(command)
-        needs = [need for need in doctor.examine(cache_directory()) if need.problem]
-    if needs:
-        lines = ["; ".join(filter(None, [f"{need.name}: {need.problem}", need.remedy])) for need in needs]
+    if distribution := doctor.family():
+        _install(needs, distribution)
+    left = [need for need in _missing() if not need.optional]
+    if left:
+        lines = ["; ".join(filter(None, [f"{need.name}: {need.problem}", need.remedy])) for need in left]
         raise HostError("this machine lacks what cannot be installed:\n  " + "\n  ".join(lines))
 
 
-def _install(command: list[str]) -> None:
+def _missing() -> list[Need]:
+    """What is missing that a package would bring, or that nothing can do without."""
+    needs = doctor.examine(cache_directory())
+    return [need for need in needs if need.problem and (need.packages or not need.optional)]
+
+
+def _install(needs: Sequence[Need], distribution: str) -> None:
+    """Install the packages of what is missing; optional ones only where the distribution has them."""
+    if all(need.optional and not _is_known(need, distribution) for need in needs):
+        return
     prefix = _become_root()
     if prefix is None:
-        raise HostError("system packages are missing and only root may install them; run:", _sudo(command))
-    environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
-    if command[0] == "apt-get":
+        needs = [need for need in needs if not need.optional or _is_known(need, distribution)]
+        if command := doctor.install_command(needs, distribution):
+            raise HostError(
+                "system packages are missing and only root may install them; run:", _sudo(command)
+            )
+        return
+    prefix += ["env", "DEBIAN_FRONTEND=noninteractive"]
+    if distribution == "debian":
         # On a fresh machine the lists of packages are empty or old.
-        update = [*prefix, *environment, "apt-get", "update", "-qq"]
+        update = [*prefix, "apt-get", "update", "-qq"]
         process.run(update, timeout=INSTALL_SECONDS, error=HostError)
-    _say("installing: " + process.pasteable(command))
-    process.run([*prefix, *environment, *command], timeout=INSTALL_SECONDS, error=HostError)
+    needs = [need for need in needs if not need.optional or _is_known(need, distribution)]
+    if command := doctor.install_command(needs, distribution):
+        _say("installing: " + process.pasteable(command))
+        # A fresh machine may still be upgrading itself: wait for it.
+        patience = ["-o", "DPkg::Lock::Timeout=600"] if distribution == "debian" else []
+        process.run([*prefix, *command, *patience], timeout=INSTALL_SECONDS, error=HostError)
+
+
+def _is_known(need: Need, distribution: str) -> bool:
+    """Whether the distribution has an optional package; one unknown name would stop the others."""
+    if distribution != "debian":
+        return distribution in need.packages
+    show = ["apt-cache", "show", need.packages.get("debian", "")]
+    return process.run(show, timeout=60, error=HostError, check=False).returncode == 0
 
 
 def _become_root() -> list[str] | None:
@@ -92,7 +120,8 @@ def _virtual_environment(lock: Path) -> None:
     if have in (wanted[lock.name], wanted["requirements-dev.txt"]):
         return
     _say(f"installing the Python packages of {lock.name} into .venv")
-    if not ours:
+    # Without a stamp somebody stopped us, perhaps before there was pip in it.
+    if not have:
         shutil.rmtree(VENV, ignore_errors=True)
         process.run([sys.executable, "-m", "venv", VENV], timeout=INSTALL_SECONDS, error=HostError)
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]

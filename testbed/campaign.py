@@ -3,20 +3,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import SpecError
+from testbed import process
+from testbed.errors import HostError, SpecError
 from testbed.guest import accel, image
 from testbed.guest.machine import qemu_version
 from testbed.guest.shape import Shape
 from testbed.kernel import build, source
-from testbed.kernel.build import Kernel
+from testbed.kernel.build import Kernel, Plan
+from testbed.paths import REPOSITORY
 from testbed.spec import Experiment
 from testbed.trial import Trial, run_command, set_up_commands
 
@@ -31,21 +35,26 @@ class Campaign:
     document: Mapping[str, Any]
 
 
-def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
-    """The kernel of every arm, built unless it is in the cache.
+def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Plan]:
+    """What every arm's kernel is to be made of. Raises SpecError naming the key.
 
-    All arms are checked before the first is built, so that a patch that does not apply costs nothing.
+    All arms are checked before any is built, so that a patch that does not apply costs nothing.
     """
-    try:
-        tree = source.resolve(experiment.kernel, cache, progress)
-        plans = {
-            name: build.plan(tree, experiment.kernel.config, arm, cache)
-            for name, arm in experiment.arms.items()
-        }
-    except SpecError as bad:
-        bad.message = f"{experiment.name}: {bad.message}"
-        raise
-    return {name: build.build(plan, progress=progress) for name, plan in plans.items()}
+    tree = source.resolve(experiment.kernel, cache, progress)
+    made = {}
+    for name, arm in experiment.arms.items():
+        try:
+            made[name] = build.plan(tree, experiment.kernel.config, arm, cache)
+        except SpecError as bad:
+            bad.message = f"arms.{name}: {bad.message}"
+            raise
+    return made
+
+
+def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
+    """The kernel of every arm, built unless it is in the cache. Raises SpecError, BuildError."""
+    planned = plans(experiment, cache, progress)
+    return {name: build.build(plan, progress=progress) for name, plan in planned.items()}
 
 
 def prepare(
@@ -58,7 +67,8 @@ def prepare(
 
     Raises SpecError, HostError, BuildError; Interrupted when `cancel` is set.
     """
-    built = kernels(experiment, cache, progress)
+    planned = plans(experiment, cache, progress)
+    built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
     initramfs = image.build(cache)
     guest = experiment.guest
     first = next(iter(built.values()))
@@ -66,7 +76,7 @@ def prepare(
     chosen = accel.choose(experiment.accel, shape, first.vmlinux, initramfs.path, cache, cancel=cancel)
     progress(f"acceleration: {chosen.name} ({chosen.reason})")
     shape = Shape(chosen.name, guest.vcpus, guest.boot_memory)
-    version = qemu_version()
+    version, cores, release = qemu_version(), len(os.sched_getaffinity(0)), platform.release()
     trials = tuple(
         Trial(
             arm=arm,
@@ -79,7 +89,7 @@ def prepare(
             guest=guest,
             workload=experiment.workload,
             deadlines=experiment.deadlines,
-            environment=(version, host_cpu()),
+            environment=(version, host_cpu(), f"{cores} cores", f"Linux {release}"),
         )
         for arm, kernel in built.items()
         for seed in range(1, experiment.seeds + 1)
@@ -89,7 +99,8 @@ def prepare(
         "experiment": experiment.model_dump(mode="json"),
         "trials": {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials},
         "provenance": {
-            "kernels": {arm: _kernel_facts(kernel) for arm, kernel in built.items()},
+            "kernels": {arm: _kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
+            "testbed": own_version(),
             "initramfs": {"sha256": initramfs.sha256},
             "qemu": version,
             "accelerator": {"name": chosen.name, "reason": chosen.reason},
@@ -100,8 +111,8 @@ def prepare(
             ],
             "host": {
                 "cpu": host_cpu(),
-                "cores": len(os.sched_getaffinity(0)),
-                "kernel": platform.release(),
+                "cores": cores,
+                "kernel": release,
                 "machine": platform.machine(),
             },
         },
@@ -109,15 +120,28 @@ def prepare(
     return Campaign(trials, document)
 
 
-def _kernel_facts(kernel: Kernel) -> dict[str, Any]:
+def _kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
     return {
         "source": kernel.source,
+        "source_identity": plan.source.identity,
         "release": kernel.release,
         "patches": list(kernel.patches),
+        "patches_sha256": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+        "config_sha256": hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
         "build_key": kernel.key,
         "vmlinux_sha256": kernel.vmlinux_sha256,
         "tools": list(kernel.tools),
     }
+
+
+def own_version() -> str:
+    """The commit of this checkout, with `-dirty` when it was changed; else the package's version."""
+    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = process.run(describe, timeout=20, error=HostError, check=False)
+    except HostError:
+        return metadata.version("testbed")
+    return done.stdout.decode().strip() or metadata.version("testbed")
 
 
 def host_cpu() -> str:

@@ -14,11 +14,12 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ from testbed import campaign, doctor, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
-from testbed.errors import HostError, Interrupted, SpecError, TestbedError
+from testbed.errors import GuestLost, HostError, Interrupted, SpecError, TestbedError
 from testbed.guest import accel, image, terminal
 from testbed.guest.machine import Guest
 from testbed.guest.shape import Shape
 from testbed.paths import cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
-from testbed.record import Record, final
+from testbed.record import LOST, MEASURED, Record, final
 from testbed.report import text
 from testbed.report.document import document
 from testbed.spec import Experiment
@@ -129,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(word: str) -> int:
-    if not word.isdigit() or int(word) == 0:
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 on")
+    if not re.fullmatch("0*[1-9][0-9]{0,5}", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to 999999")
     return int(word)
 
 
@@ -143,12 +144,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    print(_execute(arguments))
-    return OK
+    directory = _execute(arguments)
+    print(directory)
+    return _status(_observations(directory)[1])
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    with Watcher() as watcher:
+    with Watcher() as watcher, _naming(arguments.experiment):
         built = campaign.kernels(_experiment(arguments), cache_directory(), watcher.note)
     for arm, kernel in built.items():
         print(f"{arm}\t{kernel.vmlinux}")
@@ -162,7 +164,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         raise SpecError(f"{arguments.experiment}: there is no arm `{arm}`: {', '.join(experiment.arms)}")
     experiment = experiment.model_copy(update={"arms": {arm: experiment.arms[arm]}})
     cache, settings = cache_directory(), experiment.guest
-    with Watcher() as watcher:
+    with Watcher() as watcher, _naming(arguments.experiment):
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
         initramfs = image.build(cache)
         shape = Shape("kvm", settings.vcpus, settings.boot_memory)
@@ -227,11 +229,22 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     return experiment.model_copy(update={name: value for name, value in options.items() if value is not None})
 
 
+@contextlib.contextmanager
+def _naming(experiment: Path) -> Iterator[None]:
+    """Name the file in what is found wrong with an experiment when its kernels are made."""
+    try:
+        yield
+    except SpecError as bad:
+        if not bad.message.startswith(str(experiment)):
+            bad.message = f"{experiment}: {bad.message}"
+        raise
+
+
 def _execute(arguments: argparse.Namespace) -> Path:
     """Run what is missing of an experiment; return its result directory."""
     experiment = _experiment(arguments)
     directory: Path = arguments.results or Path("results") / experiment.name
-    with Watcher() as watcher:
+    with Watcher() as watcher, _naming(arguments.experiment):
         ready = campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
         # Only now: an experiment that cannot run moves nothing.
         if arguments.fresh and (old := store.set_aside(directory)):
@@ -244,10 +257,11 @@ def _execute(arguments: argparse.Namespace) -> Path:
 
 
 def _observations(directory: Path) -> tuple[Any, list[Observation], list[Record]]:
-    """The plan, the trials of it that have ended, and the records of all attempts."""
+    """The plan, the trials of it that have ended, and the records of all their attempts."""
     with Ledger.open(directory) as ledger:
-        plan, records = ledger.plan(), ledger.records()
-        chosen = [record for trial, record in final(records).items() if trial in plan["trials"]]
+        plan = ledger.plan()
+        records = [record for record in ledger.records() if record.trial in plan["trials"]]
+        chosen = final(records).values()
         return plan, [Observation(record, parse(ledger.log(record))) for record in chosen], records
 
 
@@ -269,7 +283,15 @@ def _show(directory: Path, form: str) -> int:
         _tell(f"also in {directory}/report.json and report.md; raw console logs in {directory}/logs")
     else:
         print(as_json if form == "json" else as_markdown, end="")
-    return OK if result["seeds"] else NOTHING_TO_COMPARE
+    return OK if result["seeds"] else max(_status(observations), NOTHING_TO_COMPARE)
+
+
+def _status(observations: Sequence[Observation]) -> int:
+    """The exit status for trials of which the report can say nothing more."""
+    outcomes = {observation.record.outcome for observation in observations}
+    if outcomes == {LOST}:
+        return GuestLost.exit_status
+    return OK if MEASURED in outcomes else NOTHING_TO_COMPARE
 
 
 def _replace(path: Path, content: str) -> None:

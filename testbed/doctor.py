@@ -41,6 +41,8 @@ class Need:
     problem: str | None
     packages: Mapping[str, str]
     remedy: str = ""
+    # Whether set-up can go on without: there is another way, or it may do all the same.
+    optional: bool = False
 
 
 def examine(cache: Path) -> list[Need]:
@@ -163,7 +165,8 @@ def _source() -> Need:
         None if found else "not in /usr/src",
         # Other distributions do not package it: an experiment can name a tarball or a git tree.
         {"debian": "linux-source-6.1"} if family() in ("debian", None) else {},
-        "elsewhere, give `kernel: {tarball: ...}`, `{git: ...}` or `{tree: ...}` in the experiment",
+        "without it, give `kernel: {tarball: ...}`, `{git: ...}` or `{tree: ...}` in the experiment",
+        optional=True,
     )
 
 
@@ -173,7 +176,7 @@ def _disk(cache: Path) -> Need:
     problem = f"{free >> 20} MiB free, {DISK_BYTES >> 20} needed" if free < DISK_BYTES else None
     if not os.access(there, os.W_OK):
         problem = f"{there} is not writable"
-    return Need(f"room in {cache}", problem, {}, "set XDG_CACHE_HOME to a directory with room")
+    return Need(f"room in {cache}", problem, {}, "set XDG_CACHE_HOME to a directory with room", True)
 
 
 def _memory() -> Need:
@@ -182,8 +185,8 @@ def _memory() -> Need:
             free = int(line.split()[1]) << 10
             short = f"{free >> 20} MiB available, {MEMORY_BYTES >> 20} needed"
             problem = short if free < MEMORY_BYTES else None
-            return Need("memory for a guest", problem, {}, "end other programs")
-    return Need("memory for a guest", "/proc/meminfo does not tell", {}, "this runs on Linux only")
+            return Need("memory for a guest", problem, {}, "end other programs", True)
+    return Need("memory for a guest", "/proc/meminfo does not tell", {}, "this runs on Linux only", True)
 
 
 def _lines(path: Path) -> list[str]:

@@ -118,7 +118,7 @@ def spawn(
 def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
     """Make sure that a child and what it started in its session are gone: TERM, then KILL, then wait."""
     if child.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(grace)

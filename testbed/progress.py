@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
-from testbed.record import LOST, MEASURED, Record
+from testbed.record import LOST, Record
 from testbed.report.text import visible
 
 
@@ -38,6 +38,7 @@ class Watcher:
         )
         self._task: TaskID | None = None
         self._began = time.monotonic()
+        self._told: set[tuple[str, str]] = set()
         self._planned = self._ended = self._already = self._lost = 0
 
     def __enter__(self) -> Watcher:
@@ -72,10 +73,13 @@ class Watcher:
         line = (
             f"[{done}/{self._planned}] {record.arm} seed {record.seed}: {record.outcome} in {seconds:.1f} s"
         )
-        if record.outcome != MEASURED:
-            line += ": " + record.detail.split("\n")[0]
         left = self._left()
-        self._print(line + (f"; {left}" if left else ""))
+        told, _, rest = record.detail.partition("\n")
+        self._print("; ".join(filter(None, [f"{line}: {told}" if told else line, left])))
+        # The first of a kind with all that is known of it: the console's tail, the command.
+        if rest and (record.arm, record.outcome) not in self._told:
+            self._told.add((record.arm, record.outcome))
+            self._print(rest)
         self._show("trials", total=self._planned, completed=done, left=left)
 
     def _left(self) -> str:

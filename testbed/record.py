@@ -15,7 +15,7 @@ class Record:
     """What became of one attempt at one trial.
 
     `outcome` is `measured`, `lost` (infrastructure) or how the workload failed: `oom`, `panic`, `hang`,
-    `flood`, `failed`. Memory is in bytes, stages in seconds of wall time.
+    `flood`, `failed`. Memory is in bytes, stages in seconds of wall time; `started` is UTC, ISO 8601.
     """
 
     trial: str
@@ -27,6 +27,7 @@ class Record:
     memory: Mapping[str, int]
     stages: Mapping[str, float]
     command_line: str
+    started: str = field(default="")
     log_sha256: str = field(default="")
 
     @property

@@ -157,6 +157,10 @@ class DeadlineSpec(Model):
     workload: Annotated[float, Field(gt=0)] = 180.0
 
 
+# What a workload may need beside its own time, to fill memory and to send its results.
+MARGIN_SECONDS = 30.0
+
+
 class Experiment(Model):
     """A comparison of kernels: the same trials, in the same guests, over the same seeds."""
 
@@ -169,6 +173,16 @@ class Experiment(Model):
     seeds: Annotated[int, Field(ge=1, le=100000)] = 5
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     deadlines: DeadlineSpec = DeadlineSpec()
+
+    @model_validator(mode="after")
+    def _workload_has_time(self) -> Experiment:
+        needed = self.workload.mmap_test.seconds + MARGIN_SECONDS
+        if self.deadlines.workload < needed:
+            raise ValueError(
+                f"deadlines.workload: {self.deadlines.workload:g} s is too short for a workload of "
+                f"{self.workload.mmap_test.seconds:g} s; give at least {needed:g}"
+            )
+        return self
 
 
 def load(path: Path) -> Experiment:

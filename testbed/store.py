@@ -15,12 +15,13 @@ import hashlib
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import StoreError
+from testbed.errors import SpecError, StoreError
 from testbed.record import Record
 
 SCHEMA = 1
@@ -56,11 +57,7 @@ class Ledger:
         with contextlib.ExitStack() as stack:
             with _translated(directory):
                 (directory / "logs").mkdir(parents=True, exist_ok=True)
-                lock = stack.enter_context((directory / ".lock").open("w"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as held:
-                    raise StoreError(f"{directory}: another testbed is writing to this result") from held
+                stack.enter_context(_locked(directory))
                 db = stack.enter_context(contextlib.closing(sqlite3.connect(directory / LEDGER)))
                 db.execute("PRAGMA synchronous = FULL")
                 if db.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -71,10 +68,13 @@ class Ledger:
     @classmethod
     @contextlib.contextmanager
     def open(cls, directory: Path) -> Iterator[Ledger]:
-        """The ledger of a finished or running experiment, to read. Raises StoreError."""
+        """The ledger of a finished or running experiment, to read.
+
+        Raises SpecError when there is none, StoreError when it cannot be read.
+        """
         path = directory / LEDGER
         if not path.is_file():
-            raise StoreError(f"{directory}: not a result directory: there is no {LEDGER} in it")
+            raise SpecError(f"{directory}: not a result directory: there is no {LEDGER} in it")
         with contextlib.ExitStack() as stack:
             with _translated(directory):
                 uri = f"{path.resolve().as_uri()}?mode=ro"
@@ -127,7 +127,7 @@ class Ledger:
         path = self.directory / "logs" / record.log_name
         try:
             log = gzip.decompress(path.read_bytes())
-        except (OSError, EOFError, gzip.BadGzipFile) as unreadable:
+        except (OSError, EOFError, zlib.error) as unreadable:
             raise StoreError(f"{path}: cannot be read: {unreadable}") from unreadable
         if hashlib.sha256(log).hexdigest() != record.log_sha256:
             raise StoreError(f"{path}: not the log that was recorded: its hash differs")
@@ -139,14 +139,31 @@ class Ledger:
 
 
 def set_aside(directory: Path) -> Path | None:
-    """Move a result out of the way, to the next free `NAME.N`; None when there is none."""
+    """Move a result out of the way, to the next free `NAME.N`; None when there is none.
+
+    Raises StoreError while somebody writes to it.
+    """
     if not directory.exists():
         return None
+    if directory.name in ("", ".."):
+        directory = directory.resolve()
     number = 1
     while (target := directory.with_name(f"{directory.name}.{number}")).exists():
         number += 1
-    directory.rename(target)
+    with _translated(directory), _locked(directory):
+        directory.rename(target)
     return target
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Be the only one who writes; the lock goes with the process, however it ends."""
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise StoreError(f"{directory}: another testbed is writing to this result") from held
+        yield
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import hashlib
 import json
@@ -29,7 +30,7 @@ CHUNK_PAGES = 64
 
 @dataclass(frozen=True)
 class Trial:
-    """All that a trial needs. Trials with equal ids would do the same on the same host."""
+    """All that a trial needs. Trials with equal ids would do the same."""
 
     arm: str
     seed: int
@@ -41,13 +42,13 @@ class Trial:
     guest: GuestSpec
     workload: WorkloadSpec
     deadlines: DeadlineSpec
-    # What else numbers depend on: the version of QEMU, the host's CPU.
+    # What else numbers depend on: the version of QEMU, the host.
     environment: tuple[str, ...]
     qemu: str = field(default=QEMU)
 
     @functools.cached_property
     def id(self) -> str:
-        """A hash of everything that can change a number; neither paths nor deadlines."""
+        """A hash of everything that can change what comes of it; paths cannot."""
         identity = {
             "arm": self.arm,
             "seed": self.seed,
@@ -56,6 +57,7 @@ class Trial:
             "shape": dataclasses.asdict(self.shape),
             "guest": self.guest.model_dump(mode="json"),
             "workload": self.workload.model_dump(mode="json"),
+            "deadlines": self.deadlines.model_dump(mode="json"),
             "environment": self.environment,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -95,10 +97,11 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, by
     stages: dict[str, float] = {}
     outcome, detail = MEASURED, ""
     guest = Guest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu, cancel=cancel)
+    started = datetime.datetime.now(datetime.UTC)
     try:
-        with guest:
+        with guest, guest.explained():
             end = _drive(guest, trial, memory, stages)
-        _judge(parse(guest.log), end)
+            _judge(parse(guest.log), end)
     except GuestFailed as failed:
         outcome, detail = failed.outcome, str(failed)
     except GuestError as lost:
@@ -113,6 +116,7 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, by
         memory=memory,
         stages=stages,
         command_line=guest.command_line,
+        started=started.isoformat(timespec="seconds"),
     )
     return record, guest.log
 
@@ -135,6 +139,11 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], stages: dict[str,
     mark = guest.command("memory", "memory")
     memory["total"] = int(mark.fields["total_kb"]) * 1024
     memory["free"] = int(mark.fields["free_kb"]) * 1024
+    if memory["total"] > memory["balloon"]:
+        raise GuestFailed(
+            f"the balloon was inflated to {memory['balloon'] >> 10} KiB, but the guest's MemTotal is "
+            f"{memory['total'] >> 10} KiB"
+        )
     for line in set_up_commands(trial.guest, workload):
         guest.command(line)
     line = run_command(workload, trial.guest.memory, trial.seed)
@@ -144,7 +153,7 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], stages: dict[str,
 
 def _judge(measurement: Measurement, end: Mark) -> None:
     """Raise unless the workload did its work and all its results arrived."""
-    if measurement.counters and measurement.counters.get("oom_kill"):
+    if measurement.oom_victims or (measurement.counters and measurement.counters.get("oom_kill")):
         victims = ", ".join(measurement.oom_victims) or "a task"
         raise OutOfMemory(f"the OOM killer took {victims}")
     if end.fields.get("status") != "0":

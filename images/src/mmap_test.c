@@ -335,7 +335,7 @@ static void parse(struct options *o, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	struct options o;
-	int ready[2], go[2], running;
+	int ready[2], go[2], running, failed = 0;
 	char byte;
 
 	parse(&o, argc, argv);
@@ -368,9 +368,11 @@ int main(int argc, char **argv)
 	close(go[1]);
 	for (int i = 0; i < o.tasks; i++)
 		waitpid(tasks[i].pid, &tasks[i].status, 0);
+	for (int i = 0; i < o.tasks; i++)
+		failed |= tasks[i].status;
 	snapshot(1);
 	write_trace("tracing_on", "0", 0);
 	write_snapshots();
 	write_tasks(&o, tasks);
-	return 0;
+	return !!failed;
 }

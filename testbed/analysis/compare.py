@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """From parsed trials to a comparison: the values of every seed, per arm and metric. Pure.
 
-This is the seam for statistics: `Comparison.arms[arm].values[metric][seed]`.
+This is the seam for statistics: `Comparison.arms[arm].values[metric][seed]`, of which the seeds in
+`Comparison.seeds` are paired.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class Observation:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm. `values`: metric -> seed -> value; `memory`: seed -> the guest's MemTotal in bytes."""
+    """One arm. `values`: metric -> seed -> value, of every seed that this arm has measured.
+
+    Of the comparison's seeds only: `memory`, seed -> the guest's MemTotal in bytes, and `misses`.
+    """
 
     name: str
     values: Mapping[str, Mapping[int, float]]
@@ -50,7 +54,7 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of the experiment, over the seeds that every arm has measured."""
+    """Arms in the order of the experiment; `seeds` are those that every arm has measured."""
 
     arms: Mapping[str, Arm]
     seeds: tuple[int, ...]
@@ -79,7 +83,9 @@ def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Co
         else:
             seeds.append(seed)
     return Comparison(
-        arms={name: _arm(name, seeds, by_seed, observations) for name in arm_names},
+        arms={
+            name: _arm(name, seeds, [o for o in observations if o.record.arm == name]) for name in arm_names
+        },
         seeds=tuple(seeds),
         excluded=tuple(excluded),
     )
@@ -103,22 +109,19 @@ def _differ(totals: Mapping[str, int]) -> bool:
     return max(totals.values()) - min(totals.values()) > MEMORY_TOLERANCE * max(totals.values())
 
 
-def _arm(
-    name: str,
-    seeds: Sequence[int],
-    by_seed: Mapping[int, Mapping[str, Observation]],
-    observations: Sequence[Observation],
-) -> Arm:
+def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -> Arm:
+    measured = [o for o in observations if o.record.outcome == MEASURED]
     values: dict[str, dict[int, float]] = {}
     for metric in METRICS:
-        found = {seed: metric.value(by_seed[seed][name].measurement) for seed in seeds}
-        values[metric.name] = {seed: value for seed, value in found.items() if value is not None}
+        telling = observations if metric.of_failures else measured
+        found = {o.record.seed: metric.value(o.measurement) for o in telling if o.record.outcome != LOST}
+        values[metric.name] = {seed: value for seed, value in sorted(found.items()) if value is not None}
     return Arm(
         name=name,
         values=values,
-        memory={seed: by_seed[seed][name].record.memory["total"] for seed in seeds},
-        misses=tuple(miss for seed in seeds for miss in by_seed[seed][name].measurement.misses),
-        outcomes=Counter(o.record.outcome for o in observations if o.record.arm == name),
+        memory={o.record.seed: o.record.memory["total"] for o in measured if o.record.seed in seeds},
+        misses=tuple(miss for o in measured if o.record.seed in seeds for miss in o.measurement.misses),
+        outcomes=Counter(o.record.outcome for o in observations),
     )
 
 

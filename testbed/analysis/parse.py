@@ -90,8 +90,8 @@ class Measurement:
 
     @property
     def complete(self) -> bool:
-        """Whether everything that the metrics need is there."""
-        return self.workload is not None and self.counters is not None
+        """Whether everything that a workload leaves has arrived, and whole."""
+        return self.workload is not None and self.counters is not None and not self.problems
 
 
 def parse(log: bytes) -> Measurement:

@@ -50,9 +50,12 @@ def choose(
     try:
         refusal = json.loads(note.read_text())
     except (OSError, ValueError):
-        refusal = _kvm_refusal(probe, vmlinux, initramfs, qemu, cancel)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(refusal))
+        refusal = _refusal(probe, vmlinux, initramfs, qemu, cancel)
+        emulated = dataclasses.replace(probe, accel="tcg")
+        # Only a kernel that boots without KVM tells anything about KVM.
+        if refusal is None or _refusal(emulated, vmlinux, initramfs, qemu, cancel) is None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps(refusal))
     if refusal is None:
         return Accel("kvm", "a probe booted under KVM")
     if wanted == "kvm":
@@ -75,11 +78,11 @@ def _occasion(shape: Shape, vmlinux: Path, initramfs: Path, qemu: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _kvm_refusal(
+def _refusal(
     shape: Shape, vmlinux: Path, initramfs: Path, qemu: str, cancel: threading.Event | None
 ) -> str | None:
-    """Why a guest does not boot under KVM, in one line; None when it does."""
-    if not Path("/dev/kvm").exists():
+    """Why a guest of this shape does not boot, in one line; None when it does."""
+    if shape.accel == "kvm" and not Path("/dev/kvm").exists():
         return "there is no /dev/kvm"
     try:
         with Guest(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel) as guest:

@@ -48,7 +48,7 @@ class Guest:
         cancel: threading.Event | None = None,
     ) -> None:
         self.shape = shape
-        self.command_line = process.pasteable(by_hand(shape, qemu, vmlinux, initramfs))
+        self.command_line = ""
         self._files = (qemu, vmlinux, initramfs)
         self._cancel = cancel or threading.Event()
         self._log = b""
@@ -60,12 +60,13 @@ class Guest:
             self._stderr = stack.enter_context(tempfile.TemporaryFile())
             with theirs:
                 words = argv(self.shape, *self._files, theirs.fileno())
+                self.command_line = process.pasteable(words)
                 self._child = process.spawn(words, pass_fds=[theirs.fileno()], stderr=self._stderr)
             stack.callback(self._end_child)
             assert self._child.stdin and self._child.stdout
             self.console = Console(self._child.stdout, self._child.stdin, self._cancel)
             stack.callback(self._keep_log)
-            with self._explained():
+            with self.explained():
                 self.monitor = Monitor(ours)
             stack.callback(self.monitor.close)
             # From here on the guest answers for itself: leave() ends it.
@@ -89,14 +90,14 @@ class Guest:
 
     def boot(self, seconds: float) -> Mark:
         """Let it run, wait for init's `ready`: fields `release`, `cpus`."""
-        with self._explained():
+        with self.explained():
             self.monitor.execute("cont")
             return self._expect("ready", seconds, "boot")
 
     def balloon(self, size: int, seconds: float) -> int:
         """Shrink the guest's memory to `size` bytes; return what QEMU says it has then."""
         deadline = Deadline(seconds)
-        with self._explained():
+        with self.explained():
             self.monitor.execute("balloon", value=size)
             while (actual := int(self.monitor.execute("query-balloon")["actual"])) != size:
                 self.console.check_cancelled()
@@ -110,7 +111,7 @@ class Guest:
 
     def command(self, line: str, answer: str = "ok", seconds: float = COMMAND_SECONDS) -> Mark:
         """Give init a command, wait for its answer. Raises GuestFailed when init says `error`."""
-        with self._explained():
+        with self.explained():
             self.console.type(line)
             mark = self._expect(answer, seconds, f"`{line}`")
             if mark.name == "error":
@@ -127,11 +128,13 @@ class Guest:
             raise GuestLost(f"QEMU stopped the machine: {status}")
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Give every error of a guest the console's tail and the command to run it by hand."""
+    def explained(self) -> Iterator[None]:
+        """Give every error of a guest the console's tail and the command to run it by hand, once."""
         try:
             yield
         except GuestError as error:
+            if getattr(error, "__notes__", None):
+                raise
             cause = self._cause(error)
             cause.hint = "\n  ".join(
                 filter(
@@ -140,10 +143,11 @@ class Guest:
                         error.hint,
                         self._said(),
                         "the console's last lines:\n" + process.tail(self.log.decode(errors="replace")),
-                        "to run it by hand: " + self.command_line,
+                        "to run it by hand: " + process.pasteable(by_hand(self.shape, *self._files)),
                     ],
                 )
             )
+            cause.add_note("explained")
             raise cause from error
 
     def _cause(self, error: GuestError) -> GuestError:

@@ -3,6 +3,8 @@
 
     arms.ARM.metrics.NAME = {"unit", "better", "values": {SEED: value}, "median"}
 
+`values` has every seed that the arm has measured; `median` is over `seeds`, those of all arms.
+
 Names and units are those of the registry in analysis/metrics.py.
 """
 
@@ -31,7 +33,7 @@ def document(plan: Mapping[str, Any], observations: Sequence[Observation], attem
         "description": experiment["description"],
         "experiment": experiment,
         "seeds": list(comparison.seeds),
-        "arms": {name: _arm(arm) for name, arm in comparison.arms.items()},
+        "arms": {name: _arm(arm, comparison.seeds) for name, arm in comparison.arms.items()},
         "trials": {"planned": len(plan["trials"]), "ended": len(observations)},
         "lost_attempts": lost_attempts(attempts),
         "excluded": [asdict(exclusion) for exclusion in comparison.excluded],
@@ -39,12 +41,13 @@ def document(plan: Mapping[str, Any], observations: Sequence[Observation], attem
         "provenance": {
             **plan["provenance"],
             "logs": {f"{o.record.arm} seed {o.record.seed}": o.record.log_sha256 for o in observations},
-            "command_line": observations[0].record.command_line if observations else None,
+            "command_lines": {o.record.arm: o.record.command_line for o in observations},
+            "started": min((o.record.started for o in observations), default=None),
         },
     }
 
 
-def _arm(arm: Arm) -> dict[str, Any]:
+def _arm(arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "outcomes": dict(arm.outcomes),
         "memory_bytes": {str(seed): size for seed, size in arm.memory.items()},
@@ -54,7 +57,9 @@ def _arm(arm: Arm) -> dict[str, Any]:
                 "unit": metric.unit,
                 "better": metric.better,
                 "values": {str(seed): value for seed, value in arm.values[metric.name].items()},
-                "median": median(arm.values[metric.name]),
+                "median": median(
+                    {s: v for s, v in arm.values[metric.name].items() if s in seeds or metric.of_failures}
+                ),
             }
             for metric in METRICS
             if arm.values[metric.name]

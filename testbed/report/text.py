@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from testbed.record import MEASURED
 from testbed.spec import format_size
 
 NO_SEEDS = "no seed was measured in every arm"
@@ -36,18 +37,21 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def spread(metric: Mapping[str, Any] | None, divisor: float = 1.0) -> str:
-    """The median over seeds, and from where to where the seeds' values go."""
-    if metric is None:
+def spread(metric: Mapping[str, Any] | None, seeds: Sequence[int], divisor: float = 1.0) -> str:
+    """The median over the comparison's seeds, and from where to where their values go."""
+    if metric is None or metric["median"] is None:
         return "-"
-    values = [value / divisor for value in metric["values"].values()]
+    paired = [value for seed, value in metric["values"].items() if int(seed) in seeds]
+    values = [value / divisor for value in paired or metric["values"].values()]
     low, high = number(min(values)), number(max(values))
     return number(metric["median"] / divisor) + (f" [{low}-{high}]" if low != high else "")
 
 
 def change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
     """The change of the median in percent, where one direction is better than the other."""
-    if before is None or after is None or before["better"] == "neither":
+    if not before or not after or before["better"] == "neither":
+        return ""
+    if before["median"] is None or after["median"] is None:
         return ""
     if before["median"] == after["median"]:
         return "="
@@ -61,11 +65,11 @@ def rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
     for name in names:
         cells = [metrics.get(name) for metrics in arms]
         known = [cell for cell in cells if cell]
-        largest = max(cell["median"] for cell in known)
+        largest = max(cell["median"] or 0 for cell in known)
         units = _SHOWN.get(known[0]["unit"], ((1.0, ""),))
         divisor, unit = next((u for u in units if largest >= u[0]), units[-1])
         title = known[0]["title"] + (f" ({unit})" if unit else "")
-        row = [title, *(spread(cell, divisor) for cell in cells)]
+        row = [title, *(spread(cell, document["seeds"], divisor) for cell in cells)]
         yield [*row, change(*cells)] if len(arms) == 2 else row
 
 
@@ -100,6 +104,10 @@ def setting(document: Mapping[str, Any]) -> list[str]:
 def notes(document: Mapping[str, Any]) -> list[str]:
     """What a reader has to know beside the numbers."""
     lines = []
+    for name, arm in document["arms"].items():
+        if set(arm["outcomes"]) - {MEASURED}:
+            counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(arm["outcomes"].items()))
+            lines.append(f"outcomes of {name}: {counts}")
     trials = document["trials"]
     if trials["ended"] < trials["planned"]:
         lines.append(f"{trials['ended']} of {trials['planned']} trials have run so far")
@@ -114,6 +122,22 @@ def traces(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Per arm, a heading and the first lines of the misses, in the form of the 2010 mail."""
     for name, arm in document["arms"].items():
         yield f"{name}: {arm['trace']['count']} trace lines", arm["trace"]["first"]
+
+
+def provenance(document: Mapping[str, Any]) -> Iterator[str]:
+    """Where the numbers come from: versions, hashes and command lines."""
+    facts = document["provenance"]
+    for arm, kernel in facts["kernels"].items():
+        yield f"{arm}: vmlinux sha256 {kernel['vmlinux_sha256']}, {'; '.join(kernel['tools'])}"
+        yield f"{arm}: source {kernel['source_identity']}, configuration {kernel['config_sha256']}"
+        for patch, digest in kernel["patches_sha256"].items():
+            yield f"{arm}: patch {patch} sha256 {digest}"
+        if line := facts["command_lines"].get(arm):
+            yield f"{arm}: {line}"
+    host = facts["host"]
+    yield f"initramfs sha256 {facts['initramfs']['sha256']}"
+    yield f"{facts['qemu']}, on {host['cores']} x {host['cpu']}, Linux {host['kernel']}"
+    yield f"testbed {facts['testbed']}, first trial {facts['started']}"
 
 
 def render(document: Mapping[str, Any]) -> RenderableType:
@@ -149,6 +173,7 @@ def markdown(document: Mapping[str, Any]) -> str:
     for heading, trace in traces(document):
         lines += ["", f"{_escaped(heading)}", *(["", "```", *map(visible, trace), "```"] if trace else [])]
     lines += ["", *(f"- **{_escaped(line)}**" for line in notes(document))]
+    lines += ["", "## Provenance", "", *(f"- {_escaped(line)}" for line in provenance(document))]
     return "\n".join(lines).rstrip() + "\n"
 
 

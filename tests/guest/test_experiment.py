@@ -47,7 +47,7 @@ def test_the_patch_does_away_with_misses(
     unpatched, patched = (result["arms"][arm]["metrics"] for arm in ("unpatched", "patched"))
     assert unpatched["misses"]["values"]["1"] > 0
     assert patched["misses"]["values"]["1"] == 0
-    assert patched["captures_used"]["values"]["1"] == patched["tries"]["values"]["1"] > 0
+    assert 0 < patched["captures_used"]["values"]["1"] <= patched["tries"]["values"]["1"]
     assert unpatched["captures"]["values"]["1"] == 0
     # Counter and tracepoint agree.
     assert result["arms"]["unpatched"]["trace"]["count"] == unpatched["misses"]["values"]["1"]
@@ -98,8 +98,8 @@ def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:
         lab, tmp_path, guest={"swap": "0M"}, workload=workload(footprint=2, seconds=1)
     )
     assert record.outcome == "oom"
-    assert "mmap_test" in record.detail
-    assert measurement.counters["oom_kill"] >= 1
+    assert "the OOM killer took mmap_test" in record.detail
+    assert "mmap_test" in measurement.oom_victims
     assert any(task.signal == 9 for task in measurement.workload.tasks)
 
 

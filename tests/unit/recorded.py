@@ -36,6 +36,7 @@ def record(arm: str, seed: int, outcome: str = MEASURED, detail: str = "", **cha
         memory={"balloon": 128 * MiB, "total": 111378432, "free": 95023104},
         stages={"boot": 1.25, "balloon": 0.1, "workload": 17.0},
         command_line="qemu-system-x86_64 -m 512M",
+        started="2026-11-24T05:00:00+00:00",
     )
     return replace(made, **changes)
 
@@ -44,7 +45,24 @@ def plan(arms: Iterable[str] = ("unpatched", "patched"), seeds: int = 1) -> dict
     """A plan as campaign.prepare() writes it."""
     arms = list(arms)
     kernels = {
-        arm: {"source": "linux 6.1.192", "patches": [arm], "vmlinux_sha256": f"sha of {arm}"} for arm in arms
+        arm: {
+            "source": "linux 6.1.192",
+            "source_identity": "sha of the source",
+            "patches": [arm],
+            "patches_sha256": {arm: f"sha of {arm}.patch"},
+            "config_sha256": "sha of the configuration",
+            "vmlinux_sha256": f"sha of {arm}",
+            "tools": ["gcc 12.2.0", "GNU ld 2.40"],
+        }
+        for arm in arms
+    }
+    provenance = {
+        "kernels": kernels,
+        "accelerator": {"name": "tcg", "reason": "asked for"},
+        "initramfs": {"sha256": "sha of the initramfs"},
+        "qemu": "QEMU emulator version 7.2.22",
+        "host": {"cpu": "A CPU", "cores": 2, "kernel": "6.1.0", "machine": "x86_64"},
+        "testbed": "0123456789ab",
     }
     return {
         "schema": 1,
@@ -58,7 +76,7 @@ def plan(arms: Iterable[str] = ("unpatched", "patched"), seeds: int = 1) -> dict
         "trials": {
             f"{arm}-{seed}": {"arm": arm, "seed": seed} for arm in arms for seed in range(1, seeds + 1)
         },
-        "provenance": {"kernels": kernels, "accelerator": {"name": "tcg", "reason": "asked for"}},
+        "provenance": provenance,
     }
 
 

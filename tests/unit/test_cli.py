@@ -132,15 +132,15 @@ def test_every_verb_has_help(testbed: Testbed, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["report", "parse"])
-def test_a_directory_that_is_no_result_is_status_3(testbed: Testbed, tmp_path: Path, verb: str) -> None:
+def test_a_directory_that_is_no_result_is_status_2(testbed: Testbed, tmp_path: Path, verb: str) -> None:
     ran = testbed(verb, tmp_path)
     message = f"testbed: {tmp_path}: not a result directory: there is no ledger.sqlite in it\n"
-    assert ran == Ran(3, "", message)
+    assert ran == Ran(2, "", message)
 
 
-def test_a_result_that_is_not_there_is_status_3(testbed: Testbed) -> None:
+def test_a_result_that_is_not_there_is_status_2(testbed: Testbed) -> None:
     message = "testbed: results/none: not a result directory: there is no ledger.sqlite in it\n"
-    assert testbed("report", "results/none") == Ran(3, "", message)
+    assert testbed("report", "results/none") == Ran(2, "", message)
 
 
 def test_a_result_without_a_plan_is_status_3(testbed: Testbed, tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_the_status_is_that_of_the_process(tmp_path: Path) -> None:
     ran = process("report", tmp_path)
     message = f"testbed: {tmp_path}: not a result directory: there is no ledger.sqlite in it\n"
-    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", message)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", message)
 
 
 # The last is so short that it leaves Python's buffer only at the end.

@@ -244,7 +244,7 @@ def test_a_seed_takes_part_when_every_arm_has_measured_it() -> None:
         ],
     )
     assert comparison.seeds == (2, 10)
-    assert tries(comparison) == {"a": {2: 2, 10: 10}, "b": {2: 2, 10: 10}}
+    assert tries(comparison) == {"a": {2: 2, 3: 3, 10: 10}, "b": {2: 2, 10: 10}}
     told = {(e.arm, e.seed): (e.outcome, e.reason) for e in comparison.excluded}
     assert told == {
         ("b", 4): ("lost", "gone"),
@@ -253,10 +253,11 @@ def test_a_seed_takes_part_when_every_arm_has_measured_it() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["oom", "panic", "hang", "flood", "failed", "lost"])
-def test_a_seed_that_one_arm_failed_is_in_no_arms_numbers(outcome: str) -> None:
+def test_a_seed_that_one_arm_failed_is_not_compared(outcome: str) -> None:
     comparison = compare(["a", "b"], [seen("a", 1), seen("b", 1, outcome, "why\nand more")])
     assert comparison.seeds == ()
-    assert tries(comparison) == {"a": {}, "b": {}}
+    # What the other arm measured is kept; it is not paired.
+    assert tries(comparison) == {"a": {1: 1}, "b": {}}
     assert {(e.arm, e.outcome, e.reason) for e in comparison.excluded} == {
         ("b", outcome, "why"),
         ("a", "refused", "no measurement of arm b for this seed"),

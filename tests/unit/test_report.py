@@ -195,7 +195,7 @@ def cell(*values: float, better: str = "lower") -> dict[str, Any]:
     ],
 )
 def test_spreads(metric: dict[str, Any] | None, words: str) -> None:
-    assert text.spread(metric) == words
+    assert text.spread(metric, [1, 2, 3]) == words
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import StoreError
+from testbed.errors import SpecError, StoreError
 from testbed.record import LOST, MEASURED, final
 from testbed.store import LEDGER, Ledger, set_aside
 from tests.unit.recorded import REPOSITORY, record
@@ -103,7 +103,7 @@ def test_the_last_plan_counts_and_an_equal_one_is_not_kept_twice(tmp_path: Path)
 
 
 def test_a_directory_without_a_ledger_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="not a result directory"), Ledger.open(tmp_path):
+    with pytest.raises(SpecError, match="not a result directory"), Ledger.open(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
