@@ -60,6 +60,9 @@ class Interrupted(TestbedError):
 class GuestError(TestbedError):
     """A guest did not do what was asked of it."""
 
+    # Whether the hint has the console's tail and the command to run it by hand.
+    explained = False
+
 
 class GuestLost(GuestError):
     """The infrastructure failed (QEMU, QMP, host); the kernel under test is not to blame."""

@@ -69,7 +69,7 @@ class Guest:
             with self.explained():
                 self.monitor = Monitor(ours)
             stack.callback(self.monitor.close)
-            # From here on the guest answers for itself: leave() ends it.
+            # From here on __exit__ ends it.
             self._stack = stack.pop_all()
         return self
 
@@ -133,7 +133,7 @@ class Guest:
         try:
             yield
         except GuestError as error:
-            if getattr(error, "__notes__", None):
+            if error.explained:
                 raise
             cause = self._cause(error)
             cause.hint = "\n  ".join(
@@ -147,7 +147,7 @@ class Guest:
                     ],
                 )
             )
-            cause.add_note("explained")
+            cause.explained = True
             raise cause from error
 
     def _cause(self, error: GuestError) -> GuestError:
