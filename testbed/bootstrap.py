@@ -46,51 +46,32 @@ def _system_packages() -> None:
     if not needs:
         return
     _say("missing: " + ", ".join(f"{need.name} ({need.problem})" for need in needs))
-    if distribution := doctor.family():
-        _install(needs, distribution)
-    left = [need for need in _missing() if not need.optional]
-    if left:
-        lines = ["; ".join(filter(None, [f"{need.name}: {need.problem}", need.remedy])) for need in left]
+    distribution = doctor.family()
+    command = doctor.install_command(needs, distribution) if distribution else []
+    if distribution and command:
+        _install(command, distribution)
+        needs = _missing()
+    if needs:
+        lines = ["; ".join(filter(None, [f"{need.name}: {need.problem}", need.remedy])) for need in needs]
         raise HostError("this machine lacks what cannot be installed:\n  " + "\n  ".join(lines))
 
 
 def _missing() -> list[Need]:
-    """What is missing that a package would bring, or that nothing can do without."""
-    needs = doctor.examine(cache_directory())
-    return [need for need in needs if need.problem and (need.packages or not need.optional)]
+    return [need for need in doctor.examine(cache_directory()) if need.problem and not need.optional]
 
 
-def _install(needs: Sequence[Need], distribution: str) -> None:
-    """Install the packages of what is missing; optional ones only where the distribution has them."""
-    if all(need.optional and not _is_known(need, distribution) for need in needs):
-        return
+def _install(command: list[str], distribution: str) -> None:
     prefix = _become_root()
     if prefix is None:
-        needs = [need for need in needs if not need.optional or _is_known(need, distribution)]
-        if command := doctor.install_command(needs, distribution):
-            raise HostError(
-                "system packages are missing and only root may install them; run:", _sudo(command)
-            )
-        return
+        raise HostError("system packages are missing and only root may install them; run:", _sudo(command))
     prefix += ["env", "DEBIAN_FRONTEND=noninteractive"]
     if distribution == "debian":
         # On a fresh machine the lists of packages are empty or old.
-        update = [*prefix, "apt-get", "update", "-qq"]
-        process.run(update, timeout=INSTALL_SECONDS, error=HostError)
-    needs = [need for need in needs if not need.optional or _is_known(need, distribution)]
-    if command := doctor.install_command(needs, distribution):
-        _say("installing: " + process.pasteable(command))
-        # A fresh machine may still be upgrading itself: wait for it.
-        patience = ["-o", "DPkg::Lock::Timeout=600"] if distribution == "debian" else []
-        process.run([*prefix, *command, *patience], timeout=INSTALL_SECONDS, error=HostError)
-
-
-def _is_known(need: Need, distribution: str) -> bool:
-    """Whether the distribution has an optional package; one unknown name would stop the others."""
-    if distribution != "debian":
-        return distribution in need.packages
-    show = ["apt-cache", "show", need.packages.get("debian", "")]
-    return process.run(show, timeout=60, error=HostError, check=False).returncode == 0
+        process.run([*prefix, "apt-get", "update", "-qq"], timeout=INSTALL_SECONDS, error=HostError)
+    _say("installing: " + process.pasteable(command))
+    # A fresh machine may still be upgrading itself: wait for it.
+    patience = ["-o", "DPkg::Lock::Timeout=600"] if distribution == "debian" else []
+    process.run([*prefix, *command, *patience], timeout=INSTALL_SECONDS, error=HostError)
 
 
 def _become_root() -> list[str] | None:

@@ -130,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(word: str) -> int:
-    if not re.fullmatch("0*[1-9][0-9]{0,5}", word):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to 999999")
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to 99999")
     return int(word)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import process
+from testbed import debian, process
 from testbed.errors import TestbedError
 from testbed.guest import image
 
@@ -28,6 +28,7 @@ INSTALLERS = {
 DISK_BYTES = 6 << 30
 MEMORY_BYTES = 1 << 30
 OLDEST_PYTHON = (3, 11)
+SOURCES = Path("/usr/src")
 
 
 @dataclass(frozen=True)
@@ -159,12 +160,11 @@ def _importable(module: str) -> str | None:
 
 
 def _source() -> Need:
-    found = sorted(Path("/usr/src").glob("linux-source-6.1.tar.*"))
+    found = sorted(SOURCES.glob("linux-source-6.1.tar.*")) or debian.mirror()
     return Need(
         "kernel source linux-source-6.1",
-        None if found else "not in /usr/src",
-        # Other distributions do not package it: an experiment can name a tarball or a git tree.
-        {"debian": "linux-source-6.1"} if family() in ("debian", None) else {},
+        None if found else "not in /usr/src, and apt knows no Debian mirror to fetch it from",
+        {},
         "without it, give `kernel: {tarball: ...}`, `{git: ...}` or `{tree: ...}` in the experiment",
         optional=True,
     )

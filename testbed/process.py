@@ -131,5 +131,8 @@ def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
 def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     if shutil.which(str(argv[0])) is None:
         raise HostError(f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in")
+    if shutil.which("setpriv") is None:
+        # Set-up has to get by without until it has installed it.
+        return [str(word) for word in argv]
     # setpriv sets PR_SET_PDEATHSIG and execs: no preexec_fn, which is unsafe with threads.
     return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]

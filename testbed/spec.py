@@ -308,10 +308,11 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], dept
 def _describe(error: Any, root: yaml.Node | None, path: Path) -> str:
     loc: tuple[Hashable, ...] = tuple(error["loc"])
     said = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
-    key, colon, rest = said.partition(": ")
-    if colon and key in _known_keys(loc):
+    name, colon, rest = said.partition(": ")
+    inner = (*loc, *name.split("."))
+    if colon and inner[-1] in list(_known_keys(inner[:-1])):
         # A check of several keys together names the one to change.
-        loc, said = (*loc, key), rest
+        loc, said = inner, rest
     key = ".".join(str(part) for part in loc if part != "[key]")
     place = f"{path}:{_line(root, loc)}: " + (f"`{key}`: " if key else "")
     match error["type"]:

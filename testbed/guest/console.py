@@ -21,7 +21,7 @@ from testbed.process import Deadline
 
 # A trial's console log is some 100 KB; a guest that writes this much will not stop by itself.
 FLOOD_BYTES = 16 * 1024 * 1024
-PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)[\r\n]")
 _SLICE_SECONDS = 0.25
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031

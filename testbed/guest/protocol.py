@@ -18,8 +18,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-MARK = re.compile(rb"(?:^|[\r\n])#tb:([a-z]+)(?: ([^\r\n]*))?\r?\n")
-_FRAME = re.compile(rb"(?:^|[\r\n])#tb:frame ([A-Za-z0-9_.-]{1,64}) (\d{1,9}) ([0-9a-f]{8})\n")
+MARK = re.compile(rb"(?:^|\n)#tb:([a-z]+)(?: ([^\r\n]*))?\r?\n")
+_FRAME = re.compile(rb"(?:^|\n)#tb:frame ([A-Za-z0-9_.-]{1,64}) (\d{1,9}) ([0-9a-f]{8})\n")
 _CLOSE = b"\n#tb:close "
 _STUFFED = re.compile(rb"^##", re.MULTILINE)
 
@@ -55,14 +55,13 @@ def frames(log: bytes) -> Frames:
     position = 0
     while match := _FRAME.search(log, position):
         name, length, crc = match[1].decode("ascii"), int(match[2]), int(match[3], 16)
-        body = log[match.end() : match.end() + length]
-        closed = log.startswith(_CLOSE + match[1], match.end() + length)
-        position = match.end()
-        if len(body) < length:
-            damaged.append(f"frame {name}: cut off after {len(body)} of {length} bytes")
-        elif zlib.crc32(body) != crc or not closed:
+        position, end = match.end(), match.end() + length
+        # The cheap checks first: a log may be nothing but damaged headers.
+        if end > len(log):
+            damaged.append(f"frame {name}: cut off after {len(log) - position} of {length} bytes")
+        elif not log.startswith(_CLOSE + match[1], end) or zlib.crc32(log[position:end]) != crc:
             damaged.append(f"frame {name}: checksum or end does not match")
         else:
-            contents[name] = _STUFFED.sub(b"#", body)
-            position += length
+            contents[name] = _STUFFED.sub(b"#", log[position:end])
+            position = end
     return Frames(contents, tuple(damaged))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from testbed import process
+from testbed import debian, process
 from testbed.errors import BuildError, HostError, SpecError, TestbedError
 from testbed.process import Deadline
 from testbed.spec import GitSource, KernelSpec, TarballSource
@@ -189,17 +189,55 @@ def _remove(path: Path) -> None:
 
 
 def _debian(package: str, cache: Path, progress: Progress) -> Source:
-    archive = DEBIAN_SOURCES / f"{package}.tar.xz"
-    if not archive.is_file():
-        raise HostError(f"kernel.debian: {archive} is not there", f"apt-get install {package}")
-    query = ["dpkg-query", "--show", "--showformat=${Version}", package]
-    version = process.run(query, timeout=10, error=HostError).stdout.decode().strip()
+    archive, version = _debian_archive(package, cache, progress)
     digest = _digest(archive)
     tree = cache / "sources" / digest
     if not tree.is_dir():
         with locked(tree.with_suffix(".lock"), progress):
             _unpack(archive, tree, progress)
     return Unpacked(f"sha256:{digest}", f"sha256:{digest}", f"{package} {version}", tree)
+
+
+def _debian_archive(package: str, cache: Path, progress: Progress) -> tuple[Path, str]:
+    """The package's tarball and version: as installed, or fetched into the cache."""
+    installed = DEBIAN_SOURCES / f"{package}.tar.xz"
+    if installed.is_file():
+        query = ["dpkg-query", "--show", "--showformat=${Version}", package]
+        return installed, process.run(query, timeout=10, error=HostError).stdout.decode().strip()
+    fetched = cache / "debian" / package
+    if not fetched.is_dir():
+        with locked(fetched.with_suffix(".lock"), progress), _draft(fetched) as draft:
+            if draft is not None:
+                _fetch(package, cache, draft, progress)
+    return fetched / f"{package}.tar.xz", (fetched / "version").read_text()
+
+
+def _fetch(package: str, cache: Path, draft: Path, progress: Progress) -> None:
+    try:
+        deb = debian.fetch(package, cache, progress)
+    except HostError as failed:
+        raise HostError(
+            f"kernel.debian: {package} is neither in {DEBIAN_SOURCES} nor to be had: {failed.message}",
+            f"apt-get install {package}, or give kernel.tarball, kernel.git or kernel.tree",
+        ) from failed
+    debian.unpack(deb, draft / "root")
+    (draft / "root" / str(DEBIAN_SOURCES)[1:] / f"{package}.tar.xz").rename(draft / f"{package}.tar.xz")
+    (draft / "version").write_text(debian.version(deb))
+    shutil.rmtree(draft / "root")
+    deb.unlink()
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[Path | None]:
+    """A directory that becomes `target` when all went well; None when somebody else has made it."""
+    if target.is_dir():
+        yield None
+        return
+    draft = target.with_suffix(".draft")
+    shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
+    draft.mkdir(parents=True)
+    yield draft
+    draft.rename(target)
 
 
 def _release(spec: TarballSource, cache: Path, progress: Progress) -> Source:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The result as one JSON document, from which every other form is made. Pure.
 
-    arms.ARM.metrics.NAME = {"unit", "better", "values": {SEED: value}, "median"}
+    arms.ARM.metrics.NAME = {"unit", "better", "of_failures", "values": {SEED: value}, "median"}
 
-`values` has every seed that the arm has measured; `median` is over `seeds`, those of all arms.
+`values` has every seed that the arm has measured; `median` is over `seeds`, those of all arms. With
+`of_failures`, both are over all trials, those whose workload failed as well.
 
 Names and units are those of the registry in analysis/metrics.py.
 """
@@ -56,6 +57,7 @@ def _arm(arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
                 "title": metric.title,
                 "unit": metric.unit,
                 "better": metric.better,
+                "of_failures": metric.of_failures,
                 "values": {str(seed): value for seed, value in arm.values[metric.name].items()},
                 "median": median(
                     {s: v for s, v in arm.values[metric.name].items() if s in seeds or metric.of_failures}

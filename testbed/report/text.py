@@ -41,8 +41,8 @@ def spread(metric: Mapping[str, Any] | None, seeds: Sequence[int], divisor: floa
     """The median over the comparison's seeds, and from where to where their values go."""
     if metric is None or metric["median"] is None:
         return "-"
-    paired = [value for seed, value in metric["values"].items() if int(seed) in seeds]
-    values = [value / divisor for value in paired or metric["values"].values()]
+    every = metric.get("of_failures", False)
+    values = [value / divisor for seed, value in metric["values"].items() if every or int(seed) in seeds]
     low, high = number(min(values)), number(max(values))
     return number(metric["median"] / divisor) + (f" [{low}-{high}]" if low != high else "")
 
@@ -129,15 +129,17 @@ def provenance(document: Mapping[str, Any]) -> Iterator[str]:
     facts = document["provenance"]
     for arm, kernel in facts["kernels"].items():
         yield f"{arm}: vmlinux sha256 {kernel['vmlinux_sha256']}, {'; '.join(kernel['tools'])}"
-        yield f"{arm}: source {kernel['source_identity']}, configuration {kernel['config_sha256']}"
-        for patch, digest in kernel["patches_sha256"].items():
+        # Results of before these were noted are still worth a report.
+        identity, config = (kernel.get(key, "unknown") for key in ("source_identity", "config_sha256"))
+        yield f"{arm}: source {identity}, configuration {config}"
+        for patch, digest in kernel.get("patches_sha256", {}).items():
             yield f"{arm}: patch {patch} sha256 {digest}"
         if line := facts["command_lines"].get(arm):
             yield f"{arm}: {line}"
     host = facts["host"]
     yield f"initramfs sha256 {facts['initramfs']['sha256']}"
     yield f"{facts['qemu']}, on {host['cores']} x {host['cpu']}, Linux {host['kernel']}"
-    yield f"testbed {facts['testbed']}, first trial {facts['started']}"
+    yield f"testbed {facts.get('testbed', 'unknown')}, first trial {facts['started'] or 'unknown'}"
 
 
 def render(document: Mapping[str, Any]) -> RenderableType:
@@ -172,7 +174,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         lines += ["", f"**{NO_SEEDS}**"]
     for heading, trace in traces(document):
         lines += ["", f"{_escaped(heading)}", *(["", "```", *map(visible, trace), "```"] if trace else [])]
-    lines += ["", *(f"- **{_escaped(line)}**" for line in notes(document))]
+    if bold := [f"- **{_escaped(line)}**" for line in notes(document)]:
+        lines += ["", *bold]
     lines += ["", "## Provenance", "", *(f"- {_escaped(line)}" for line in provenance(document))]
     return "\n".join(lines).rstrip() + "\n"
 

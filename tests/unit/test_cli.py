@@ -22,7 +22,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.campaign import Campaign
 from testbed.doctor import Need
-from testbed.errors import BuildError, GuestLost
+from testbed.errors import BuildError, GuestLost, SpecError
 from testbed.store import Ledger
 from tests.unit.recorded import (
     DATA,
@@ -112,6 +112,7 @@ def test_an_arm_that_is_not_there(testbed: Testbed) -> None:
         ("compare", EXPERIMENT, "--seeds", "0"),
         ("compare", EXPERIMENT, "--seeds", "-1"),
         ("compare", EXPERIMENT, "--seeds", "²"),
+        ("compare", EXPERIMENT, "--seeds", "1000000"),
         ("compare", EXPERIMENT, "--jobs", "many"),
         ("compare", EXPERIMENT, "--accel", "xen"),
         ("run", EXPERIMENT, "--json"),
@@ -273,6 +274,29 @@ def test_trials_of_an_earlier_plan_are_not_in_the_report(testbed: Testbed, resul
     assert document["trials"] == {"planned": 4, "ended": 2}
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        (("measured", "measured"), 0),
+        (("measured", "oom"), 1),
+        (("oom", "panic"), 1),
+        (("lost", "hang"), 1),
+        # Then it is the infrastructure, and says nothing about any kernel.
+        (("lost", "lost"), 3),
+        ((), 1),
+    ],
+)
+def test_the_status_of_a_result(
+    testbed: Testbed, tmp_path: Path, outcomes: tuple[str, ...], status: int
+) -> None:
+    rows = [
+        (record(arm, 1, outcome), log)
+        for arm, log, outcome in zip(("unpatched", "patched"), (UNPATCHED, PATCHED), outcomes, strict=False)
+    ]
+    result = write_result(tmp_path / "result", plan(), rows)
+    assert testbed("report", result).status == status
+
+
 # --- parse ----------------------------------------------------------------------------------------
 
 
@@ -355,6 +379,18 @@ def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepare
     testbed("run", EXPERIMENT)
     testbed("run", EXPERIMENT, "--seeds", "17", "--accel", "tcg")
     assert [(e.seeds, e.accel) for e in prepared] == [(5, "auto"), (17, "tcg")]
+
+
+def test_what_is_wrong_with_a_kernel_names_the_experiment(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: object) -> Campaign:
+        raise SpecError("arms.a: patch p does not apply")
+
+    monkeypatch.setattr(campaign, "prepare", prepare)
+    for verb in ("run", "compare"):
+        message = f"testbed: {EXPERIMENT}: arms.a: patch p does not apply\n"
+        assert testbed(verb, EXPERIMENT) == Ran(2, "", message)
 
 
 def test_build_prints_where_the_kernels_are(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:

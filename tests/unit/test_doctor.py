@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import bootstrap, doctor, process
+from testbed import bootstrap, debian, doctor, process
 from testbed.doctor import INSTALLERS, PROGRAMS, Need
 from testbed.errors import HostError
 from testbed.guest import image
@@ -110,15 +110,14 @@ def test_the_family_of_a_distribution(
     assert doctor.family() == family
 
 
-@pytest.mark.parametrize(
-    ("family", "packages"), [("debian", True), (None, True), ("fedora", False), ("arch", False)]
-)
-def test_only_debian_packages_the_kernel_source(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str | None, packages: bool
+@pytest.mark.parametrize(("mirror", "problem"), [(None, True), ("http://mirror/debian", False)])
+def test_the_kernel_source_may_come_from_a_mirror(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mirror: str | None, problem: bool
 ) -> None:
-    monkeypatch.setattr(doctor, "family", lambda: family)
+    monkeypatch.setattr(debian, "mirror", lambda: mirror)
+    monkeypatch.setattr(doctor, "SOURCES", tmp_path)
     (need,) = [n for n in doctor.examine(tmp_path) if n.name.startswith("kernel source")]
-    assert bool(need.packages) == packages
+    assert (bool(need.problem), need.optional) == (problem, True)
     assert "tarball" in need.remedy
 
 
@@ -336,6 +335,25 @@ def test_an_installer_that_fails_is_shown(ready: Machine, capsys: pytest.Capture
         "set-up: `env DEBIAN_FRONTEND=noninteractive apt-get update -qq` failed with exit status 1\n"
         "  it said so\n"
     )
+
+
+LITTLE = Need("memory", "1 MiB available", {}, "end other programs", optional=True)
+
+
+def test_what_may_do_all_the_same_stops_nothing(ready: Machine) -> None:
+    ready.needs = [[LITTLE]]
+    assert ready.set_up() == 0 and ready.ran == []
+
+
+def test_an_interrupt_is_no_traceback(
+    ready: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bootstrap, "_system_packages", interrupted)
+    assert ready.set_up() == 130
+    assert capsys.readouterr().err.endswith("set-up: stopped\n")
 
 
 # --- set-up: Python packages -----------------------------------------------------------------------

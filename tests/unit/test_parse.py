@@ -138,7 +138,7 @@ def test_cut_off_at_every_boundary(name: str) -> None:
         honest(log[at:], WHOLE[name])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_cut_off_anywhere(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(PATCHED)))
@@ -175,7 +175,7 @@ def after_header(log: bytes) -> list[int]:
 
 @both_logs
 @pytest.mark.parametrize("where", [in_payload, in_header, in_close, after_header], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("noise", [KERNEL, b"\0", b"7", b"\r\n", b"\xff\xfe"], ids=repr)
+@pytest.mark.parametrize("noise", [KERNEL, b"\0", b"7"], ids=repr)
 def test_something_lands_inside_a_frame(name: str, where: Callable[[bytes], list[int]], noise: bytes) -> None:
     log = LOGS[name]
     for at in where(log):
@@ -207,7 +207,7 @@ def test_a_kernel_message_inside_a_mark_hides_that_mark_only() -> None:
     assert [m[1] for m in protocol.MARK.finditer(log)][-1] == b"close"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_one_byte_changes_anywhere(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(PATCHED) - 1))
@@ -215,7 +215,7 @@ def test_one_byte_changes_anywhere(data: st.DataObject) -> None:
     honest(PATCHED[:at] + byte + PATCHED[at + 1 :], WHOLE["patched"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_piece_is_lost_anywhere(data: st.DataObject) -> None:
     begin = data.draw(st.integers(0, len(PATCHED)))
@@ -225,7 +225,7 @@ def test_a_piece_is_lost_anywhere(data: st.DataObject) -> None:
     honest(PATCHED[:begin] + PATCHED[end:], WHOLE["patched"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_piece_arrives_twice(data: st.DataObject) -> None:
     begin = data.draw(st.integers(0, len(PATCHED)))
@@ -391,7 +391,7 @@ FRAGMENTS += [
 FRAGMENTS += [frame("mmap_test", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), LINE.encode()]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=10)), max_size=25).map(b"".join))
 @example(b"\n#tb:frame a 999999999 00000000\n" * 50)
 def test_nothing_that_a_guest_says_raises(log: bytes) -> None:
@@ -429,7 +429,7 @@ MARKLIKE = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(body=st.lists(st.sampled_from(MARKLIKE), max_size=12).map(b"".join))
 @example(body=b"#tb:end status=0\n#tb:close output\n##\n#")
 @example(body=b"")

@@ -76,11 +76,15 @@ def test_how_a_trial_failed_is_told_in_its_line(clock: Clock) -> None:
     def story(watcher: Watcher) -> None:
         watcher.started(2, 0, 1)
         clock.now += 10.0
-        watcher.ended(record("a", 1, "oom", "the OOM killer took mmap_test\nand the console said"))
+        watcher.ended(record("a", 1, "oom", "the OOM killer took mmap_test\n  and the console said"))
+        watcher.ended(record("a", 2, "oom", "the OOM killer took sh\n  and the console said"))
 
-    assert lines(story)[1] == (
-        "[1/2] a seed 1: oom in 18.4 s: the OOM killer took mmap_test; 6.0 trials/min, 10 s left"
-    )
+    # The first time at length, then in a line each.
+    assert lines(story)[1:] == [
+        "[1/2] a seed 1: oom in 18.4 s: the OOM killer took mmap_test; 6.0 trials/min, 10 s left",
+        "  and the console said",
+        "[2/2] a seed 2: oom in 18.4 s: the OOM killer took sh",
+    ]
 
 
 def test_a_lost_trial_is_not_done(clock: Clock) -> None:

@@ -54,6 +54,7 @@ def three_arms() -> Any:
     made["trials"] = {"planned": 12, "ended": 10}
     made["lost_attempts"] = 2
     made["arms"]["again"]["memory_bytes"]["3"] -= 4096
+    made["arms"]["again"]["outcomes"] = {"oom": 1, "measured": 3}
     made["excluded"] = [
         {"arm": "again", "seed": 4, "outcome": "oom", "reason": "the OOM killer took mmap_test"},
         {
@@ -120,6 +121,7 @@ def test_arms_stand_in_the_order_of_the_experiment(form: str) -> None:
 def test_what_went_wrong_is_shown(form: str) -> None:
     found = re.sub(r"\s+", " ", FORMS[form](three_arms()).replace("\\", ""))
     for line in (
+        "outcomes of again: 3 measured, 1 oom",
         "10 of 12 trials have run so far",
         "attempts lost to the infrastructure and tried again: 2",
         "not in the numbers: again seed 4: oom: the OOM killer took mmap_test",
@@ -239,6 +241,7 @@ def test_the_document_has_every_value_under_its_registered_name() -> None:
                 "title": metric.title,
                 "unit": metric.unit,
                 "better": metric.better,
+                "of_failures": metric.of_failures,
                 "values": {"1": value},
                 "median": value,
             }
@@ -262,6 +265,45 @@ def test_the_document_shows_the_first_misses_and_counts_all() -> None:
     trace = made["arms"]["unpatched"]["trace"]
     assert trace["count"] == len(parse(UNPATCHED).misses) > len(trace["first"]) == TRACE_LINES
     assert trace["first"][0] == "progress 49, order 0, pid 92, comm mmap_test"
+
+
+def test_medians_are_of_the_seeds_that_every_arm_measured() -> None:
+    seen = [observed("unpatched", UNPATCHED, 1), observed("patched", PATCHED, 1)]
+    seen += [observed("patched", UNPATCHED, 2), observed("patched", UNPATCHED, 3)]
+    tries = document(plan(seeds=3), seen, [])["arms"]["patched"]["metrics"]["tries"]
+    assert set(tries["values"]) == {"1", "2", "3"}
+    assert tries["median"] == tries["values"]["1"] != tries["values"]["2"]
+    assert text.spread(tries, [1]) == text.number(tries["median"])
+
+
+def test_oom_kills_are_those_of_trials_that_failed_as_well() -> None:
+    killed = PATCHED + b"Out of memory: Killed process 91 (mmap_test) total-vm:1kB\n" * 3
+    seen = [observed("patched", PATCHED, 1)]
+    seen += [Observation(record("patched", seed, "oom", "killed"), parse(killed)) for seed in (2, 3)]
+    seen.append(Observation(record("patched", 4, "lost", "gone"), parse(killed)))
+    made = document(plan(["patched"], 4), seen, [])
+    kills = made["arms"]["patched"]["metrics"]["oom_kills"]
+    assert (kills["values"], kills["median"]) == ({"1": 0, "2": 3, "3": 3}, 3)
+    # The range is over what the median is over.
+    assert text.spread(kills, made["seeds"]) == "3 [0-3]"
+    assert set(made["arms"]["patched"]["metrics"]["tries"]["values"]) == {"1"}
+
+
+def test_a_metric_of_no_common_seed_is_a_dash() -> None:
+    made = document(plan(), [observed("unpatched", UNPATCHED), observed("patched", PATCHED)], [])
+    made["arms"]["unpatched"]["metrics"]["misses"]["median"] = None
+    row = next(row for row in text.rows(made) if row[0] == "misses before the drain")
+    assert row[1:] == ["-", "0", ""]
+
+
+def test_a_document_of_an_older_testbed_is_shown() -> None:
+    made = stored()
+    for kernel in made["provenance"]["kernels"].values():
+        del kernel["source_identity"], kernel["config_sha256"], kernel["patches_sha256"]
+    del made["provenance"]["testbed"]
+    made["provenance"]["started"] = ""
+    assert "testbed unknown, first trial unknown" in text.markdown(made)
+    assert shown(made) == shown(stored())
 
 
 def test_stages_are_averages_over_the_seeds_that_take_part() -> None:
@@ -357,7 +399,7 @@ def test_markdown_shows_what_a_guest_says_and_does_not_obey_it(words: str) -> No
     check_markdown(words)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(st.sampled_from("ab1 \\`*_|<>[]()#~&$!-+.:;/\"'{}=^@\x1b\r\u2028"), min_size=1, max_size=20))
 def test_markdown_shows_anything(words: str) -> None:
     check_markdown(words.strip() or "x")

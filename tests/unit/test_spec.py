@@ -153,6 +153,14 @@ MISTAKES = [
     (RIGHT + "guest: {memory: 65537K}\n", "4: `guest`: memory and boot_memory are whole MiB"),
     (RIGHT + "guest: {swap: 4K}\n", "4: `guest.swap`: 4K is neither 0M nor from 1M to 64G"),
     (RIGHT + "guest: {swap: 65G}\n", "4: `guest.swap`: 65G is neither 0M nor from 1M to 64G"),
+    (
+        RIGHT + "deadlines:\n  workload: 5\n",
+        "5: `deadlines.workload`: 5 s is too short for a workload of 3 s; give at least 33",
+    ),
+    (
+        RIGHT + "workload: {mmap_test: {seconds: 160.5}}\n",
+        "1: `deadlines.workload`: 180 s is too short for a workload of 160.5 s; give at least 190.5",
+    ),
     # Wrong types, in the words of YAML and not of Python.
     (RIGHT + "seeds: true\n", "4: `seeds`: should be a whole number (found true)"),
     (RIGHT + 'seeds: "3"\n', "4: `seeds`: should be a whole number (found '3')"),
@@ -460,27 +468,27 @@ def loads_or_is_refused(file: Path, text: str) -> None:
         assert parse_size(format_size(size)) == size
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=mangled())
 @example(text=TEXT + "workload: *a\n")
 def test_an_accident_in_the_editor_is_no_traceback(scratch: Path, text: str) -> None:
     loads_or_is_refused(scratch, text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=rewritten())
 @example(text=RIGHT + "guest: {swap: 1500}\n")
 def test_any_value_anywhere_is_no_traceback(scratch: Path, text: str) -> None:
     loads_or_is_refused(scratch, text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.one_of(st.text(max_size=60), st.text("{}[]:-?&*!|>'\"%@`#, \nab0", max_size=60)))
 def test_any_text_is_no_traceback(scratch: Path, text: str) -> None:
     loads_or_is_refused(scratch, text)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_are_no_traceback(scratch: Path, data: bytes) -> None:
     scratch.write_bytes(data)
