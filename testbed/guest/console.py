@@ -19,8 +19,8 @@ from testbed.errors import GuestFailed, GuestLost, Hang, Interrupted, Panic
 from testbed.guest import protocol
 from testbed.process import Deadline
 
-# A trial's console log is some 100 KB; a guest that writes this much will not stop by itself.
-FLOOD_BYTES = 16 * 1024 * 1024
+# A trial's console log is some 100 KB, with 512 tasks 3 MB; who writes this much will not stop by itself.
+FLOOD_BYTES = 8 * 1024 * 1024
 PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)[\r\n]")
 _SLICE_SECONDS = 0.25
 _PIPE_BYTES = 1 << 20

@@ -77,7 +77,7 @@ def test_a_flood_is_cut_off_long_before_the_deadline(lab: Lab) -> None:
     began = time.monotonic()
     with lab.guest("rdinit=/bin/yes", vcpus=2) as guest, pytest.raises(Flood):
         guest.boot(300)
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 150
 
 
 def test_a_command_that_cannot_be_done_says_so(lab: Lab) -> None:
