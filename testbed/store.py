@@ -141,10 +141,12 @@ class Ledger:
 def set_aside(directory: Path) -> Path | None:
     """Move a result out of the way, to the next free `NAME.N`; None when there is none.
 
-    Raises StoreError while somebody writes to it.
+    Raises StoreError while somebody writes to it, SpecError when it is something else than a result.
     """
     if not directory.exists():
         return None
+    if not (directory / LEDGER).is_file():
+        raise SpecError(f"{directory}: not moved aside: there is no {LEDGER} in it, so it is not a result")
     if directory.name in ("", ".."):
         directory = directory.resolve()
     number = 1

@@ -145,10 +145,18 @@ def test_setting_aside_keeps_every_old_result(tmp_path: Path) -> None:
     directory = tmp_path / "r"
     assert set_aside(directory) is None
     for number in (1, 2):
-        directory.mkdir()
-        (directory / "x").write_text(str(number))
+        with Ledger.create(directory):
+            (directory / "x").write_text(str(number))
         assert set_aside(directory) == tmp_path / f"r.{number}"
     assert [(tmp_path / f"r.{n}" / "x").read_text() for n in (1, 2)] == ["1", "2"]
+
+
+def test_what_is_not_a_result_is_not_moved(tmp_path: Path) -> None:
+    precious = tmp_path / "home"
+    precious.mkdir()
+    with pytest.raises(SpecError, match="not a result"):
+        set_aside(precious)
+    assert precious.is_dir() and list(precious.iterdir()) == []
 
 
 def test_of_several_attempts_the_first_that_was_not_lost_counts() -> None:
