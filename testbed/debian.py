@@ -49,6 +49,8 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
         "Dir::Etc::SourceParts": "/dev/null",
         "Dir::State::Lists": room / "lists",
         "Dir::Cache": room,
+        # What is installed here has no say in which version is the newest.
+        "Dir::State::Status": "/dev/null",
         "APT::Default-Release": "",
         # Or apt would change to a user who may not enter the cache.
         "APT::Sandbox::User": "root",
@@ -69,4 +71,5 @@ def version(deb: Path) -> str:
 
 def unpack(deb: Path, target: Path) -> None:
     """Unpack a .deb's files into a directory."""
+    target.mkdir(parents=True)
     process.run(["dpkg-deb", "--extract", str(deb), str(target)], timeout=FETCH_SECONDS, error=HostError)
