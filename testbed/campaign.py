@@ -8,7 +8,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from testbed import process
 from testbed.errors import HostError, SpecError
 from testbed.guest import accel, image
+from testbed.guest.accel import Accel
+from testbed.guest.image import Image
 from testbed.guest.machine import qemu_version
 from testbed.guest.shape import Shape
 from testbed.kernel import build, source
@@ -57,6 +59,22 @@ def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]
     return {name: build.build(plan, progress=progress) for name, plan in planned.items()}
 
 
+def machine(
+    experiment: Experiment,
+    kernel: Kernel,
+    initramfs: Image,
+    cache: Path,
+    progress: Callable[[str], None],
+    *,
+    cancel: threading.Event | None = None,
+) -> tuple[Shape, Accel]:
+    """The machine that an experiment's guests run on here, and why with that accelerator."""
+    shape = Shape("kvm", experiment.guest.vcpus, experiment.guest.boot_memory)
+    chosen = accel.choose(experiment.accel, shape, kernel.vmlinux, initramfs.path, cache, cancel=cancel)
+    progress(f"acceleration: {chosen.name} ({chosen.reason})")
+    return replace(shape, accel=chosen.name), chosen
+
+
 def prepare(
     experiment: Experiment,
     cache: Path,
@@ -72,11 +90,9 @@ def prepare(
     initramfs = image.build(cache)
     guest = experiment.guest
     first = next(iter(built.values()))
-    shape = Shape("kvm", guest.vcpus, guest.boot_memory)
-    chosen = accel.choose(experiment.accel, shape, first.vmlinux, initramfs.path, cache, cancel=cancel)
-    progress(f"acceleration: {chosen.name} ({chosen.reason})")
-    shape = Shape(chosen.name, guest.vcpus, guest.boot_memory)
-    version, cores, release = qemu_version(), len(os.sched_getaffinity(0)), platform.release()
+    shape, chosen = machine(experiment, first, initramfs, cache, progress, cancel=cancel)
+    version, cpu = qemu_version(), host_cpu()
+    cores, release = len(os.sched_getaffinity(0)), platform.release()
     trials = tuple(
         Trial(
             arm=arm,
@@ -89,7 +105,7 @@ def prepare(
             guest=guest,
             workload=experiment.workload,
             deadlines=experiment.deadlines,
-            environment=(version, host_cpu(), f"{cores} cores", f"Linux {release}"),
+            environment=(version, cpu, f"{cores} cores", f"Linux {release}"),
         )
         for arm, kernel in built.items()
         for seed in range(1, experiment.seeds + 1)
@@ -110,7 +126,7 @@ def prepare(
                 run_command(experiment.workload.mmap_test, guest.memory, 1).removesuffix(" 1") + " SEED",
             ],
             "host": {
-                "cpu": host_cpu(),
+                "cpu": cpu,
                 "cores": cores,
                 "kernel": release,
                 "machine": platform.machine(),

@@ -30,9 +30,8 @@ from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.errors import GuestLost, HostError, Interrupted, SpecError, TestbedError
-from testbed.guest import accel, image, terminal
+from testbed.guest import image, terminal
 from testbed.guest.machine import Guest
-from testbed.guest.shape import Shape
 from testbed.paths import cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
@@ -167,10 +166,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     with Watcher() as watcher, _naming(arguments.experiment):
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
         initramfs = image.build(cache)
-        shape = Shape("kvm", settings.vcpus, settings.boot_memory)
-        chosen = accel.choose(experiment.accel, shape, kernel.vmlinux, initramfs.path, cache)
-        watcher.note(f"acceleration: {chosen.name} ({chosen.reason})")
-    shape = Shape(chosen.name, settings.vcpus, settings.boot_memory)
+        shape, _ = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
     with Guest(shape, kernel.vmlinux, initramfs.path) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)

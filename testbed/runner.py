@@ -61,10 +61,9 @@ def run(plan: Sequence[Trial], ledger: Ledger, jobs: int, progress: Progress) ->
 
     On KeyboardInterrupt the guests in flight are ended and the exception goes on; what is finished stays.
     """
-    done = final(ledger.records())
-    attempts: dict[str, int] = {}
-    for record in ledger.records():
-        attempts[record.trial] = record.attempt
+    records = ledger.records()
+    done = final(records)
+    attempts = {record.trial: record.attempt for record in records}
     waiting = [t for t in interleaved(plan) if t.id not in done or done[t.id].outcome == LOST]
     progress.started(len(plan), len(plan) - len(waiting), jobs)
     tries = dict.fromkeys((t.id for t in waiting), 0)

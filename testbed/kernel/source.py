@@ -206,13 +206,16 @@ def _debian_archive(package: str, cache: Path, progress: Progress) -> tuple[Path
         return installed, process.run(query, timeout=10, error=HostError).stdout.decode().strip()
     fetched = cache / "debian" / package
     if not fetched.is_dir():
-        with locked(fetched.with_suffix(".lock"), progress), _draft(fetched) as draft:
-            if draft is not None:
-                _fetch(package, cache, draft, progress)
+        # One lock for all packages, since they share apt's lists.
+        with locked(cache / "debian" / "lock", progress):
+            _fetch(package, cache, fetched, progress)
     return fetched / f"{package}.tar.xz", (fetched / "version").read_text()
 
 
-def _fetch(package: str, cache: Path, draft: Path, progress: Progress) -> None:
+def _fetch(package: str, cache: Path, fetched: Path, progress: Progress) -> None:
+    """Fetch a package's tarball and version into `fetched`, or nothing. The caller holds the lock."""
+    if fetched.is_dir():
+        return
     try:
         deb = debian.fetch(package, cache, progress)
     except HostError as failed:
@@ -220,24 +223,14 @@ def _fetch(package: str, cache: Path, draft: Path, progress: Progress) -> None:
             f"kernel.debian: {package} is neither in {DEBIAN_SOURCES} nor to be had: {failed.message}",
             f"apt-get install {package}, or give kernel.tarball, kernel.git or kernel.tree",
         ) from failed
-    debian.unpack(deb, draft / "root")
-    (draft / "root" / str(DEBIAN_SOURCES)[1:] / f"{package}.tar.xz").rename(draft / f"{package}.tar.xz")
-    (draft / "version").write_text(debian.version(deb))
-    shutil.rmtree(draft / "root")
+    staging = fetched.with_name(f"{package}.tmp")
+    _remove(staging)  # left by a process that was killed
+    debian.unpack(deb, staging / "root")
+    (staging / "root" / str(DEBIAN_SOURCES)[1:] / f"{package}.tar.xz").rename(staging / f"{package}.tar.xz")
+    (staging / "version").write_text(debian.version(deb))
+    _remove(staging / "root")
+    staging.rename(fetched)
     deb.unlink()
-
-
-@contextmanager
-def _draft(target: Path) -> Iterator[Path | None]:
-    """A directory that becomes `target` when all went well; None when somebody else has made it."""
-    if target.is_dir():
-        yield None
-        return
-    draft = target.with_suffix(".draft")
-    shutil.rmtree(draft, ignore_errors=True)  # left by a process that was killed
-    draft.mkdir(parents=True)
-    yield draft
-    draft.rename(target)
 
 
 def _release(spec: TarballSource, cache: Path, progress: Progress) -> Source:
