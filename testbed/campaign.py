@@ -15,10 +15,10 @@ from typing import Any
 
 from testbed import process
 from testbed.errors import HostError, SpecError
-from testbed.guest import accel, image
+from testbed.guest import accel, image, qemu
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
-from testbed.guest.machine import qemu_version
+from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.kernel import build, source
 from testbed.kernel.build import Kernel, Plan
@@ -59,6 +59,17 @@ def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]
     return {name: build.build(plan, progress=progress) for name, plan in planned.items()}
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What an experiment's guests run on here; `fallback` says why, if it is not what was asked for."""
+
+    shape: Shape
+    qemu: Qemu
+    accel: Accel
+    environment: tuple[str, ...]
+    fallback: str = ""
+
+
 def machine(
     experiment: Experiment,
     kernel: Kernel,
@@ -67,12 +78,39 @@ def machine(
     progress: Callable[[str], None],
     *,
     cancel: threading.Event | None = None,
-) -> tuple[Shape, Accel]:
-    """The machine that an experiment's guests run on here, and why with that accelerator."""
-    shape = Shape("kvm", experiment.guest.vcpus, experiment.guest.boot_memory)
-    chosen = accel.choose(experiment.accel, shape, kernel.vmlinux, initramfs.path, cache, cancel=cancel)
+) -> Machine:
+    """The machine for an experiment's guests: deterministic if that can be had, else in real time."""
+    shape = Shape("icount", experiment.guest.vcpus, experiment.guest.boot_memory)
+    fallback = ""
+    if experiment.mode == "deterministic":
+        try:
+            emulator = qemu.deterministic(cache, progress)
+        except HostError as none:
+            fallback = f"not deterministic: {none.message}"
+            progress(fallback)
+        else:
+            reason = f"deterministic emulation, {emulator.version.removeprefix('QEMU emulator version ')}"
+            progress(f"acceleration: icount ({reason})")
+            return Machine(shape, emulator, Accel("icount", reason), (f"QEMU {emulator.family}",))
+    emulator = qemu.system()
+    shape = replace(shape, accel="kvm")
+    chosen = accel.choose(
+        experiment.accel,
+        shape,
+        kernel.vmlinux,
+        initramfs.path,
+        cache,
+        qemu=emulator.program,
+        cancel=cancel,
+    )
     progress(f"acceleration: {chosen.name} ({chosen.reason})")
-    return replace(shape, accel=chosen.name), chosen
+    environment = (
+        emulator.version,
+        host_cpu(),
+        f"{len(os.sched_getaffinity(0))} cores",
+        f"Linux {platform.release()}",
+    )
+    return Machine(replace(shape, accel=chosen.name), emulator, chosen, environment, fallback)
 
 
 def prepare(
@@ -90,9 +128,7 @@ def prepare(
     initramfs = image.build(cache)
     guest = experiment.guest
     first = next(iter(built.values()))
-    shape, chosen = machine(experiment, first, initramfs, cache, progress, cancel=cancel)
-    version, cpu = qemu_version(), host_cpu()
-    cores, release = len(os.sched_getaffinity(0)), platform.release()
+    here = machine(experiment, first, initramfs, cache, progress, cancel=cancel)
     trials = tuple(
         Trial(
             arm=arm,
@@ -101,11 +137,13 @@ def prepare(
             vmlinux_sha256=kernel.vmlinux_sha256,
             initramfs=initramfs.path,
             initramfs_sha256=initramfs.sha256,
-            shape=shape,
+            shape=here.shape,
             guest=guest,
             workload=experiment.workload,
             deadlines=experiment.deadlines,
-            environment=(version, cpu, f"{cores} cores", f"Linux {release}"),
+            environment=here.environment,
+            qemu=here.qemu,
+            cache=cache,
         )
         for arm, kernel in built.items()
         for seed in range(1, experiment.seeds + 1)
@@ -118,17 +156,19 @@ def prepare(
             "kernels": {arm: _kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
             "testbed": own_version(),
             "initramfs": {"sha256": initramfs.sha256},
-            "qemu": version,
-            "accelerator": {"name": chosen.name, "reason": chosen.reason},
-            "kernel_command_line": shape.kernel_cmdline,
+            "qemu": here.qemu.version,
+            "qemu_family": here.qemu.family,
+            "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
+            "fallback": here.fallback,
+            "kernel_command_line": here.shape.kernel_cmdline,
             "guest_commands": [
                 *set_up_commands(guest, experiment.workload.mmap_test),
                 run_command(experiment.workload.mmap_test, guest.memory, 1).removesuffix(" 1") + " SEED",
             ],
             "host": {
-                "cpu": cpu,
-                "cores": cores,
-                "kernel": release,
+                "cpu": host_cpu(),
+                "cores": len(os.sched_getaffinity(0)),
+                "kernel": platform.release(),
                 "machine": platform.machine(),
             },
         },

@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = verb(name, action, about)
         sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-        sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="instead of the experiment's")
+        sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+        sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
         return sub
 
     for name, action, about in (
@@ -157,7 +158,8 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _boot(arguments: argparse.Namespace) -> int:
-    experiment = _experiment(arguments)
+    # Who types is not deterministic.
+    experiment = _experiment(arguments).model_copy(update={"mode": "realtime"})
     arm = arguments.arm or next(iter(experiment.arms))
     if arm not in experiment.arms:
         raise SpecError(f"{arguments.experiment}: there is no arm `{arm}`: {', '.join(experiment.arms)}")
@@ -166,8 +168,8 @@ def _boot(arguments: argparse.Namespace) -> int:
     with Watcher() as watcher, _naming(arguments.experiment):
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
         initramfs = image.build(cache)
-        shape, _ = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
-    with Guest(shape, kernel.vmlinux, initramfs.path) as guest:
+        here = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
+    with Guest(here.shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
         for line in set_up_commands(settings, experiment.workload.mmap_test):
@@ -221,7 +223,13 @@ def _doctor(_arguments: argparse.Namespace) -> int:
 def _experiment(arguments: argparse.Namespace) -> Experiment:
     """The experiment file, with the options of the command line in place of what it says."""
     experiment = spec.load(arguments.experiment)
-    options = {name: getattr(arguments, name, None) for name in ("accel", "seeds")}
+    options = {name: getattr(arguments, name, None) for name in ("accel", "mode", "seeds")}
+    if options["accel"] and options["mode"] == "deterministic":
+        raise SpecError("--accel is a choice for `--mode realtime`; deterministic guests are emulated")
+    if options["accel"]:
+        options["mode"] = "realtime"
+    elif options["mode"] == "deterministic":
+        options["accel"] = "auto"
     return experiment.model_copy(update={name: value for name, value in options.items() if value is not None})
 
 
@@ -245,10 +253,9 @@ def _execute(arguments: argparse.Namespace) -> Path:
         # Only now: an experiment that cannot run moves nothing.
         if arguments.fresh and (old := store.set_aside(directory)):
             watcher.note(f"the old result is now {old}")
-        jobs = arguments.jobs or runner.jobs_for(experiment.guest.vcpus, experiment.guest.boot_memory)
         with Ledger.create(directory) as ledger:
             ledger.set_plan(ready.document)
-            runner.run(ready.trials, ledger, jobs, watcher)
+            runner.run(ready.trials, ledger, arguments.jobs, watcher)
     return directory
 
 

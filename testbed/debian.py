@@ -7,8 +7,10 @@ touched and no root is needed; it also checks the archive's signatures. Standard
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from testbed import process
@@ -18,6 +20,15 @@ from testbed.errors import HostError
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FETCH_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Package:
+    """One version of a package, and the hash of its .deb."""
+
+    name: str
+    version: str
+    sha256: str
 
 
 def mirror() -> str | None:
@@ -31,10 +42,24 @@ def mirror() -> str | None:
     return uris[0] if uris else None
 
 
-def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
-    """Download a package; return its .deb in the cache. The caller keeps others from doing the same.
+def fetch_pinned(package: Package, cache: Path, progress: Callable[[str], None]) -> Path:
+    """Download exactly this package; return its .deb in the cache.
 
-    Raises HostError when there is no mirror or the package is in none of SUITES.
+    Raises HostError when there is no mirror, it is not published any more, or its hash differs.
+    """
+    deb = fetch(f"{package.name}={package.version}", cache, progress)
+    digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+    if digest != package.sha256:
+        deb.unlink()
+        raise HostError(f"{deb.name}: sha256 is {digest}, not {package.sha256}")
+    return deb
+
+
+def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
+    """Download a package, NAME or NAME=VERSION; return its .deb in the cache.
+
+    The caller keeps others from doing the same. Raises HostError when there is no mirror or the package
+    is in none of SUITES.
     """
     uri = mirror()
     if uri is None:
@@ -60,7 +85,10 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
     # A suite that the mirror lacks is an error to apt, but none to us if another has the package.
     process.run([*apt, "update"], timeout=FETCH_SECONDS, error=HostError, check=False)
     process.run([*apt, "download", package], cwd=room / "deb", timeout=FETCH_SECONDS, error=HostError)
-    return max((room / "deb").glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+    name, _, exactly = package.partition("=")
+    # In the name of a file a colon is escaped.
+    pattern = f"{name}_{exactly.replace(':', '%3a') or '*'}_*.deb"
+    return max((room / "deb").glob(pattern), key=lambda path: path.stat().st_mtime)
 
 
 def version(deb: Path) -> str:
@@ -70,6 +98,6 @@ def version(deb: Path) -> str:
 
 
 def unpack(deb: Path, target: Path) -> None:
-    """Unpack a .deb's files into a directory."""
-    target.mkdir(parents=True)
+    """Unpack a .deb's files into a directory, to what is there already."""
+    target.mkdir(parents=True, exist_ok=True)
     process.run(["dpkg-deb", "--extract", str(deb), str(target)], timeout=FETCH_SECONDS, error=HostError)

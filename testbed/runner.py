@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed import trial as trials
+from testbed.guest.shape import Shape
 from testbed.record import LOST, Record, final
 from testbed.spec import MiB
 from testbed.store import Ledger
@@ -41,10 +42,14 @@ def interleaved(trials_: Sequence[Trial]) -> list[Trial]:
     return sorted(trials_, key=position)
 
 
-def jobs_for(vcpus: int, boot_memory: int) -> int:
-    """Trials that may run side by side: no two vCPUs share a core, and their memory is free. At least 1."""
-    by_cores = len(os.sched_getaffinity(0)) // vcpus
-    by_memory = available_memory() // (boot_memory + QEMU_BYTES)
+def jobs_for(shape: Shape) -> int:
+    """Trials that may run side by side: their threads have a core each, and their memory is free. At least 1.
+
+    With icount one thread runs all vCPUs, and whether it has to wait for a core changes nothing.
+    """
+    threads = 1 if shape.accel == "icount" else shape.vcpus
+    by_cores = len(os.sched_getaffinity(0)) // threads
+    by_memory = available_memory() // (shape.boot_memory + QEMU_BYTES)
     return max(1, min(by_cores, by_memory))
 
 
@@ -56,11 +61,14 @@ def available_memory() -> int:
     raise AssertionError("no MemAvailable in /proc/meminfo, which every Linux since 3.14 has")
 
 
-def run(plan: Sequence[Trial], ledger: Ledger, jobs: int, progress: Progress) -> None:
+def run(plan: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress) -> None:
     """Run what the ledger does not hold yet of a plan, in its order; every result is kept as it comes.
+
+    `jobs` trials run side by side, if not as many as fit.
 
     On KeyboardInterrupt the guests in flight are ended and the exception goes on; what is finished stays.
     """
+    jobs = jobs or jobs_for(plan[0].shape)
     records = ledger.records()
     done = final(records)
     attempts = {record.trial: record.attempt for record in records}

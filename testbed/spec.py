@@ -107,6 +107,78 @@ class ArmSpec(Model):
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
+class StepSpec(Model):
+    """Memory becomes `to`, `at` seconds after the workload's start."""
+
+    to: Size
+    at: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RampSpec(Model):
+    """Memory goes to `to` in a straight line, from `at` on and within `over` seconds."""
+
+    to: Size
+    at: Annotated[float, Field(ge=0)] = 0.0
+    over: Annotated[float, Field(gt=0)] = 1.0
+
+
+class OscillateSpec(Model):
+    """Memory is `to` and what it was by turns, for half a `period` (seconds) each, from `at` on."""
+
+    to: Size
+    at: Annotated[float, Field(ge=0)] = 0.0
+    period: Annotated[float, Field(ge=0.02)] = 1.0
+
+
+# A ramp is a stair of such steps.
+RAMP_STEP_SECONDS = 0.02
+
+
+class BalloonSpec(Model):
+    """Memory while the workload runs, by the guest's clock: exactly one of the three."""
+
+    step: StepSpec | None = None
+    ramp: RampSpec | None = None
+    oscillate: OscillateSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> BalloonSpec:
+        given = [k for k in ("step", "ramp", "oscillate") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of step, ramp and oscillate"
+                + (f" (found {', '.join(given)})" if given else "")
+            )
+        return self
+
+    @property
+    def to(self) -> int:
+        """The schedule's other memory size, in bytes."""
+        chosen = self.step or self.ramp or self.oscillate
+        assert chosen
+        return chosen.to
+
+    def targets(self, memory: int, seconds: float) -> tuple[tuple[int, int], ...]:
+        """When memory changes, and to what: (ms after the workload's start, bytes), within `seconds`."""
+        if self.step:
+            points = [(self.step.at, self.step.to)]
+        elif self.ramp:
+            steps = max(1, round(self.ramp.over / RAMP_STEP_SECONDS))
+            points = [
+                (
+                    self.ramp.at + self.ramp.over * n / steps,
+                    (memory + (self.ramp.to - memory) * n // steps) // MiB * MiB,
+                )
+                for n in range(1, steps + 1)
+            ]
+        else:
+            assert self.oscillate
+            half, at = self.oscillate.period / 2, self.oscillate.at
+            count = max(0, int((seconds - at) / half) + 1)
+            points = [(at + n * half, memory if n % 2 else self.oscillate.to) for n in range(count)]
+        return tuple((round(at * 1000), size) for at, size in points if at < seconds)
+
+
 class GuestSpec(Model):
     """The machine. It boots with `boot_memory` and is ballooned down to `memory`."""
 
@@ -115,6 +187,7 @@ class GuestSpec(Model):
     memory: Size = 128 * MiB
     swap: Size = 256 * MiB
     swappiness: Annotated[int, Field(ge=0, le=200)] = 60
+    balloon: BalloonSpec | None = None
 
     @model_validator(mode="after")
     def _balloon_fits(self) -> GuestSpec:
@@ -129,6 +202,13 @@ class GuestSpec(Model):
             raise ValueError(f"boot_memory: {format_size(self.boot_memory)} is more than 64G")
         if self.memory % MiB or self.boot_memory % MiB:
             raise ValueError("memory and boot_memory are whole MiB")
+        if self.balloon:
+            to = self.balloon.to
+            if not 48 * MiB <= to <= self.boot_memory or to % MiB:
+                raise ValueError(
+                    f"balloon: {format_size(to)} is not whole MiB from 48M to boot_memory "
+                    f"{format_size(self.boot_memory)}"
+                )
         if 0 < self.swap < MiB or self.swap > 64 * 1024 * MiB:
             raise ValueError(f"swap: {format_size(self.swap)} is neither 0M nor from 1M to 64G")
         return self
@@ -154,11 +234,13 @@ class DeadlineSpec(Model):
 
     boot: Annotated[float, Field(gt=0)] = 120.0
     balloon: Annotated[float, Field(gt=0)] = 60.0
-    workload: Annotated[float, Field(gt=0)] = 180.0
+    workload: Annotated[float, Field(gt=0)] = 600.0
 
 
 # What a workload may need beside its own time, to fill memory and to send its results.
 MARGIN_SECONDS = 30.0
+# Seconds that a second of virtual time may take, on a slow or busy machine.
+SLOWEST = 60.0
 
 
 class Experiment(Model):
@@ -171,16 +253,26 @@ class Experiment(Model):
     guest: GuestSpec = GuestSpec()
     workload: WorkloadSpec = WorkloadSpec()
     seeds: Annotated[int, Field(ge=1, le=100000)] = 5
+    mode: Literal["deterministic", "realtime"] = "deterministic"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     deadlines: DeadlineSpec = DeadlineSpec()
 
     @model_validator(mode="after")
     def _workload_has_time(self) -> Experiment:
-        needed = self.workload.mmap_test.seconds + MARGIN_SECONDS
+        seconds = self.workload.mmap_test.seconds
+        needed = seconds * (SLOWEST if self.mode == "deterministic" else 1) + MARGIN_SECONDS
         if self.deadlines.workload < needed:
             raise ValueError(
                 f"deadlines.workload: {self.deadlines.workload:g} s is too short for a workload of "
-                f"{self.workload.mmap_test.seconds:g} s; give at least {needed:g}"
+                f"{seconds:g} s in mode {self.mode}; give at least {needed:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _accelerated_in_real_time(self) -> Experiment:
+        if self.mode == "deterministic" and self.accel != "auto":
+            raise ValueError(
+                f"accel: {self.accel} is a choice for `mode: realtime`; deterministic guests are emulated"
             )
         return self
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One trial: one kernel, one seed, one boot, one record."""
+"""One trial: one kernel, one seed, one guest, one record."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -13,13 +14,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from testbed.analysis.parse import Measurement, parse
 from testbed.errors import GuestError, GuestFailed, GuestLost, OutOfMemory
-from testbed.guest.machine import QEMU, Guest
-from testbed.guest.protocol import Mark
+from testbed.guest import rendezvous, snapshot
+from testbed.guest.machine import Guest
+from testbed.guest.protocol import END, Mark
+from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
+from testbed.guest.snapshot import Start
 from testbed.record import LOST, MEASURED, Record
 from testbed.spec import DeadlineSpec, GuestSpec, MmapTest, WorkloadSpec
 
@@ -42,9 +45,11 @@ class Trial:
     guest: GuestSpec
     workload: WorkloadSpec
     deadlines: DeadlineSpec
-    # What else numbers depend on: the version of QEMU, the host.
+    # What else numbers depend on: QEMU's family or version and, in real time, the host.
     environment: tuple[str, ...]
-    qemu: str = field(default=QEMU)
+    qemu: Qemu
+    # Where snapshots and plugins are kept.
+    cache: Path = field(default=Path())
 
     @functools.cached_property
     def id(self) -> str:
@@ -61,6 +66,31 @@ class Trial:
             "environment": self.environment,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same trial gives the same bytes every time."""
+        return self.shape.accel == "icount"
+
+    @property
+    def meetings(self) -> tuple[tuple[int, int], ...]:
+        """When the workload meets the host, and the memory from then on: (ms, bytes)."""
+        seconds = self.workload.mmap_test.seconds
+        return self.guest.balloon.targets(self.guest.memory, seconds) if self.guest.balloon else ()
+
+    @property
+    def start(self) -> Start:
+        """Where it starts from, if it is deterministic."""
+        return Start(
+            self.shape,
+            self.vmlinux,
+            self.vmlinux_sha256,
+            self.initramfs,
+            self.initramfs_sha256,
+            self.guest.memory,
+            tuple(set_up_commands(self.guest, self.workload.mmap_test)),
+            self.qemu,
+        )
 
 
 def window_pages(workload: MmapTest, memory: int) -> int:
@@ -85,27 +115,35 @@ def set_up_commands(guest: GuestSpec, workload: MmapTest) -> Iterator[str]:
         yield "disk"
         # One page a fault, or a touch would map its neighbours and their touches be no faults.
         yield f"set /sys/kernel/debug/fault_around_bytes {PAGE}"
+    if guest.balloon and (meetings := guest.balloon.targets(guest.memory, workload.seconds)):
+        yield f"meets {','.join(str(at) for at, _ in meetings)}"
 
 
 def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
-    """Run a trial once; return what became of it and the raw console log.
+    """Run a trial once; return what became of it and the raw console log, up to the workload's end.
 
     Never raises for what a guest does; raises Interrupted when `cancel` is set, HostError when QEMU
     cannot be started.
     """
+    took = _Stages()
     memory: dict[str, int] = {}
-    stages: dict[str, float] = {}
-    outcome, detail = MEASURED, ""
-    guest = Guest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu, cancel=cancel)
+    outcome, detail, log, command_line = MEASURED, "", b"", ""
     started = datetime.datetime.now(datetime.UTC)
     try:
-        with guest, guest.explained():
-            end = _drive(guest, trial, memory, stages)
-            _judge(parse(guest.log), end)
+        guest = _guest(trial, took, cancel)
+        try:
+            with guest, guest.explained():
+                end = _drive(guest, trial, memory, took)
+                _judge(parse(guest.log), end)
+        finally:
+            command_line, log = guest.command_line, guest.log
     except GuestFailed as failed:
         outcome, detail = failed.outcome, str(failed)
     except GuestError as lost:
         outcome, detail = LOST, str(lost)
+    if last := END.search(log):
+        # How much more comes before QEMU ends depends on the host.
+        log = log[: last.end()]
     record = Record(
         trial=trial.id,
         arm=trial.arm,
@@ -114,29 +152,75 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, by
         outcome=outcome,
         detail=detail,
         memory=memory,
-        stages=stages,
-        command_line=guest.command_line,
+        stages=took.seconds,
+        command_line=command_line,
         started=started.isoformat(timespec="seconds"),
     )
-    return record, guest.log
+    return record, log
 
 
-def _drive(guest: Guest, trial: Trial, memory: dict[str, int], stages: dict[str, float]) -> Mark:
-    """Take the guest through its stages; note memory in bytes and times in seconds on the way."""
+class _Stages:
+    """Seconds of wall time per stage."""
 
-    def stage(name: str, action: Any) -> Any:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
         began = time.monotonic()
         try:
-            return action()
+            yield
         finally:
-            stages[name] = round(time.monotonic() - began, 3)
+            self.seconds[name] = round(time.monotonic() - began, 3)
 
-    deadlines, workload = trial.deadlines, trial.workload.mmap_test
-    ready = stage("boot", lambda: guest.boot(deadlines.boot))
+
+def _guest(trial: Trial, took: _Stages, cancel: threading.Event) -> Guest:
+    """The guest of a trial, not yet running."""
+    if not trial.deterministic:
+        return Guest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu.program, cancel=cancel)
+    with took.stage("snapshot"):
+        path = snapshot.ensure(trial.start, trial.cache, trial.deadlines.boot, cancel)
+    meets = bool(trial.meetings)
+    return Guest(
+        trial.shape,
+        trial.vmlinux,
+        trial.initramfs,
+        qemu=trial.qemu.program,
+        cancel=cancel,
+        given=trial.start.given(
+            "memory", run_command(trial.workload.mmap_test, trial.guest.memory, trial.seed)
+        ),
+        plugin=rendezvous.plugin(trial.qemu.program, trial.qemu.version, trial.cache) if meets else None,
+        snapshot=path,
+    )
+
+
+def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: _Stages) -> Mark:
+    """Take the guest through its stages; note memory in bytes on the way."""
+    deadlines = trial.deadlines
+    if trial.deterministic:
+        with took.stage("boot"):
+            guest.resume(deadlines.boot)
+            mark = guest.answer("memory")
+        memory["balloon"] = trial.guest.memory
+        _note_memory(mark, memory)
+        with took.stage("workload"):
+            return _work(guest, trial)
+    with took.stage("boot"):
+        ready = guest.boot(deadlines.boot)
     if ready.fields.get("cpus") != str(trial.shape.vcpus):
         raise GuestFailed(f"the guest brought up {ready.fields.get('cpus')} of {trial.shape.vcpus} CPUs")
-    memory["balloon"] = stage("balloon", lambda: guest.balloon(trial.guest.memory, deadlines.balloon))
-    mark = guest.command("memory", "memory")
+    with took.stage("balloon"):
+        memory["balloon"] = guest.balloon(trial.guest.memory, deadlines.balloon)
+    _note_memory(guest.command("memory", "memory"), memory)
+    for line in set_up_commands(trial.guest, trial.workload.mmap_test):
+        guest.command(line)
+    with took.stage("workload"):
+        guest.console.type(run_command(trial.workload.mmap_test, trial.guest.memory, trial.seed))
+        return _work(guest, trial)
+
+
+def _note_memory(mark: Mark, memory: dict[str, int]) -> None:
     memory["total"] = int(mark.fields["total_kb"]) * 1024
     memory["free"] = int(mark.fields["free_kb"]) * 1024
     if memory["total"] > memory["balloon"]:
@@ -144,11 +228,18 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], stages: dict[str,
             f"the balloon was inflated to {memory['balloon'] >> 10} KiB, but the guest's MemTotal is "
             f"{memory['total'] >> 10} KiB"
         )
-    for line in set_up_commands(trial.guest, workload):
-        guest.command(line)
-    line = run_command(workload, trial.guest.memory, trial.seed)
-    end: Mark = stage("workload", lambda: guest.command(line, "end", deadlines.workload))
-    return end
+
+
+def _work(guest: Guest, trial: Trial) -> Mark:
+    """Wait for the workload's end; change the guest's memory whenever it meets us."""
+    sizes = iter([size for _, size in trial.meetings])
+
+    def meet() -> None:
+        if (size := next(sizes, None)) is None:
+            raise GuestFailed("the workload met the host more often than it was told to")
+        guest.change_memory(size, trial.deadlines.balloon)
+
+    return guest.answer("end", trial.deadlines.workload, "the workload", meet)
 
 
 def _judge(measurement: Measurement, end: Mark) -> None:

@@ -9,11 +9,15 @@
  * writes to a page of anonymous memory that is not there yet; in mode `file`
  * it reads a page of a mapped sparse file (in /mnt). A page is let go just
  * before its turn comes again, so that every touch is one page fault and the
- * footprint stays at TASKS x PAGES. The windows are filled before the clock
- * starts: memory is short from the first measured touch on.
+ * footprint stays at TASKS x PAGES once all windows are full. Before the clock
+ * starts, the tasks take the memory that is free: it is short from the first
+ * measured touch on.
  *
  * The seed decides where in its window a task starts and when, and what the
  * pages hold.
+ *
+ * With MEETS=MS,MS,... in the environment, it meets the host that many
+ * milliseconds after the clock has started: mark `#tb:meet`, then a stop.
  *
  * Leaves in /run/result: mmap_test (per task: pages, time, faults, a histogram
  * of the touches' latencies), vmstat.before, vmstat.after, and the same of
@@ -29,9 +33,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/sysinfo.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "meet.h"
 
 #define PAGE 4096
 #define CHUNK 64		/* pages let go at a time */
@@ -56,7 +64,7 @@ struct options {
 	int file;
 	int tasks;
 	uint64_t ns;
-	size_t pages;
+	size_t pages, filled;
 	uint64_t seed;
 };
 
@@ -191,12 +199,11 @@ static void be_task(const struct options *o, struct task *task, int index,
 	size_t at = next(&random) % (o->pages / CHUNK) * CHUNK + CHUNK - 1;
 	struct timespec phase = { .tv_nsec = next(&random) % PHASE_NS };
 
-	for (size_t i = 0; i < o->pages; i++) {
-		char *page = window + i * PAGE;
-
-		touch(o, page);
+	for (size_t i = 0; i < o->filled; i++) {
+		at = at + 1 == o->pages ? 0 : at + 1;
+		touch(o, window + at * PAGE);
 		if (!o->file)
-			fill(page, &random);
+			fill(window + at * PAGE, &random);
 	}
 	if (write(ready, &byte, 1) != 1)
 		die("pipe");
@@ -243,6 +250,40 @@ static void write_trace(const char *file, const char *value, int flags)
 	if (write(fd, value, strlen(value)) < 0)
 		die(path);
 	close(fd);
+}
+
+/* What the host has to do at these times, it does while everything stands still. */
+static void keep_appointments(const char *meets)
+{
+	static const char mark[] = "\n#tb:meet\n";
+	uint64_t start = now();
+	int console = open("/dev/console", O_WRONLY | O_NOCTTY);
+
+	while (meets && *meets) {
+		char *rest;
+		uint64_t at = start + strtoull(meets, &rest, 10) * 1000000;
+		struct timespec t = { at / 1000000000, at % 1000000000 };
+
+		if (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL))
+			die("clock_nanosleep");
+		if (write(console, mark, sizeof(mark) - 1) < 0 || tcdrain(console))
+			die("/dev/console");
+		meet();
+		meets = *rest ? rest + 1 : rest;
+	}
+	close(console);
+}
+
+/* As much of a window as there is memory for. */
+static size_t share(const struct options *o)
+{
+	struct sysinfo info;
+
+	if (sysinfo(&info))
+		die("sysinfo");
+	size_t pages = info.freeram / PAGE / o->tasks;
+
+	return pages < o->pages ? pages : o->pages;
 }
 
 static FILE *result(const char *name)
@@ -345,6 +386,7 @@ int main(int argc, char **argv)
 	/* The measuring must not be swapped out with what it measures. */
 	if (mlockall(MCL_CURRENT) || pipe(ready) || pipe(go))
 		die("setup");
+	o.filled = share(&o);
 	for (int i = 0; i < o.tasks; i++) {
 		pid_t pid = fork();
 
@@ -366,6 +408,7 @@ int main(int argc, char **argv)
 	write_trace("trace", "", O_TRUNC);
 	snapshot(0);
 	close(go[1]);
+	keep_appointments(getenv("MEETS"));
 	for (int i = 0; i < o.tasks; i++)
 		waitpid(tasks[i].pid, &tasks[i].status, 0);
 	for (int i = 0; i < o.tasks; i++)

@@ -2,7 +2,7 @@
 /*
  * Say something to the host, on the console, so that it arrives whole:
  *
- *	tell mark NAME [KEY=VALUE...]	#tb:NAME KEY=VALUE...
+ *	tell mark NAME [KEY=VALUE...]	#tb:NAME ns=NOW KEY=VALUE...
  *	tell frame NAME			standard input, with its length and CRC-32
  *
  * A line of a frame that begins with `#` gets another one in front, so that
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 #include <fcntl.h>
 
@@ -94,7 +95,11 @@ int main(int argc, char **argv)
 		fwrite(body, 1, length, stdout);
 		printf("\n#tb:close %s\n", argv[2]);
 	} else {
-		printf("\n#tb:%s", argv[2]);
+		struct timespec t;
+
+		clock_gettime(CLOCK_MONOTONIC, &t);
+		printf("\n#tb:%s ns=%lld", argv[2],
+		       t.tv_sec * 1000000000ll + t.tv_nsec);
 		for (int i = 3; i < argc; i++)
 			printf(" %s", argv[i]);
 		printf("\n");

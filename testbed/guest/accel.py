@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from testbed.errors import GuestError, HostError
-from testbed.guest.machine import QEMU, Guest, qemu_version
+from testbed.guest.machine import Guest
+from testbed.guest.qemu import QEMU, qemu_version
 from testbed.guest.shape import AccelName, Shape
 
 # A guest under KVM is ready in about a second, and a broken one never is.

@@ -18,7 +18,7 @@ from testbed.paths import REPOSITORY
 
 IMAGES = REPOSITORY / "images"
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")
-CFLAGS = ("-static", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
+CFLAGS = ("-static", "-s", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static")
 COMPILE_SECONDS = 60.0
 
@@ -40,8 +40,11 @@ def build(cache: Path) -> Image:
     compiler = process.run(["gcc", "--version"], timeout=10, error=HostError).stdout.splitlines()[0]
     busybox = find_busybox()
     sources = sorted((IMAGES / "src").glob("*.c"))
+    headers = sorted((IMAGES / "src").glob("*.h"))
     ingredients = [compiler, " ".join(CFLAGS).encode(), busybox.read_bytes()]
-    ingredients += [path.name.encode() + b"\0" + path.read_bytes() for path in (*sources, IMAGES / "init")]
+    ingredients += [
+        path.name.encode() + b"\0" + path.read_bytes() for path in (*sources, *headers, IMAGES / "init")
+    ]
     ingredients.append(Path(__file__).read_bytes())
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in ingredients)).hexdigest()
     path = cache / "images" / f"{key[:32]}.cpio"

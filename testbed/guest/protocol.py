@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 MARK = re.compile(rb"(?:^|\n)#tb:([a-z]+)(?: ([^\r\n]*))?\r?\n")
+# The last that a trial says.
+END = re.compile(rb"\n#tb:end(?: [^\r\n]*)?\r?\n")
 _FRAME = re.compile(rb"(?:^|\n)#tb:frame ([A-Za-z0-9_.-]{1,64}) (\d{1,9}) ([0-9a-f]{8})\n")
 _CLOSE = b"\n#tb:close "
 _STUFFED = re.compile(rb"^##", re.MULTILINE)

@@ -3,19 +3,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from testbed.spec import MiB
 
-AccelName = Literal["kvm", "tcg"]
+# `icount` is emulation in which virtual time is the number of instructions executed.
+AccelName = Literal["kvm", "tcg", "icount"]
 
 # `panic=-1` with -no-reboot ends QEMU when the kernel panics, so nobody waits for a dead guest.
 _CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=4096"
-# Under emulation on a busy host, calibrating delay loops takes seconds and the TSCs look unstable.
-_CMDLINE_TCG = "tsc=reliable lpj=10000000"
+# What QEMU and the kernel are told, per accelerator. Under emulation on a busy host, calibrating delay
+# loops takes seconds and the TSCs look unstable. For icount, see docs/determinism.md.
+_ACCEL = {
+    "kvm": (("-accel", "kvm", "-cpu", "host"), ""),
+    "tcg": (("-accel", "tcg,thread=multi", "-cpu", "max"), "tsc=reliable lpj=10000000"),
+    "icount": (
+        (
+            *("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max"),
+            *("-rtc", "base=2026-01-01,clock=vm", "-seed", "1"),
+        ),
+        "maxcpus=1 idle=poll nokaslr tsc=reliable lpj=4000000 cpu_init_udelay=0",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -29,21 +41,41 @@ class Shape:
 
     @property
     def kernel_cmdline(self) -> str:
-        parts = [_CMDLINE, _CMDLINE_TCG if self.accel == "tcg" else "", self.cmdline]
-        return " ".join(filter(None, parts))
+        return " ".join(filter(None, [_CMDLINE, _ACCEL[self.accel][1], self.cmdline]))
 
 
-def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, qmp_fd: int) -> list[str]:
+@dataclass(frozen=True)
+class Wiring:
+    """What QEMU is connected to on our side.
+
+    `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `plugin` is the argument of
+    -plugin, `incoming` whether the machine waits for a snapshot to be loaded.
+    """
+
+    qmp_fd: int
+    given: Mapping[str, Path] = field(default_factory=dict)
+    plugin: str = ""
+    incoming: bool = False
+
+
+def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring) -> list[str]:
     """QEMU with its console on standard input and output and QMP on an open socket, not yet running.
 
     The console is a pair of pipes, since a socket pushes back after some hundred one-byte writes.
     """
-    return [
+    words = [
         *_machine(shape, qemu, vmlinux, initramfs),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
-        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=qmp,fd={wiring.qmp_fd}", "-mon", "chardev=qmp,mode=control"),
         "-S",
     ]
+    for name, path in wiring.given.items():
+        words += ["-fw_cfg", f"name=opt/testbed/{name},file={path}"]
+    if wiring.plugin:
+        words += ["-plugin", wiring.plugin]
+    if wiring.incoming:
+        words += ["-incoming", "defer"]
+    return words
 
 
 def by_hand(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path) -> list[str]:
@@ -52,12 +84,13 @@ def by_hand(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path) -> list[str
 
 
 def _machine(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path) -> Sequence[str]:
-    accel = {"kvm": ("kvm", "host"), "tcg": ("tcg,thread=multi", "max")}[shape.accel]
+    # With an ioeventfd another thread would serve the guest's kick, some time later.
+    balloon = "virtio-balloon-pci,id=balloon,deflate-on-oom=off"
     return [
         qemu,
         *("-no-user-config", "-nodefaults", "-no-reboot", "-display", "none", "-nic", "none"),
-        *("-machine", "q35", "-accel", accel[0], "-cpu", accel[1]),
+        *("-machine", "q35", *_ACCEL[shape.accel][0]),
         *("-smp", str(shape.vcpus), "-m", f"{shape.boot_memory // MiB}M"),
         *("-kernel", str(vmlinux), "-initrd", str(initramfs), "-append", shape.kernel_cmdline),
-        *("-device", "virtio-balloon-pci,id=balloon,deflate-on-oom=off"),
+        *("-device", balloon + (",ioeventfd=off" if shape.accel == "icount" else "")),
     ]

@@ -378,7 +378,15 @@ def test_fresh_sets_the_old_result_aside(testbed: Testbed, prepared: list[Any], 
 def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepared: list[Any]) -> None:
     testbed("run", EXPERIMENT)
     testbed("run", EXPERIMENT, "--seeds", "17", "--accel", "tcg")
-    assert [(e.seeds, e.accel) for e in prepared] == [(5, "auto"), (17, "tcg")]
+    testbed("run", EXPERIMENT, "--mode", "realtime")
+    assert [(e.seeds, e.mode, e.accel) for e in prepared] == [
+        (5, "deterministic", "auto"),
+        (17, "realtime", "tcg"),
+        (5, "realtime", "auto"),
+    ]
+    ran = testbed("run", EXPERIMENT, "--mode", "deterministic", "--accel", "kvm")
+    assert (ran.status, len(prepared)) == (2, 3)
+    assert "--accel is a choice for `--mode realtime`" in ran.err
 
 
 def test_what_is_wrong_with_a_kernel_names_the_experiment(

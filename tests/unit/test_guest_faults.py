@@ -16,6 +16,7 @@ import pytest
 from testbed import trial as trials
 from testbed.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
 from testbed.guest.machine import Guest
+from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.record import LOST, MEASURED
 from testbed.spec import DeadlineSpec, GuestSpec, MiB, WorkloadSpec
@@ -51,7 +52,7 @@ def make_trial(qemu: str, **deadlines: float) -> Trial:
         workload=WorkloadSpec(),
         deadlines=DeadlineSpec(**{"boot": 5.0, "balloon": 0.5, "workload": 5.0, **deadlines}),
         environment=("fake",),
-        qemu=qemu,
+        qemu=Qemu(qemu, "fake"),
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from testbed import runner
+from testbed.guest.shape import Shape
 from testbed.record import LOST, MEASURED, Record
 from testbed.store import Ledger
 from testbed.trial import Trial
@@ -169,11 +170,14 @@ def _pids(name: str) -> list[int]:
 def test_no_two_vcpus_share_a_core_and_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(32)))
     monkeypatch.setattr(runner, "available_memory", lambda: 100 << 30)
-    assert runner.jobs_for(8, 512 * MiB) == 4
+    shape = Shape("tcg", 8, 512 * MiB)
+    assert runner.jobs_for(shape) == 4
+    # One thread runs all the vCPUs.
+    assert runner.jobs_for(dataclasses.replace(shape, accel="icount")) == 32
     monkeypatch.setattr(runner, "available_memory", lambda: 2 << 30)
-    assert runner.jobs_for(8, 512 * MiB) == 2
+    assert runner.jobs_for(shape) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
-    assert runner.jobs_for(8, 512 * MiB) == 1
+    assert runner.jobs_for(shape) == 1
 
 
 def test_threads_and_children_are_gone_after_a_run(tmp_path: Path, ledger: Ledger) -> None:

@@ -114,8 +114,8 @@ MISTAKES = [
     ),
     (
         RIGHT + "zzzz: 1\n",
-        "4: `zzzz`: unknown key; known here: accel, arms, deadlines, description, guest, kernel, name, "
-        "seeds, workload",
+        "4: `zzzz`: unknown key; known here: accel, arms, deadlines, description, guest, kernel, mode, "
+        "name, seeds, workload",
     ),
     # Missing.
     (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
@@ -155,11 +155,25 @@ MISTAKES = [
     (RIGHT + "guest: {swap: 65G}\n", "4: `guest.swap`: 65G is neither 0M nor from 1M to 64G"),
     (
         RIGHT + "deadlines:\n  workload: 5\n",
-        "5: `deadlines.workload`: 5 s is too short for a workload of 3 s; give at least 33",
+        "5: `deadlines.workload`: 5 s is too short for a workload of 3 s in mode deterministic; "
+        "give at least 210",
     ),
     (
-        RIGHT + "workload: {mmap_test: {seconds: 160.5}}\n",
-        "1: `deadlines.workload`: 180 s is too short for a workload of 160.5 s; give at least 190.5",
+        RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\n",
+        "1: `deadlines.workload`: 600 s is too short for a workload of 600.5 s in mode realtime; "
+        "give at least 630.5",
+    ),
+    (
+        RIGHT + "accel: kvm\n",
+        "4: `accel`: kvm is a choice for `mode: realtime`; deterministic guests are emulated",
+    ),
+    (
+        RIGHT + "guest: {balloon: {step: {to: 64M}, ramp: {to: 64M}}}\n",
+        "4: `guest.balloon`: give exactly one of step, ramp and oscillate (found step, ramp)",
+    ),
+    (
+        RIGHT + "guest: {balloon: {step: {to: 4G}}}\n",
+        "4: `guest.balloon`: 4G is not whole MiB from 48M to boot_memory 512M",
     ),
     # Wrong types, in the words of YAML and not of Python.
     (RIGHT + "seeds: true\n", "4: `seeds`: should be a whole number (found true)"),

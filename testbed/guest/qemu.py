@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which QEMU. For deterministic guests it has to be of a family that was found to be sound."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed import debian, process
+from testbed.debian import Package
+from testbed.errors import HostError
+
+QEMU = "qemu-system-x86_64"
+OVERRIDE = "TESTBED_QEMU"
+# Versions that gave the same bytes every time; those of one family give the same bytes as each other.
+# How that was found out, and what of the others: docs/determinism.md.
+FAMILIES = ("10.0", "11.1")
+# For machines whose own QEMU is not of a family. Runs with the libraries that Debian 12's own needs.
+PRIVATE = {
+    "10.0": (
+        Package(
+            "qemu-system-x86",
+            "1:10.0.2+ds-2+deb13u1~bpo12+1",
+            "4a6b1856c8b0d7df4ff8e70249e12c473ccf8d516aadb4ae14d3d938faed0c65",
+        ),
+        Package(
+            "qemu-system-data",
+            "1:10.0.2+ds-2+deb13u1~bpo12+1",
+            "2d831088187087013b3fcbd19bdfb955b182a2d5a08f6dafa0ad1c6d2007fb4e",
+        ),
+        Package(
+            "seabios",
+            "1.16.3-2~bpo12+1",
+            "48390d0a534c66d11789e39518aa219773a9d3677b29fe1af8799dfb563ec713",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A QEMU that runs: what to execute, and the first line of its --version."""
+
+    program: str
+    version: str
+
+    @property
+    def family(self) -> str:
+        """Major and minor version: what the bytes of a deterministic guest depend on."""
+        match = re.search(r"version (\d+\.\d+)", self.version)
+        return match[1] if match else self.version
+
+
+def qemu_version(qemu: str = QEMU) -> str:
+    """The first line of `qemu --version`. Raises HostError when it is not installed."""
+    done = process.run([qemu, "--version"], timeout=20, error=HostError)
+    return done.stdout.decode(errors="replace").splitlines()[0]
+
+
+def system() -> Qemu:
+    """The QEMU that TESTBED_QEMU names, else the machine's own. Raises HostError when there is none."""
+    program = os.environ.get(OVERRIDE) or QEMU
+    return Qemu(program, qemu_version(program))
+
+
+def deterministic(cache: Path, progress: Callable[[str], None], family: str | None = None) -> Qemu:
+    """A QEMU for deterministic guests, of a given family or any: the machine's own, or a private one.
+
+    What TESTBED_QEMU names is taken as it is, if it is of the family. Raises HostError when there is none.
+    """
+    if os.environ.get(OVERRIDE):
+        named = system()
+        if family not in (None, named.family):
+            raise HostError(
+                f"{OVERRIDE} is QEMU {named.family}, and these results are of QEMU {family}: "
+                "other versions give other numbers",
+                f"unset {OVERRIDE}, or let it name a QEMU {family}",
+            )
+        return named
+    suits = FAMILIES if family is None else (family,)
+    own = system() if shutil.which(QEMU) else None
+    if own and own.family in suits and own.family in FAMILIES:
+        return own
+    for name in suits:
+        if name in PRIVATE:
+            return _private(PRIVATE[name], cache, progress)
+    has = f"this machine has {own.family}" if own else "this machine has none"
+    raise HostError(
+        f"deterministic guests need QEMU {' or '.join(suits)}: {has}", f"{OVERRIDE}=PROGRAM names another"
+    )
+
+
+def _private(packages: tuple[Package, ...], cache: Path, progress: Callable[[str], None]) -> Qemu:
+    """A QEMU unpacked from the distribution's packages into the cache."""
+    home = cache / "qemu" / packages[0].sha256[:32]
+    program = home / QEMU
+    if not program.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        debs = [debian.fetch_pinned(package, cache, progress) for package in packages]
+        with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
+            root = Path(scratch) / "home" / "root"
+            for deb in debs:
+                debian.unpack(deb, root)
+            draft = root.parent / QEMU
+            draft.write_text(_WRAPPER.format(qemu=QEMU))
+            draft.chmod(0o755)
+            # It may lack a library: better known before it has a place in the cache.
+            qemu_version(str(draft))
+            if not home.exists():
+                root.parent.rename(home)
+    return Qemu(str(program), qemu_version(str(program)))
+
+
+# Found from where the wrapper is. -L has to name every directory: QEMU looks in the system's, too.
+_WRAPPER = """#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/root
+exec "$root/usr/bin/{qemu}" -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" "$@"
+"""

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where guest and host meet: all vCPUs stand still at one instruction until the host lets them go on.
+
+The other half is a QEMU plugin, rendezvous.c, which says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from testbed import process
+from testbed.errors import GuestLost, Hang, HostError
+from testbed.process import Deadline
+
+SOURCE = Path(__file__).with_suffix(".c")
+CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra")
+COMPILE_SECONDS = 60.0
+_SLICE_SECONDS = 0.25
+
+
+class Rendezvous:
+    """Our end of the plugin's socket."""
+
+    def __init__(self, connection: socket.socket, check_cancelled: Callable[[], None]) -> None:
+        self._connection = connection
+        self._connection.settimeout(_SLICE_SECONDS)
+        self._check_cancelled = check_cancelled
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the guest has come. Raises Hang, GuestLost (QEMU ended) or Interrupted."""
+        deadline = Deadline(seconds)
+        while not self.here():
+            self._check_cancelled()
+            if deadline.expired:
+                raise Hang(f"the guest did not come to the rendezvous within {seconds:.0f} s")
+
+    def here(self) -> bool:
+        """Whether the guest has come since the last time, after waiting a moment."""
+        try:
+            came = self._connection.recv(1)
+        except TimeoutError:
+            return False
+        except OSError:
+            came = b""
+        if not came:
+            raise GuestLost("QEMU ended before the rendezvous")
+        return True
+
+    def release(self) -> None:
+        """Let the guest go on."""
+        with contextlib.suppress(OSError):
+            self._connection.send(b"g")
+
+    def close(self) -> None:
+        """Let the guest go on, now and whenever it comes again."""
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def release_after(self, seconds: float) -> Iterator[None]:
+        """Let the guest go on while the caller waits for something that only then can happen."""
+        timer = threading.Timer(seconds, self.release)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.join()
+
+
+def wait_until_quiet(pid: int, seconds: float) -> None:
+    """Wait until a process's main thread sleeps: QEMU's main loop has done all that it was asked.
+
+    It holds no lock then, and no timer of the guest's can run in it rather than in the vCPUs' thread.
+    Raises GuestLost when it does not get quiet in time.
+    """
+    deadline, asleep = Deadline(seconds), 0
+    while asleep < 3:
+        # The state comes after the program's name, which may have anything in it.
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
+        if deadline.expired:
+            raise GuestLost(f"QEMU's main loop did not get quiet within {seconds:.0f} s")
+        time.sleep(0.002)
+
+
+def plugin(qemu: str, version: str, cache: Path) -> Path:
+    """The plugin for a QEMU (`version` is what it says of itself), compiled unless it is in the cache.
+
+    Raises HostError when it has no plugins, BuildError when the source does not compile.
+    """
+    parts = [SOURCE.read_bytes(), version.encode(), " ".join(CFLAGS).encode()]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+    path = cache / "plugins" / f"{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            draft = Path(scratch) / "rendezvous.so"
+            _compile(draft, _oldest_api(qemu, Path(scratch)))
+            draft.rename(path)
+    return path
+
+
+def _oldest_api(qemu: str, scratch: Path) -> int:
+    """The oldest version of the plugin interface that a QEMU takes; it says so when given an older one."""
+    probe = scratch / "probe.so"
+    _compile(probe, 0)
+    words = [qemu, "-nodefaults", "-display", "none", "-machine", "none", "-plugin", str(probe)]
+    done = process.run(words, timeout=20, error=HostError, check=False)
+    said = (done.stderr + done.stdout).decode(errors="replace")
+    match = re.search(r"minimum version of (\d+)", said)
+    if match is None:
+        raise HostError(f"{qemu}: takes no plugins: {said.strip() or 'it says nothing'}")
+    return int(match[1])
+
+
+def _compile(target: Path, api: int) -> None:
+    words = ["gcc", *CFLAGS, f"-DAPI={api}", "-o", str(target), SOURCE.name]
+    process.run(words, cwd=SOURCE.parent, timeout=COMPILE_SECONDS)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where deterministic trials start: a guest that has booted, been ballooned and set up, once for all.
+
+The snapshot is taken at one exact instruction, so that whoever takes it gets the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import gzip
+import hashlib
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import GuestFailed
+from testbed.guest import rendezvous
+from testbed.guest.machine import Guest
+from testbed.guest.qemu import Qemu
+from testbed.guest.shape import Shape
+
+PAGE = 4096
+# What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
+RUN_BYTES = 512
+# Of older snapshots there is no need: taking one again costs some seconds.
+KEEP = 16
+
+
+@dataclass(frozen=True)
+class Start:
+    """All that a snapshot depends on. `memory` is the balloon's target in bytes, `setup` init's commands."""
+
+    shape: Shape
+    vmlinux: Path
+    vmlinux_sha256: str
+    initramfs: Path
+    initramfs_sha256: str
+    memory: int
+    setup: tuple[str, ...]
+    qemu: Qemu
+
+    @functools.cached_property
+    def key(self) -> str:
+        """A hash of everything that can change the snapshot; paths cannot."""
+        identity = {
+            "shape": dataclasses.asdict(self.shape),
+            "vmlinux": self.vmlinux_sha256,
+            "initramfs": self.initramfs_sha256,
+            "memory": self.memory,
+            "setup": self.setup,
+            "qemu": self.qemu.version,
+            "run": RUN_BYTES,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    def given(self, *run: str) -> dict[str, bytes]:
+        """The files of a guest that executes these commands after the snapshot."""
+        commands = "".join(f"{line}\n" for line in run).encode()
+        if len(commands) > RUN_BYTES:
+            raise AssertionError(f"{len(commands)} bytes of commands for a trial, {RUN_BYTES} fit")
+        return {
+            "balloon": str((self.shape.boot_memory - self.memory) // PAGE).encode(),
+            "setup": "".join(f"{line}\n" for line in self.setup).encode() or b"\n",
+            "run": commands.ljust(RUN_BYTES, b"\n"),
+        }
+
+
+def ensure(start: Start, cache: Path, seconds: float, cancel: threading.Event | None = None) -> Path:
+    """The snapshot, taken unless it is in the cache; `seconds` is how long a boot may take.
+
+    Its console log is beside it. Raises GuestError as a boot does, BuildError, HostError; Interrupted.
+    """
+    home = cache / "snapshots"
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / start.key
+    with _locked(home / f"{start.key}.lock"):
+        if path.exists():
+            path.touch()
+        else:
+            _take(start, path, cache, seconds, cancel)
+            _forget_old(home)
+    return path
+
+
+def sha256(path: Path) -> str:
+    """The hash of a snapshot."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _take(start: Start, path: Path, cache: Path, seconds: float, cancel: threading.Event | None) -> None:
+    plugin = rendezvous.plugin(start.qemu.program, start.qemu.version, cache)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        draft = Path(scratch) / "snapshot"
+        guest = Guest(
+            start.shape,
+            start.vmlinux,
+            start.initramfs,
+            qemu=start.qemu.program,
+            cancel=cancel,
+            given=start.given(),
+            plugin=plugin,
+        )
+        with guest:
+            guest.monitor.execute("balloon", value=start.memory)
+            ready = guest.boot(seconds)
+            if ready.fields.get("cpus") != str(start.shape.vcpus):
+                raise GuestFailed(
+                    f"the guest brought up {ready.fields.get('cpus')} of {start.shape.vcpus} CPUs"
+                )
+            guest.save(draft, seconds)
+        path.with_suffix(".log.gz").write_bytes(gzip.compress(guest.log, mtime=0))
+        draft.rename(path)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _forget_old(home: Path) -> None:
+    snapshots = sorted((p for p in home.iterdir() if not p.suffix), key=lambda p: p.stat().st_mtime)
+    for path in snapshots[:-KEEP]:
+        for old in (path, path.with_suffix(".log.gz"), path.with_suffix(".lock")):
+            old.unlink(missing_ok=True)
