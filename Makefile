@@ -10,10 +10,16 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare test lint unit doctor setup setup-dev lock clean
+.PHONY: compare verify bench test lint unit doctor setup setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
+
+verify: setup ## Run the trials of the published result again: the same bytes?
+	@$(RUN) verify $(EXPERIMENT:.yaml=.manifest.json) $(ARGS)
+
+bench: setup ## The noise of every metric in both modes, and what a trial costs
+	@.venv/bin/python -m tests.bench
 
 test: setup-dev lint ## All tests; builds a kernel and boots guests
 	@.venv/bin/pytest $(ARGS)

@@ -78,20 +78,26 @@ def machine(
     progress: Callable[[str], None],
     *,
     cancel: threading.Event | None = None,
+    family: str | None = None,
 ) -> Machine:
-    """The machine for an experiment's guests: deterministic if that can be had, else in real time."""
+    """The machine for an experiment's guests: deterministic if that can be had, else in real time.
+
+    With a `family` of QEMU it has to be that one; HostError if there is none.
+    """
     shape = Shape("icount", experiment.guest.vcpus, experiment.guest.boot_memory)
     fallback = ""
     if experiment.mode == "deterministic":
         try:
-            emulator = qemu.deterministic(cache, progress)
+            emulator = qemu.deterministic(cache, progress, family)
         except HostError as none:
+            if family:
+                raise
             fallback = f"not deterministic: {none.message}"
             progress(fallback)
         else:
             reason = f"deterministic emulation, {emulator.version.removeprefix('QEMU emulator version ')}"
             progress(f"acceleration: icount ({reason})")
-            return Machine(shape, emulator, Accel("icount", reason), (f"QEMU {emulator.family}",))
+            return Machine(shape, emulator, Accel("icount", reason), environment(emulator))
     emulator = qemu.system()
     shape = replace(shape, accel="kvm")
     chosen = accel.choose(
@@ -104,13 +110,20 @@ def machine(
         cancel=cancel,
     )
     progress(f"acceleration: {chosen.name} ({chosen.reason})")
-    environment = (
-        emulator.version,
-        host_cpu(),
-        f"{len(os.sched_getaffinity(0))} cores",
-        f"Linux {platform.release()}",
-    )
-    return Machine(replace(shape, accel=chosen.name), emulator, chosen, environment, fallback)
+    host = (host_cpu(), f"{len(os.sched_getaffinity(0))} cores", f"Linux {platform.release()}")
+    depends_on = (emulator.version, *host)
+    return Machine(replace(shape, accel=chosen.name), emulator, chosen, depends_on, fallback)
+
+
+def environment(emulator: Qemu) -> tuple[str, ...]:
+    """What deterministic trials depend on beside what they are made of."""
+    return (f"QEMU {emulator.family}",)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def prepare(
@@ -118,8 +131,10 @@ def prepare(
     cache: Path,
     progress: Callable[[str], None],
     cancel: threading.Event | None = None,
+    *,
+    family: str | None = None,
 ) -> Campaign:
-    """Build what an experiment needs and lay out its trials.
+    """Build what an experiment needs and lay out its trials, on a given family of QEMU if one is named.
 
     Raises SpecError, HostError, BuildError; Interrupted when `cancel` is set.
     """
@@ -128,7 +143,7 @@ def prepare(
     initramfs = image.build(cache)
     guest = experiment.guest
     first = next(iter(built.values()))
-    here = machine(experiment, first, initramfs, cache, progress, cancel=cancel)
+    here = machine(experiment, first, initramfs, cache, progress, cancel=cancel, family=family)
     trials = tuple(
         Trial(
             arm=arm,

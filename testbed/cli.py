@@ -2,8 +2,8 @@
 """The command line: the only place that prints results and decides the exit status.
 
 Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
-compared, or the doctor found a problem; 2 bad input; 3 the machine or the infrastructure failed; 130
-interrupted.
+compared, a trial gave something else when run again, or the doctor found a problem; 2 bad input; 3 the
+machine or the infrastructure failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
 import re
 import signal
 import sys
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +27,7 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed import campaign, doctor, runner, spec, store
+from testbed import campaign, doctor, microscope, proof, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
@@ -35,14 +37,15 @@ from testbed.guest.machine import Guest
 from testbed.paths import cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
+from testbed.proof import Repeat
 from testbed.record import LOST, MEASURED, Record, final
 from testbed.report import text
 from testbed.report.document import document
 from testbed.spec import Experiment
 from testbed.store import Ledger
-from testbed.trial import set_up_commands
+from testbed.trial import Trial, set_up_commands
 
-OK, NOTHING_TO_COMPARE, UNFIT = 0, 1, 1
+OK, NOTHING_TO_COMPARE, UNFIT, DIFFERS = 0, 1, 1, 1
 PIPE_COLUMNS = 110
 
 
@@ -125,6 +128,25 @@ def _parser() -> argparse.ArgumentParser:
     form = sub.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the JSON document")
     form.add_argument("--markdown", action="store_true", help="print Markdown")
+    form.add_argument("--manifest", action="store_true", help="print the hashes of a deterministic result")
+    sub = verb("verify", _verify, "run finished trials again; fails unless every one gives the same bytes")
+    sub.add_argument("path", type=Path, metavar="RESULT|MANIFEST|BUNDLE")
+    sub.add_argument(
+        "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
+    )
+    sub.add_argument("--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit")
+    sub = verb("bundle", _bundle, "write one file with which `replay` does a result again on any machine")
+    sub.add_argument("result", type=Path, metavar="RESULT")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.testbed")
+    sub = verb("replay", _replay, "run a bundle's trials, or a single trial under a debugger")
+    sub.add_argument("path", type=Path, metavar="BUNDLE|RESULT")
+    sub.add_argument(
+        "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
+    )
+    sub.add_argument("--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit")
+    sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
+    sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
+    sub.add_argument("--break-at-miss", type=_positive, metavar="N", help="and stop at its Nth reclaim miss")
     verb("doctor", _doctor, "check what this machine lacks for the main job")
     return parser
 
@@ -197,8 +219,76 @@ def _parse(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    if arguments.manifest:
+        with Ledger.open(arguments.result) as ledger:
+            manifest = proof.manifest(ledger.plan(), ledger.records(), arguments.result)
+        print(json.dumps(manifest, indent=1))
+        return OK
     form = "json" if arguments.json else "markdown" if arguments.markdown else "text"
     return _show(arguments.result, form)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="testbed-") as scratch, Watcher() as watcher:
+        repeat = proof.load(arguments.path, cache_directory(), Path(scratch), watcher.note)
+        return _again(repeat, Path(scratch) / "again", arguments, watcher)
+
+
+def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watcher: Watcher) -> int:
+    """Run trials again and say whether they gave the same."""
+    chosen = _sample(runner.interleaved(repeat.trials), arguments.trials)
+    with Ledger.create(directory) as ledger:
+        runner.run(chosen, ledger, arguments.jobs, watcher)
+        differences = proof.differences(repeat, ledger)
+    for difference in differences:
+        print(
+            text.visible(
+                f"{difference.expected.arm} seed {difference.expected.seed}: {difference.explanation}"
+            )
+        )
+    same = len(chosen) - len(differences)
+    print(f"{same} of {len(chosen)} trials gave the same console log, byte for byte")
+    return DIFFERS if differences else OK
+
+
+def _sample(trials: Sequence[Trial], wanted: int | None) -> list[Trial]:
+    """So many of them, evenly spread."""
+    count = min(wanted or len(trials), len(trials))
+    return [trials[index * len(trials) // count] for index in range(count)]
+
+
+def _bundle(arguments: argparse.Namespace) -> int:
+    plan, observations, records = _observations(arguments.result)
+    report = text.markdown(document(plan, observations, records))
+    target = arguments.output or Path(f"{plan['experiment']['name']}.testbed")
+    with Watcher() as watcher:
+        proof.bundle(arguments.result, target, report, cache_directory(), watcher.note)
+    _tell(f"{target.stat().st_size / 1e6:.1f} MB")
+    print(target)
+    return OK
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    debugging = arguments.gdb or arguments.break_at_miss
+    if debugging and not arguments.trial:
+        raise SpecError("--gdb and --break-at-miss need --trial ID: one guest at a time")
+    with tempfile.TemporaryDirectory(prefix="testbed-") as scratch, Watcher() as watcher:
+        repeat = proof.load(arguments.path, cache_directory(), Path(scratch), watcher.note)
+        if arguments.trial:
+            repeat = proof.only(repeat, arguments.trial)
+        if not debugging:
+            return _again(repeat, Path(scratch) / "again", arguments, watcher)
+        (trial,) = repeat.trials
+        with microscope.Microscope(trial, arguments.break_at_miss) as scope:
+            watcher.note(
+                f"{trial.arm} seed {trial.seed} is stopped before its first instruction; in another terminal:"
+            )
+            print(f"gdb {trial.vmlinux} -ex 'target remote localhost:{scope.port}'", flush=True)
+            log = scope.serve()
+        expected = repeat.expected[trial.id].log_sha256
+        same = hashlib.sha256(log).hexdigest() == expected
+        print(f"the console log is {'the same, byte for byte' if same else 'not the one of the result'}")
+        return OK if same else DIFFERS
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:

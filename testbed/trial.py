@@ -48,8 +48,9 @@ class Trial:
     # What else numbers depend on: QEMU's family or version and, in real time, the host.
     environment: tuple[str, ...]
     qemu: Qemu
-    # Where snapshots and plugins are kept.
+    # Where snapshots and plugins are kept; a plugin that is there needs no compiler.
     cache: Path = field(default=Path())
+    compiled_plugin: Path | None = field(default=None)
 
     @functools.cached_property
     def id(self) -> str:
@@ -77,6 +78,10 @@ class Trial:
         """When the workload meets the host, and the memory from then on: (ms, bytes)."""
         seconds = self.workload.mmap_test.seconds
         return self.guest.balloon.targets(self.guest.memory, seconds) if self.guest.balloon else ()
+
+    def plugin(self) -> Path:
+        """The rendezvous plugin for its QEMU."""
+        return self.compiled_plugin or rendezvous.plugin(self.qemu.program, self.qemu.version, self.cache)
 
     @property
     def start(self) -> Start:
@@ -125,18 +130,18 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, by
     Never raises for what a guest does; raises Interrupted when `cancel` is set, HostError when QEMU
     cannot be started.
     """
-    took = _Stages()
+    took = Stages()
     memory: dict[str, int] = {}
     outcome, detail, log, command_line = MEASURED, "", b"", ""
     started = datetime.datetime.now(datetime.UTC)
     try:
-        guest = _guest(trial, took, cancel)
+        machine = guest(trial, cancel, took)
         try:
-            with guest, guest.explained():
-                end = _drive(guest, trial, memory, took)
-                _judge(parse(guest.log), end)
+            with machine, machine.explained():
+                end = _drive(machine, trial, memory, took)
+                _judge(parse(machine.log), end)
         finally:
-            command_line, log = guest.command_line, guest.log
+            command_line, log = machine.command_line, machine.log
     except GuestFailed as failed:
         outcome, detail = failed.outcome, str(failed)
     except GuestError as lost:
@@ -159,7 +164,7 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, by
     return record, log
 
 
-class _Stages:
+class Stages:
     """Seconds of wall time per stage."""
 
     def __init__(self) -> None:
@@ -174,13 +179,12 @@ class _Stages:
             self.seconds[name] = round(time.monotonic() - began, 3)
 
 
-def _guest(trial: Trial, took: _Stages, cancel: threading.Event) -> Guest:
-    """The guest of a trial, not yet running."""
+def guest(trial: Trial, cancel: threading.Event, took: Stages | None = None) -> Guest:
+    """The guest of a trial, not yet running; a snapshot to start from is taken if need be."""
     if not trial.deterministic:
         return Guest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu.program, cancel=cancel)
-    with took.stage("snapshot"):
-        path = snapshot.ensure(trial.start, trial.cache, trial.deadlines.boot, cancel)
-    meets = bool(trial.meetings)
+    with (took or Stages()).stage("snapshot"):
+        path = snapshot.ensure(trial.start, trial.plugin, trial.cache, trial.deadlines.boot, cancel)
     return Guest(
         trial.shape,
         trial.vmlinux,
@@ -190,12 +194,12 @@ def _guest(trial: Trial, took: _Stages, cancel: threading.Event) -> Guest:
         given=trial.start.given(
             "memory", run_command(trial.workload.mmap_test, trial.guest.memory, trial.seed)
         ),
-        plugin=rendezvous.plugin(trial.qemu.program, trial.qemu.version, trial.cache) if meets else None,
+        plugin=trial.plugin(),
         snapshot=path,
     )
 
 
-def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: _Stages) -> Mark:
+def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: Stages) -> Mark:
     """Take the guest through its stages; note memory in bytes on the way."""
     deadlines = trial.deadlines
     if trial.deterministic:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 _COUNTER = re.compile(r"([a-z0-9_]{1,64}) (-?\d{1,20})")
 _OOM = re.compile(rb"Out of memory: Killed process (\d+) \(([^)\r\n]*)\)")
+_TIME = re.compile(rb"^#tb:(start|end) ns=(\d{1,18})\b", re.MULTILINE)
 _TRACE = re.compile(
     r"^ *(?P<comm>.{1,16}?)-(?P<pid>\d+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
 )
@@ -87,6 +88,8 @@ class Measurement:
     oom_victims: tuple[str, ...]
     output: str
     problems: tuple[str, ...]
+    # Seconds from the workload's start to its end by the guest's clock, if the log tells.
+    guest_seconds: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -123,7 +126,15 @@ def parse(log: bytes) -> Measurement:
         oom_victims=tuple(match[2].decode("utf-8", "replace") for match in _OOM.finditer(log)),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         problems=tuple(problems),
+        guest_seconds=_guest_seconds(log),
     )
+
+
+def _guest_seconds(log: bytes) -> float | None:
+    times = {match[1]: int(match[2]) for match in _TIME.finditer(log)}
+    if not {b"start", b"end"} <= times.keys() or times[b"end"] < times[b"start"]:
+        return None
+    return (times[b"end"] - times[b"start"]) / 1e9
 
 
 def counters(text: str) -> dict[str, int]:

@@ -68,14 +68,13 @@ class Guest:
         cancel: threading.Event | None = None,
         given: Mapping[str, bytes] | None = None,
         plugin: Path | None = None,
-        plugin_options: str = "",
         snapshot: Path | None = None,
     ) -> None:
         self.shape = shape
         self.command_line = ""
         self._files = (qemu, vmlinux, initramfs)
         self._given = given or {}
-        self._plugin, self._plugin_options = plugin, plugin_options
+        self._plugin = plugin
         self._snapshot = snapshot
         self._cancel = cancel or threading.Event()
         self._log = b""
@@ -83,7 +82,7 @@ class Guest:
     def __enter__(self) -> Guest:
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair()
-            meeting, plugged = socket.socketpair()
+            meeting, plugged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(ours.close)
             stack.callback(meeting.close)
             self._stderr = stack.enter_context(tempfile.TemporaryFile())
@@ -121,7 +120,7 @@ class Guest:
         paths = {name: self._scratch / name for name in self._given}
         for name, path in paths.items():
             path.write_bytes(self._given[name])
-        plugin = f"{self._plugin},fd={plugin_fd}{self._plugin_options}" if self._plugin else ""
+        plugin = f"{self._plugin},fd={plugin_fd}" if self._plugin else ""
         return Wiring(qmp_fd, paths, plugin, self._snapshot is not None)
 
     @property
@@ -133,7 +132,7 @@ class Guest:
     def boot(self, seconds: float) -> Mark:
         """Let it run, wait for init's `ready`: fields `release`, `cpus`."""
         with self.explained():
-            self.monitor.execute("cont")
+            self._go(seconds)
         return self.answer("ready", seconds, "boot")
 
     def balloon(self, size: int, seconds: float) -> int:
@@ -166,15 +165,15 @@ class Guest:
             self._migrated(seconds)
         path.write_bytes(_HOST_TIME.sub(_without_host_time, path.read_bytes(), count=1))
 
-    def resume(self, seconds: float) -> None:
-        """Let the guest of the snapshot go on from there."""
+    def resume(self, seconds: float, before: Callable[[], None] | None = None) -> None:
+        """Let the guest of the snapshot go on; `before` is called while it still stands there."""
         with self.explained():
             # After a migration QEMU tells the network, five times, by the host's clock. Whenever its main
             # loop runs, it may run the guest's timers, and then vCPUs are interrupted elsewhere.
             self.monitor.execute("migrate-set-parameters", **{"announce-rounds": 0})
             self.monitor.execute("migrate-incoming", uri=f"file:{self._snapshot}")
             self._migrated(seconds)
-            self.monitor.execute("cont")
+            self._go(seconds, before)
 
     def change_memory(self, size: int, seconds: float) -> None:
         """At a rendezvous: set the balloon's target to `size` bytes and let the guest go on."""
@@ -183,8 +182,20 @@ class Guest:
                 self.rendezvous.wait(seconds)
             self.monitor.execute("balloon", value=size)
             if self._plugin:
-                wait_until_quiet(self._child.pid, seconds)
-                self.rendezvous.release()
+                self.release(seconds)
+
+    def _go(self, seconds: float, before: Callable[[], None] | None = None) -> None:
+        self.monitor.execute("cont")
+        if self._plugin:
+            self.rendezvous.wait(seconds)
+            if before:
+                before()
+            self.release(seconds)
+
+    def release(self, seconds: float = COMMAND_SECONDS) -> None:
+        """Let the guest go on from a rendezvous, once QEMU has done all that was asked of it."""
+        wait_until_quiet(self._child.pid, seconds)
+        self.rendezvous.release()
 
     def _migrated(self, seconds: float) -> None:
         deadline = Deadline(seconds)

@@ -9,8 +9,14 @@
  * QMP. A `stop` from outside would end a vCPU's slice at a place that depends
  * on the host's clock.
  *
- * Options: fd=N, the socket; addr=N and count=N, to stop as well where that
- * address is executed for the count-th time.
+ * We stop as well before the first instruction of all: after `cont`, the main
+ * loop may be busy for a while, and as long as it is it may run timers that
+ * are the vCPUs' thread's to run, and end a slice early.
+ *
+ * Every message on the socket, a SOCK_SEQPACKET, is one struct note. We say
+ * where we stand; the answers are any number of breakpoints and then `go`.
+ *
+ * Option: fd=N, the socket.
  *
  * Declared here is what is used of QEMU's include/qemu/qemu-plugin.h, so that
  * its headers need not be installed.
@@ -21,6 +27,8 @@
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
+/* QEMU_PLUGIN_CB_R_REGS: what the vCPU has in host registers is written back. */
+#define READ_REGISTERS 1
 
 typedef uint64_t qemu_plugin_id_t;
 struct qemu_plugin_tb;
@@ -39,36 +47,76 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, executed,
 EXPORT int qemu_plugin_version = API;
 
 static const unsigned char nop[] = { 0x0f, 0x1f, 0x80, 't', 'b', 'm', 't' };
+struct __attribute__((packed)) note {
+	char what;		/* to the host: 'm'eeting or 'b'reakpoint */
+	uint64_t addr;		/* from it: 'g'o, or 'b'reak at addr when it is */
+	uint64_t count;		/* executed for the count-th time */
+};
+
+#define BREAKPOINTS 64
+
 static int fd = -1;
-static uint64_t addr, count;
+static struct breakpoint { uint64_t addr, left; } breakpoints[BREAKPOINTS];
+static int known;
+
+static struct breakpoint *breakpoint_at(uint64_t addr)
+{
+	for (int i = 0; i < known; i++)
+		if (breakpoints[i].addr == addr)
+			return &breakpoints[i];
+	return NULL;
+}
+
+static void stand_still(char what, uint64_t addr)
+{
+	struct note note = { .what = what, .addr = addr };
+
+	if (write(fd, &note, sizeof(note)) != sizeof(note))
+		return;
+	/* Nobody there is a `go` as well. */
+	while (read(fd, &note, sizeof(note)) == sizeof(note) && note.what == 'b') {
+		struct breakpoint *b = breakpoint_at(note.addr);
+
+		if (!b && known < BREAKPOINTS)
+			b = &breakpoints[known++];
+		if (b)
+			*b = (struct breakpoint){ note.addr, note.count };
+	}
+}
 
 static void meet(unsigned int vcpu, void *data)
 {
-	char byte = 'm';
-
 	(void)vcpu;
 	(void)data;
-	/* Nobody there: go on. */
-	if (write(fd, &byte, 1) == 1)
-		(void)!read(fd, &byte, 1);
+	stand_still('m', 0);
 }
 
+/* A breakpoint that is off has a count of zero. */
 static void pass(unsigned int vcpu, void *data)
 {
-	if (--count == 0)
-		meet(vcpu, data);
+	struct breakpoint *b = data;
+
+	(void)vcpu;
+	if (b->left && --b->left == 0)
+		stand_still('b', b->addr);
 }
 
 static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
+	static int begun;
 	unsigned char code[sizeof(nop)];
 
 	(void)id;
+	if (!begun) {
+		begun = 1;
+		stand_still('m', 0);
+	}
 	for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb); i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
+		struct breakpoint *b = breakpoint_at(qemu_plugin_insn_vaddr(insn));
 
-		if (addr && qemu_plugin_insn_vaddr(insn) == addr)
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass, 0, NULL);
+		if (b)
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass, READ_REGISTERS, b);
 		if (qemu_plugin_insn_data(insn, code, sizeof(code)) == sizeof(code) &&
 		    !memcmp(code, nop, sizeof(code)))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, meet, 0, NULL);
@@ -78,16 +126,9 @@ static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
 {
 	(void)info;
-	for (int i = 0; i < argc; i++) {
+	for (int i = 0; i < argc; i++)
 		if (!strncmp(argv[i], "fd=", 3))
 			fd = atoi(argv[i] + 3);
-		else if (!strncmp(argv[i], "addr=", 5))
-			addr = strtoull(argv[i] + 5, NULL, 0);
-		else if (!strncmp(argv[i], "count=", 6))
-			count = strtoull(argv[i] + 6, NULL, 0);
-		else
-			return 1;
-	}
 	qemu_plugin_register_vcpu_tb_trans_cb(id, look);
 	return 0;
 }

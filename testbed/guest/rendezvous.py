@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import re
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -26,10 +27,15 @@ COMPILE_SECONDS = 60.0
 _SLICE_SECONDS = 0.25
 
 
+# struct note of rendezvous.c: what, address, count.
+_NOTE = struct.Struct("<cQQ")
+
+
 class Rendezvous:
-    """Our end of the plugin's socket."""
+    """Our end of the plugin's socket. `address` is the breakpoint at which the guest stands, or 0."""
 
     def __init__(self, connection: socket.socket, check_cancelled: Callable[[], None]) -> None:
+        self.address = 0
         self._connection = connection
         self._connection.settimeout(_SLICE_SECONDS)
         self._check_cancelled = check_cancelled
@@ -45,19 +51,30 @@ class Rendezvous:
     def here(self) -> bool:
         """Whether the guest has come since the last time, after waiting a moment."""
         try:
-            came = self._connection.recv(1)
+            came = self._connection.recv(_NOTE.size)
         except TimeoutError:
             return False
         except OSError:
             came = b""
-        if not came:
+        if len(came) != _NOTE.size:
             raise GuestLost("QEMU ended before the rendezvous")
+        self.address = _NOTE.unpack(came)[1]
         return True
+
+    def break_at(self, address: int, count: int = 1) -> None:
+        """Stop the guest when it executes an address for the count-th time from now; 0 is never.
+
+        While it stands still only, and before it has executed that code at all.
+        """
+        self._send(b"b", address, count)
 
     def release(self) -> None:
         """Let the guest go on."""
+        self._send(b"g")
+
+    def _send(self, what: bytes, address: int = 0, count: int = 0) -> None:
         with contextlib.suppress(OSError):
-            self._connection.send(b"g")
+            self._connection.send(_NOTE.pack(what, address, count))
 
     def close(self) -> None:
         """Let the guest go on, now and whenever it comes again."""

@@ -15,12 +15,11 @@ import hashlib
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import GuestFailed
-from testbed.guest import rendezvous
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
@@ -71,8 +70,16 @@ class Start:
         }
 
 
-def ensure(start: Start, cache: Path, seconds: float, cancel: threading.Event | None = None) -> Path:
-    """The snapshot, taken unless it is in the cache; `seconds` is how long a boot may take.
+def ensure(
+    start: Start,
+    plugin: Callable[[], Path],
+    cache: Path,
+    seconds: float,
+    cancel: threading.Event | None = None,
+) -> Path:
+    """The snapshot, taken with the rendezvous plugin unless it is in the cache.
+
+    `seconds` is how long a boot may take.
 
     Its console log is beside it. Raises GuestError as a boot does, BuildError, HostError; Interrupted.
     """
@@ -83,19 +90,12 @@ def ensure(start: Start, cache: Path, seconds: float, cancel: threading.Event | 
         if path.exists():
             path.touch()
         else:
-            _take(start, path, cache, seconds, cancel)
+            _take(start, plugin(), path, seconds, cancel)
             _forget_old(home)
     return path
 
 
-def sha256(path: Path) -> str:
-    """The hash of a snapshot."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _take(start: Start, path: Path, cache: Path, seconds: float, cancel: threading.Event | None) -> None:
-    plugin = rendezvous.plugin(start.qemu.program, start.qemu.version, cache)
+def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: threading.Event | None) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         draft = Path(scratch) / "snapshot"
         guest = Guest(

@@ -39,6 +39,7 @@ def document(plan: Mapping[str, Any], observations: Sequence[Observation], attem
         "lost_attempts": lost_attempts(attempts),
         "excluded": [asdict(exclusion) for exclusion in comparison.excluded],
         "wall_seconds": _stages(comparison, observations),
+        "guest_seconds": _guest_seconds(observations),
         "provenance": {
             **plan["provenance"],
             "logs": {f"{o.record.arm} seed {o.record.seed}": o.record.log_sha256 for o in observations},
@@ -71,6 +72,12 @@ def _arm(arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
             "first": [str(miss) for miss in arm.misses[:TRACE_LINES]],
         },
     }
+
+
+def _guest_seconds(observations: Sequence[Observation]) -> float | None:
+    """Seconds from a workload's start to its end by the guest's clock, on average."""
+    known = [o.measurement.guest_seconds for o in observations if o.measurement.guest_seconds is not None]
+    return round(sum(known) / len(known), 3) if known else None
 
 
 def _stages(comparison: Comparison, observations: Sequence[Observation]) -> dict[str, float]:

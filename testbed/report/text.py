@@ -93,12 +93,47 @@ def setting(document: Mapping[str, Any]) -> list[str]:
         f"{format_size(guest['memory'])} (MemTotal {shown} KiB), zram {format_size(guest['swap'])}",
         f"workload: mmap_test, {workload['mode']}, {workload['tasks']} tasks, "
         f"{workload['footprint']:g} x memory, {workload['seconds']:g} s",
+        *_balloon(guest),
         f"acceleration: {provenance['accelerator']['name']} ({provenance['accelerator']['reason']})",
+        *_time(document),
         f"seeds: {len(document['seeds'])} in every arm; a cell is their median [lowest-highest]",
     ]
     if len({kernel["vmlinux_sha256"] for kernel in kernels.values()}) < len(kernels):
         lines.append("note: some arms are the same kernel, bit for bit")
     return lines
+
+
+def _fallback(document: Mapping[str, Any]) -> list[str]:
+    """Why it ran otherwise than it was meant to, if it did."""
+    return list(filter(None, [document["provenance"].get("fallback", "")]))
+
+
+def _balloon(guest: Mapping[str, Any]) -> Iterator[str]:
+    """The schedule of memory while the workload runs."""
+    for kind, schedule in (guest.get("balloon") or {}).items():
+        if schedule:
+            words = {"over": "within {:g} s", "period": "with a period of {:g} s"}
+            more = [words[key].format(schedule[key]) for key in words if key in schedule]
+            yield " ".join(
+                [f"balloon: {kind} to {format_size(schedule['to'])} from {schedule['at']:g} s on", *more]
+            )
+
+
+def _time(document: Mapping[str, Any]) -> Iterator[str]:
+    """What a second is in there, where it is none of ours."""
+    if document["provenance"]["accelerator"]["name"] != "icount":
+        return
+    vcpus = document["experiment"]["guest"]["vcpus"]
+    yield (
+        "time: virtual. A second is 10^9 instructions of all vCPUs together, "
+        f"{1000 / vcpus:,.0f} million of each: no caches, no memory latency, no real I/O. "
+        "Counts and orders of events are what it is good for, not how long a real CPU would take"
+    )
+    wall = document["wall_seconds"].get("workload")
+    if document["guest_seconds"] and wall:
+        yield f"  {document['guest_seconds']:.2f} s of it took {wall:.1f} s of wall time: 1 : " + (
+            f"{wall / document['guest_seconds']:.1f}"
+        )
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
@@ -150,6 +185,7 @@ def render(document: Mapping[str, Any]) -> RenderableType:
     for row in rows(document):
         table.add_row(*map(_text, row))
     parts: list[RenderableType] = [_text(document["name"], "bold"), _text(document["description"])]
+    parts += [_text(line, "bold") for line in _fallback(document)]
     parts += [_text(line) for line in setting(document)]
     parts.append(table if document["seeds"] else _text(NO_SEEDS, "bold"))
     for heading, lines in traces(document):
@@ -166,6 +202,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     """The report as GitHub-flavoured Markdown."""
     heads = headings(document)
     lines = [f"# {document['name']}", "", visible(document["description"]), ""]
+    for line in _fallback(document):
+        lines += [f"**{_escaped(line)}**", ""]
     lines += [f"- {_escaped(line.strip())}" for line in setting(document)]
     if document["seeds"]:
         lines += ["", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)])]

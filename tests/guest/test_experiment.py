@@ -41,7 +41,7 @@ def test_the_patch_does_away_with_misses(
 ) -> None:
     assert lab.kernels
     monkeypatch.chdir(tmp_path)
-    path = experiment(tmp_path, seeds=1, accel="tcg", workload=workload())
+    path = experiment(tmp_path, seeds=1, workload=workload(seconds=0.5))
     assert cli.main(["compare", "--json", str(path)]) == 0
     result = json.loads(capsys.readouterr().out)
     unpatched, patched = (result["arms"][arm]["metrics"] for arm in ("unpatched", "patched"))
@@ -67,7 +67,7 @@ def test_the_patch_does_away_with_misses(
 
 
 def run_once(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
-    loaded = spec.load(experiment(tmp_path, seeds=1, accel="tcg", **changes))
+    loaded = spec.load(experiment(tmp_path, seeds=1, mode="realtime", accel="tcg", **changes))
     ready = campaign.prepare(loaded, lab.cache, lambda _text: None)
     record, log = trials.run(ready.trials[0], 1, threading.Event())
     return record, parse(log)

@@ -74,6 +74,8 @@ ROOMS: dict[str, set[str]] = {
     "trial": FOUNDATION | {"guest", "analysis.parse"},
     "runner": FOUNDATION | {"trial", "store", "guest.shape"},
     "campaign": FOUNDATION | {"trial", "guest", "kernel"},
+    "proof": FOUNDATION | {"campaign", "trial", "store", "guest"},
+    "microscope": FOUNDATION | {"trial", "guest"},
     "progress": {"record", "report.text"},
     "doctor": {"errors", "process", "paths", "debian", "guest.image"},
     "bootstrap": {"errors", "process", "paths", "doctor"},

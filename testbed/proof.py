@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Deterministic results done again: what is expected of every trial, and bundles that carry all it takes.
+
+A manifest is the part of a result that fits into git: the experiment, hashes of the kernels, of the
+initramfs and of every trial's console log, and the family of QEMU. A bundle is a manifest with the files.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import lzma
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from testbed import campaign
+from testbed.errors import SpecError, StoreError
+from testbed.guest import qemu, rendezvous
+from testbed.guest.shape import Shape
+from testbed.record import LOST, Record, final
+from testbed.spec import Experiment
+from testbed.store import LEDGER, Ledger
+from testbed.trial import Trial
+
+SCHEMA = 1
+# Large enough for the second kernel to be found in the first.
+_XZ_PRESET = 9
+_HANG = "hang"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a trial gave."""
+
+    trial: str
+    arm: str
+    seed: int
+    outcome: str
+    log_sha256: str
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Trials that can run here, and what is expected of each. `result` has their logs, if anything has."""
+
+    manifest: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+    expected: Mapping[str, Expected]
+    result: Path | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A trial that did not give the same again."""
+
+    expected: Expected
+    found: Record
+    explanation: str
+
+
+def manifest(plan: Mapping[str, Any], records: Sequence[Record], where: Path) -> dict[str, Any]:
+    """The manifest of a result. Raises SpecError when its trials cannot be done again."""
+    facts = plan["provenance"]
+    if facts["accelerator"]["name"] != "icount":
+        raise SpecError(
+            f"{where}: its guests ran in real time ({facts['accelerator']['name']}); "
+            "only deterministic results can be done again"
+        )
+    # A hang ended when the host's clock said so.
+    done = [
+        r for r in final(records).values() if r.trial in plan["trials"] and r.outcome not in (LOST, _HANG)
+    ]
+    if not done:
+        raise SpecError(f"{where}: no trial of it has ended")
+    return {
+        "schema": SCHEMA,
+        "name": plan["experiment"]["name"],
+        "qemu_family": facts["qemu_family"],
+        "experiment": plan["experiment"],
+        "initramfs_sha256": facts["initramfs"]["sha256"],
+        "kernels": {
+            arm: {key: kernel[key] for key in ("vmlinux_sha256", "source", "release", "patches", "tools")}
+            for arm, kernel in facts["kernels"].items()
+        },
+        "trials": [
+            {"trial": r.trial, "arm": r.arm, "seed": r.seed, "outcome": r.outcome, "log_sha256": r.log_sha256}
+            for r in sorted(done, key=lambda r: (r.seed, r.arm))
+        ],
+    }
+
+
+def load(path: Path, cache: Path, scratch: Path, progress: Callable[[str], None]) -> Repeat:
+    """What a result, a manifest or a bundle says, ready to run; a bundle's files go to `scratch`.
+
+    Raises SpecError when it is none of them or when this checkout and this machine make other kernels or
+    another initramfs; else what campaign.prepare() raises.
+    """
+    if path.is_dir():
+        with Ledger.open(path) as ledger:
+            said = manifest(ledger.plan(), ledger.records(), path)
+        return replace(_rebuilt(said, path, cache, progress), result=path)
+    if not path.is_file():
+        raise SpecError(f"{path}: neither a result directory (with {LEDGER}), a manifest nor a bundle")
+    if tarfile.is_tarfile(path):
+        _extract(path, scratch)
+        return _bundled(_read(scratch / "manifest.json", path), path, scratch, cache, progress)
+    return _rebuilt(_read(path, path), path, cache, progress)
+
+
+def differences(repeat: Repeat, again: Ledger) -> list[Difference]:
+    """The trials of `again` that did not give what was expected."""
+    found = []
+    for record in final(again.records()).values():
+        expected = repeat.expected[record.trial]
+        if (record.outcome, record.log_sha256) == (expected.outcome, expected.log_sha256):
+            continue
+        explanation = f"sha256 of the log: expected {expected.log_sha256}, got {record.log_sha256}"
+        if record.outcome != expected.outcome:
+            explanation = f"outcome: expected {expected.outcome}, got {record.outcome}: {record.detail}"
+        elif repeat.result is not None:
+            with Ledger.open(repeat.result) as ledger:
+                before = final(ledger.records())[record.trial]
+                explanation = first_difference(ledger.log(before), again.log(record))
+        found.append(Difference(expected, record, explanation))
+    return found
+
+
+def only(repeat: Repeat, name: str) -> Repeat:
+    """Of its trials the one with an id, or ARM:SEED. Raises SpecError when there is none."""
+    chosen = [t for t in repeat.trials if name in (t.id, f"{t.arm}:{t.seed}")]
+    if not chosen:
+        known = ", ".join(f"{t.id} ({t.arm}:{t.seed})" for t in repeat.trials[:6])
+        raise SpecError(f"there is no trial `{name}`: {known}{' ...' if len(repeat.trials) > 6 else ''}")
+    return replace(repeat, trials=tuple(chosen))
+
+
+def first_difference(expected: bytes, got: bytes) -> str:
+    """The first line in which two logs differ, with its number."""
+    pairs = itertools.zip_longest(expected.split(b"\n"), got.split(b"\n"))
+    for number, (left, right) in enumerate(pairs, start=1):
+        if left != right:
+            return f"line {number}:\n  expected {_shown(left)}\n  got      {_shown(right)}"
+    return "the logs are the same"
+
+
+def _shown(line: bytes | None) -> str:
+    return "nothing" if line is None else repr(line[:160].decode(errors="backslashreplace"))
+
+
+def bundle(result: Path, target: Path, report: str, cache: Path, progress: Callable[[str], None]) -> None:
+    """Write a bundle: manifest, kernels, initramfs, plugin and report in one xz-compressed tar file."""
+    repeat = load(result, cache, cache, progress)
+    trial = repeat.trials[0]
+    files = {
+        "manifest.json": (json.dumps(repeat.manifest, indent=1) + "\n").encode(),
+        "report.md": report.encode(),
+        "initramfs": trial.initramfs.read_bytes(),
+        "rendezvous.so": rendezvous.plugin(trial.qemu.program, trial.qemu.version, cache).read_bytes(),
+    }
+    for trial in repeat.trials:
+        files[f"vmlinux.{trial.arm}"] = trial.vmlinux.read_bytes()
+        files[f"System.map.{trial.arm}"] = trial.vmlinux.with_name("System.map").read_bytes()
+    progress(f"compressing {sum(map(len, files.values())) >> 20} MiB")
+    draft = target.with_name(target.name + ".tmp")
+    try:
+        with lzma.open(draft, "wb", preset=_XZ_PRESET) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
+            for name, data in sorted(files.items()):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+        draft.replace(target)
+    except OSError as unwritable:
+        draft.unlink(missing_ok=True)
+        raise StoreError(f"{target}: not written: {unwritable.strerror}") from unwritable
+
+
+def _extract(path: Path, target: Path) -> None:
+    try:
+        with tarfile.open(path) as tar:
+            # The filter refuses what would land outside.
+            tar.extractall(target, filter="data")
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as bad:
+        raise SpecError(f"{path}: not a bundle, or damaged: {bad}") from bad
+
+
+def _read(path: Path, named: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if said["schema"] != SCHEMA:
+            raise SpecError(f"{named}: a manifest of version {said['schema']}; this testbed reads {SCHEMA}")
+        _experiment(said)
+        _expected(said)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as bad:
+        raise SpecError(f"{named}: not a manifest: {str(bad).splitlines()[0]}") from bad
+    return dict(said)
+
+
+def _experiment(said: Mapping[str, Any]) -> Experiment:
+    experiment = Experiment.model_validate_json(json.dumps(said["experiment"]))
+    return experiment.model_copy(update={"seeds": max(trial["seed"] for trial in said["trials"])})
+
+
+def _expected(said: Mapping[str, Any]) -> dict[str, Expected]:
+    return {trial["trial"]: Expected(**trial) for trial in said["trials"]}
+
+
+def _rebuilt(said: Mapping[str, Any], path: Path, cache: Path, progress: Callable[[str], None]) -> Repeat:
+    """From this checkout's sources, which must give the same kernels and the same initramfs."""
+    ready = campaign.prepare(_experiment(said), cache, progress, family=said["qemu_family"])
+    here = ready.document["provenance"]
+    unlike = [
+        f"vmlinux of {arm} is {here['kernels'][arm]['vmlinux_sha256'][:12]}, "
+        f"not {there['vmlinux_sha256'][:12]} ({there['source']}, {'; '.join(there['tools'])})"
+        for arm, there in said["kernels"].items()
+        if here["kernels"][arm]["vmlinux_sha256"] != there["vmlinux_sha256"]
+    ]
+    if here["initramfs"]["sha256"] != said["initramfs_sha256"]:
+        unlike.append(f"initramfs is {here['initramfs']['sha256'][:12]}, not {said['initramfs_sha256'][:12]}")
+    if unlike:
+        lines = [f"{path}: what is built here is not what was measured: {line}" for line in unlike]
+        raise SpecError("\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels and initramfs")
+    return _matched(said, ready.trials, path)
+
+
+def _bundled(
+    said: Mapping[str, Any], path: Path, files: Path, cache: Path, progress: Callable[[str], None]
+) -> Repeat:
+    """From the files that came with it."""
+    experiment = _experiment(said)
+    emulator = qemu.deterministic(cache, progress, said["qemu_family"])
+    trials = tuple(
+        Trial(
+            arm=expected.arm,
+            seed=expected.seed,
+            vmlinux=files / f"vmlinux.{expected.arm}",
+            vmlinux_sha256=said["kernels"][expected.arm]["vmlinux_sha256"],
+            initramfs=files / "initramfs",
+            initramfs_sha256=said["initramfs_sha256"],
+            shape=Shape("icount", experiment.guest.vcpus, experiment.guest.boot_memory),
+            guest=experiment.guest,
+            workload=experiment.workload,
+            deadlines=experiment.deadlines,
+            environment=campaign.environment(emulator),
+            qemu=emulator,
+            cache=cache,
+            compiled_plugin=files / "rendezvous.so",
+        )
+        for expected in _expected(said).values()
+    )
+    hashes = {t.vmlinux: t.vmlinux_sha256 for t in trials} | {trials[0].initramfs: said["initramfs_sha256"]}
+    for file, digest in hashes.items():
+        if not file.is_file() or campaign.sha256(file) != digest:
+            raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
+    return _matched(said, trials, path)
+
+
+def _matched(said: Mapping[str, Any], trials: Sequence[Trial], path: Path) -> Repeat:
+    expected = _expected(said)
+    chosen = tuple(trial for trial in trials if trial.id in expected)
+    if len(chosen) < len(expected):
+        raise SpecError(
+            f"{path}: {len(expected) - len(chosen)} of its {len(expected)} trials are not what this version "
+            "of testbed would run"
+        )
+    return Repeat(said, chosen, expected)

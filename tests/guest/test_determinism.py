@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The same bytes every time: trials, snapshots, schedules, bundles, and a look at a miss on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed import campaign, cli, microscope, spec
+from testbed import trial as trials
+from testbed.analysis.parse import parse
+from testbed.guest import snapshot
+from testbed.microscope import Microscope
+from testbed.record import MEASURED, Record
+from testbed.trial import Trial
+from tests.guest.conftest import Lab
+from tests.guest.test_experiment import experiment, workload
+
+
+@contextlib.contextmanager
+def busy(programs: int = 3) -> Iterator[None]:
+    """More work than this machine has cores for."""
+    words = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(words) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for child in running:
+            child.kill()
+            child.wait()
+
+
+def trial(lab: Lab, directory: Path, arm: str = "unpatched", **changes: Any) -> Trial:
+    # A kernel of its own for every arm would be built for nothing.
+    loaded = spec.load(experiment(directory, seeds=1, **{"workload": workload(seconds=0.2), **changes}))
+    ready = campaign.prepare(loaded, lab.cache, lambda _text: None)
+    return next(t for t in ready.trials if t.arm == arm)
+
+
+def run(trial: Trial) -> tuple[Record, bytes]:
+    record, log = trials.run(trial, 1, threading.Event())
+    assert (record.outcome, record.detail) == (MEASURED, "")
+    return record, log
+
+
+def what_is_repeated(record: Record) -> Record:
+    """A record without what the host's clock, processes and paths have in it."""
+    return dataclasses.replace(record, stages={}, started="", command_line="")
+
+
+@pytest.mark.parametrize(("vcpus", "mode"), [(8, "anon"), (2, "file")])
+def test_a_trial_gives_the_same_bytes_whatever_else_goes_on(
+    lab: Lab, tmp_path: Path, vcpus: int, mode: str
+) -> None:
+    chosen = trial(lab, tmp_path, guest={"vcpus": vcpus}, workload=workload(mode=mode, seconds=0.2))
+    record, log = run(chosen)
+    assert parse(log).complete
+    with busy():
+        again, same = run(chosen)
+    assert same == log
+    assert what_is_repeated(again) == what_is_repeated(record)
+
+
+def test_the_seed_changes_the_run_and_not_the_boot(lab: Lab, tmp_path: Path) -> None:
+    chosen = trial(lab, tmp_path)
+    other = dataclasses.replace(chosen, seed=2)
+    assert other.start.key == chosen.start.key
+    assert run(other)[1] != run(chosen)[1]
+
+
+def test_whoever_takes_a_snapshot_gets_the_same(lab: Lab, tmp_path: Path) -> None:
+    chosen = trial(lab, tmp_path)
+    there = snapshot.ensure(chosen.start, chosen.plugin, lab.cache, 120)
+    with busy():
+        mine = snapshot.ensure(chosen.start, chosen.plugin, tmp_path, 120)
+    assert mine.read_bytes() == there.read_bytes()
+
+
+SCHEDULES = {
+    "step": ({"step": {"to": "112M", "at": 0.05}}, 16, 0),
+    "ramp": ({"ramp": {"to": "96M", "at": 0.05, "over": 0.1}}, 32, 0),
+    "oscillate": ({"oscillate": {"to": "112M", "period": 0.1}}, 48, 32),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_balloon_schedule_is_followed_and_repeated(lab: Lab, tmp_path: Path, name: str) -> None:
+    schedule, inflated, deflated = SCHEDULES[name]
+    chosen = trial(lab, tmp_path, guest={"balloon": schedule}, workload=workload(seconds=0.25))
+    _, log = run(chosen)
+    assert log.count(b"\n#tb:meet\n") == len(chosen.meetings) > 0
+    counters = parse(log).counters
+    assert counters is not None
+    # It may still be at it when the workload ends, but never takes more than it was told to.
+    assert 0 < counters["balloon_inflate"] <= inflated * 256
+    assert counters["balloon_deflate"] <= deflated * 256
+    if name == "step":
+        assert counters["balloon_inflate"] == inflated * 256
+    with busy():
+        assert run(chosen)[1] == log
+
+
+# --- doing a result again --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def result(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert lab.kernels
+    directory = tmp_path_factory.mktemp("result")
+    path = experiment(directory, seeds=1, workload=workload(seconds=0.2))
+    assert cli.main(["run", str(path), "--results", str(directory / "r")]) == 0
+    return directory / "r"
+
+
+def test_a_result_is_verified(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(result)]) == 0
+    assert "2 of 2 trials gave the same console log, byte for byte" in capsys.readouterr().out
+
+
+def test_another_log_is_found_out(result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "--manifest", str(result)]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    manifest["trials"][0]["log_sha256"] = "0" * 64
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    assert cli.main(["verify", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "seed 1: sha256 of the log: expected 0000" in out
+    assert "1 of 2 trials gave the same console log" in out
+
+    manifest["kernels"]["patched"]["vmlinux_sha256"] = "f" * 64
+    path.write_text(json.dumps(manifest))
+    assert cli.main(["verify", str(path)]) == 2
+    assert "vmlinux of patched is" in capsys.readouterr().err
+
+
+def test_a_bundle_needs_no_compiler_no_source_and_no_cache(
+    lab: Lab,
+    result: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    emulator = trial(lab, tmp_path).qemu.program
+    bundle = tmp_path / "it.testbed"
+    assert cli.main(["bundle", str(result), "-o", str(bundle)]) == 0
+    assert bundle.stat().st_size < 16_000_000
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("setpriv", "sh", "dirname", "readlink"):
+        (programs / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("TESTBED_QEMU", str(shutil.which(emulator) or emulator))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cli.main(["replay", str(bundle), "--trials", "1"]) == 0
+    assert "1 of 1 trials gave the same console log, byte for byte" in capsys.readouterr().out
+
+
+# --- the microscope ----------------------------------------------------------------------------------
+
+
+class Debugger:
+    """As much of gdb as it takes."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("localhost", port), timeout=120)
+        self._pending = b""
+
+    def ask(self, packet: str) -> str:
+        data = packet.encode()
+        self._socket.sendall(b"$%b#%02x" % (data, sum(data) % 256))
+        while not (match := re.search(rb"\$([^#]*)#..", self._pending)):
+            data = self._socket.recv(65536)
+            assert data, "the microscope hung up"
+            self._pending += data
+        self._pending = self._pending[match.end() :]
+        return match[1].decode()
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def test_a_look_at_a_miss_does_not_change_the_run(lab: Lab, tmp_path: Path) -> None:
+    chosen = trial(lab, tmp_path, workload=workload(seconds=0.5))
+    _, undisturbed = run(chosen)
+    count = parse(undisturbed).counters["direct_reclaim_miss"]  # type: ignore[index]
+    assert count >= 3
+    logs: list[bytes] = []
+    with Microscope(chosen, miss=3) as scope:
+        serving = threading.Thread(target=lambda: logs.append(scope.serve()))
+        serving.start()
+        debugger = Debugger(scope.port)
+        try:
+            assert debugger.ask("?").startswith("T05")
+            assert debugger.ask("c").startswith("T05")
+            registers = bytes.fromhex(debugger.ask("g"))
+            address = int.from_bytes(registers[16 * 8 : 17 * 8], "little")
+            assert address == microscope.symbol(chosen, microscope.MISS)
+            # The stack has the way back into the allocator, and the counter two of the three misses.
+            stack = int.from_bytes(registers[7 * 8 : 8 * 8], "little")
+            caller = int.from_bytes(bytes.fromhex(debugger.ask(f"m{stack:x},8")), "little")
+            assert caller >> 32 == 0xFFFFFFFF
+            assert debugger.ask("mdead,4") == "E14"
+            assert debugger.ask("M1000,1:00") == "E01"
+            assert debugger.ask("c") == "W00"
+        finally:
+            debugger.close()
+            serving.join()
+    assert logs == [undisturbed]

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Deterministic guests without a guest: which QEMU, what it is told, schedules, manifests and bundles."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import socket
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed import debian, proof
+from testbed.debian import Package
+from testbed.errors import GuestLost, Hang, HostError, SpecError
+from testbed.guest import qemu
+from testbed.guest.machine import _HOST_TIME, _without_host_time
+from testbed.guest.qemu import Qemu
+from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
+from testbed.guest.shape import Shape, Wiring, argv
+from testbed.guest.snapshot import RUN_BYTES, Start
+from testbed.record import MEASURED, Record
+from testbed.spec import BalloonSpec, MiB
+from tests.unit.test_guest_faults import make_trial
+
+OURS = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"
+OLD = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"
+
+
+def program(directory: Path, version: str, name: str = qemu.QEMU) -> Path:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\necho '{version}'\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in front of PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv(qemu.OVERRIDE, raising=False)
+    return directory
+
+
+def test_the_machines_own_qemu_if_it_is_sound(path: Path, tmp_path: Path) -> None:
+    program(path, OURS)
+    assert qemu.deterministic(tmp_path, print) == Qemu(qemu.QEMU, OURS)
+    assert qemu.deterministic(tmp_path, print).family == "10.0"
+
+
+def test_a_private_one_if_it_is_not(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(path, OLD)
+    fetched = []
+
+    def unpack(deb: Path, root: Path) -> None:
+        (root / "usr/bin").mkdir(parents=True, exist_ok=True)
+        program(root / "usr/bin", OURS)
+        fetched.append(deb)
+
+    monkeypatch.setattr(debian, "fetch_pinned", lambda package, *_: Path(package.name))
+    monkeypatch.setattr(debian, "unpack", unpack)
+    private = qemu.deterministic(tmp_path / "cache", print)
+    assert private.version == OURS
+    assert Path(private.program).is_relative_to(tmp_path / "cache")
+    assert len(fetched) == len(qemu.PRIVATE["10.0"])
+    # It is there now.
+    assert qemu.deterministic(tmp_path / "cache", print) == private
+    assert len(fetched) == len(qemu.PRIVATE["10.0"])
+
+
+def test_what_is_named_is_taken_unless_results_are_of_another(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(path, OURS)
+    named = program(tmp_path, OLD, "mine")
+    monkeypatch.setenv(qemu.OVERRIDE, str(named))
+    assert qemu.deterministic(tmp_path, print) == Qemu(str(named), OLD)
+    with pytest.raises(HostError, match=r"TESTBED_QEMU is QEMU 7.2, and these results are of QEMU 10.0"):
+        qemu.deterministic(tmp_path, print, "10.0")
+
+
+def test_where_none_is_to_be_had_it_is_said_in_a_line(path: Path, tmp_path: Path) -> None:
+    program(path, OLD)
+    with pytest.raises(HostError) as caught:
+        qemu.deterministic(tmp_path, print, "9.2")
+    assert caught.value.message == "deterministic guests need QEMU 9.2: this machine has 7.2"
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deb = tmp_path / "x_1_amd64.deb"
+    asked = []
+
+    def fetch(package: str, *_: object) -> Path:
+        asked.append(package)
+        deb.write_bytes(b"deb")
+        return deb
+
+    monkeypatch.setattr(debian, "fetch", fetch)
+    right = Package("x", "1", hashlib.sha256(b"deb").hexdigest())
+    assert debian.fetch_pinned(right, tmp_path, print) == deb
+    with pytest.raises(HostError, match=r"x_1_amd64.deb: sha256 is .*, not 00"):
+        debian.fetch_pinned(dataclasses.replace(right, sha256="00"), tmp_path, print)
+    assert asked == ["x=1", "x=1"]
+    assert not deb.exists()
+
+
+def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
+    shape = Shape("icount", 8, 512 * MiB)
+    wiring = Wiring(3, {"run": Path("/r")}, "/p.so,fd=4", incoming=True)
+    words = " ".join(argv(shape, "qemu", Path("/k"), Path("/i"), wiring))
+    for part in (
+        "tcg,thread=single -icount shift=0,sleep=off",
+        "-rtc base=2026-01-01,clock=vm -seed 1",
+        "ioeventfd=off",
+        "maxcpus=1 idle=poll nokaslr",
+        "-fw_cfg name=opt/testbed/run,file=/r",
+        "-plugin /p.so,fd=4",
+        "-incoming defer",
+    ):
+        assert part in words
+    realtime = " ".join(argv(dataclasses.replace(shape, accel="tcg"), "q", Path("k"), Path("i"), Wiring(3)))
+    assert "icount" not in realtime and "plugin" not in realtime and "incoming" not in realtime
+
+
+def start(**changes: Any) -> Start:
+    shape = Shape("icount", 8, 512 * MiB)
+    given = Start(shape, Path("/k"), "1", Path("/i"), "2", 128 * MiB, ("swap 1",), Qemu("q", OURS))
+    return dataclasses.replace(given, **changes)
+
+
+def test_a_snapshot_is_known_by_what_it_depends_on() -> None:
+    assert start(vmlinux=Path("/elsewhere"), qemu=Qemu("elsewhere", OURS)).key == start().key
+    others = [
+        start(vmlinux_sha256="9"),
+        start(initramfs_sha256="9"),
+        start(memory=96 * MiB),
+        start(setup=()),
+        start(qemu=Qemu("q", OLD)),
+        start(shape=Shape("icount", 4, 512 * MiB)),
+    ]
+    assert len({other.key for other in [start(), *others]}) == 1 + len(others)
+
+
+@given(st.lists(st.text("abc 19/", min_size=1, max_size=40), max_size=8))
+def test_what_a_trial_is_told_has_the_size_that_the_guest_knows(lines: list[str]) -> None:
+    told = start().given(*lines)
+    assert len(told["run"]) == RUN_BYTES
+    assert told["run"].decode().splitlines()[: len(lines)] == lines
+    assert told["balloon"] == str((512 - 128) * 256).encode()
+    assert told["setup"] == b"swap 1\n"
+
+
+def test_of_the_hosts_clock_nothing_is_left_in_a_snapshot() -> None:
+    head, tail = b"...\x04\0\0\0\0", b"\x05\x0ctimer/icount..."
+    name = b"\x05timer" + bytes(4) + b"\0\0\0\x02"
+    saved = [
+        head + name + ticks + bytes(8) + clock + tail
+        for ticks, clock in ((b"\n2345678", b"abcdefgh"), (b"x" * 8,) * 2)
+    ]
+    cleaned = {_HOST_TIME.sub(_without_host_time, one, count=1) for one in saved}
+    assert cleaned == {head + name + bytes(24) + tail}
+
+
+# --- schedules --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "targets"),
+    [
+        ({"step": {"to": "96M", "at": 0.5}}, [(500, 96)]),
+        ({"step": {"to": "96M", "at": 2}}, []),
+        ({"ramp": {"to": "96M", "at": 0.1, "over": 0.04}}, [(120, 112), (140, 96)]),
+        (
+            {"oscillate": {"to": "96M", "at": 0.2, "period": 0.5}},
+            [(200, 96), (450, 128), (700, 96), (950, 128)],
+        ),
+    ],
+)
+def test_memory_as_a_function_of_time(schedule: dict[str, Any], targets: list[tuple[int, int]]) -> None:
+    found = BalloonSpec.model_validate(schedule).targets(128 * MiB, 1.0)
+    assert found == tuple((at, size * MiB) for at, size in targets)
+
+
+@given(
+    st.sampled_from(["ramp", "oscillate"]),
+    st.integers(48, 512),
+    st.floats(0, 3),
+    st.floats(0.02, 3),
+)
+def test_a_schedule_stays_within_its_bounds(kind: str, to: int, at: float, length: float) -> None:
+    extra = {"over" if kind == "ramp" else "period": length}
+    spec = BalloonSpec.model_validate({kind: {"to": f"{to}M", "at": at, **extra}})
+    targets = spec.targets(128 * MiB, 2.0)
+    assert all(min(to, 128) * MiB <= size <= max(to, 128) * MiB and size % MiB == 0 for _, size in targets)
+    assert [when for when, _ in targets] == sorted(when for when, _ in targets)
+    assert all(at * 1000 - 1 <= when <= 2000 for when, _ in targets)
+
+
+# --- the rendezvous ---------------------------------------------------------------------------------
+
+
+def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        place = Rendezvous(ours, lambda: None)
+        with pytest.raises(Hang, match="did not come to the rendezvous within 0 s"):
+            place.wait(0.1)
+        theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
+        place.wait(5)
+        assert place.address == 0x1234
+        place.break_at(7, 3)
+        place.release()
+        assert theirs.recv(100) == b"b" + (7).to_bytes(8, "little") + (3).to_bytes(8, "little")
+        assert theirs.recv(100)[:1] == b"g"
+        theirs.close()
+        with pytest.raises(GuestLost, match="QEMU ended"):
+            place.wait(5)
+
+
+def test_a_process_that_never_sleeps_is_not_waited_for_for_ever() -> None:
+    with pytest.raises(GuestLost, match="did not get quiet"):
+        wait_until_quiet(os.getpid(), 0.1)
+    began = time.monotonic()
+    wait_until_quiet(1, 30)
+    assert time.monotonic() - began < 29
+
+
+# --- manifests and bundles ----------------------------------------------------------------------------
+
+
+def test_the_first_line_that_differs_is_shown() -> None:
+    assert proof.first_difference(b"a\nb\nc", b"a\nB\nc") == "line 2:\n  expected 'b'\n  got      'B'"
+    assert proof.first_difference(b"a", b"a\nb") == "line 2:\n  expected nothing\n  got      'b'"
+    assert "\\x1b" in proof.first_difference(b"\x1b[2J\xff", b"")
+
+
+def plan(accelerator: str) -> dict[str, Any]:
+    facts = {
+        "accelerator": {"name": accelerator},
+        "qemu_family": "10.0",
+        "initramfs": {"sha256": "i"},
+        "kernels": {},
+    }
+    return {"experiment": {"name": "x"}, "trials": {"t": {}}, "provenance": facts}
+
+
+def record(outcome: str) -> Record:
+    return Record("t", "a", 1, 1, outcome, "", {}, {}, "", log_sha256="h")
+
+
+def test_only_what_is_deterministic_and_has_ended_goes_into_a_manifest() -> None:
+    manifest = proof.manifest(plan("icount"), [record(MEASURED)], Path("r"))
+    assert manifest["trials"] == [
+        {"trial": "t", "arm": "a", "seed": 1, "outcome": MEASURED, "log_sha256": "h"}
+    ]
+    with pytest.raises(SpecError, match=r"r: its guests ran in real time .kvm."):
+        proof.manifest(plan("kvm"), [record(MEASURED)], Path("r"))
+    for outcome in ("lost", "hang"):
+        with pytest.raises(SpecError, match="r: no trial of it has ended"):
+            proof.manifest(plan("icount"), [record(outcome)], Path("r"))
+
+
+def tar(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name.replace("__", "/").replace("_json", ".json"))
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a manifest"),
+        (b"{}", "not a manifest"),
+        (b'{"schema": 99}', "a manifest of version 99"),
+        (b"\xff\xfe", "not a manifest"),
+        (json.dumps({"schema": 1, "experiment": {}, "trials": []}).encode(), "not a manifest"),
+        (tar(x=b"y"), "not a manifest"),
+        (tar(manifest_json=b"[]"), "not a manifest"),
+        (tar(__x=b"evil")[:-20], "not a"),
+    ],
+)
+def test_a_file_that_is_neither_is_refused_in_a_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        proof.load(path, tmp_path, tmp_path / "scratch", print)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_trial_is_chosen_by_id_or_by_arm_and_seed() -> None:
+    trial = make_trial("qemu")
+    repeat = proof.Repeat({}, (trial,), {})
+    assert proof.only(repeat, trial.id).trials == proof.only(repeat, "a:1").trials == (trial,)
+    with pytest.raises(SpecError, match=r"there is no trial `a:2`: .* .a:1."):
+        proof.only(repeat, "a:2")
