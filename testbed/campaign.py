@@ -117,7 +117,7 @@ def machine(
 
 def environment(emulator: Qemu) -> tuple[str, ...]:
     """What deterministic trials depend on beside what they are made of."""
-    return (f"QEMU {emulator.family}",)
+    return (f"QEMU {emulator.family}", f"booted by {emulator.version}")
 
 
 def sha256(path: Path) -> str:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from testbed import campaign
 from testbed.errors import SpecError, StoreError
-from testbed.guest import qemu, rendezvous
+from testbed.guest import qemu, rendezvous, snapshot
 from testbed.guest.shape import Shape
 from testbed.record import LOST, Record, final
 from testbed.spec import Experiment
@@ -82,6 +82,7 @@ def manifest(plan: Mapping[str, Any], records: Sequence[Record], where: Path) ->
         "schema": SCHEMA,
         "name": plan["experiment"]["name"],
         "qemu_family": facts["qemu_family"],
+        "booted_by": facts["qemu"],
         "experiment": plan["experiment"],
         "initramfs_sha256": facts["initramfs"]["sha256"],
         "kernels": {
@@ -154,7 +155,7 @@ def _shown(line: bytes | None) -> str:
 
 
 def bundle(result: Path, target: Path, report: str, cache: Path, progress: Callable[[str], None]) -> None:
-    """Write a bundle: manifest, kernels, initramfs, plugin and report in one xz-compressed tar file."""
+    """Write a bundle, an xz-compressed tar file: manifest, kernels, initramfs, snapshots, plugin, report."""
     repeat = load(result, cache, cache, progress)
     trial = repeat.trials[0]
     files = {
@@ -163,7 +164,9 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
         "initramfs": trial.initramfs.read_bytes(),
         "rendezvous.so": rendezvous.plugin(trial.qemu.program, trial.qemu.version, cache).read_bytes(),
     }
-    for trial in repeat.trials:
+    for trial in {trial.arm: trial for trial in repeat.trials}.values():
+        path = snapshot.ensure(trial.start, trial.plugin, cache, trial.deadlines.boot)
+        files[f"snapshot.{trial.arm}"] = path.read_bytes()
         files[f"vmlinux.{trial.arm}"] = trial.vmlinux.read_bytes()
         files[f"System.map.{trial.arm}"] = trial.vmlinux.with_name("System.map").read_bytes()
     progress(f"compressing {sum(map(len, files.values())) >> 20} MiB")
@@ -222,9 +225,13 @@ def _rebuilt(said: Mapping[str, Any], path: Path, cache: Path, progress: Callabl
     ]
     if here["initramfs"]["sha256"] != said["initramfs_sha256"]:
         unlike.append(f"initramfs is {here['initramfs']['sha256'][:12]}, not {said['initramfs_sha256'][:12]}")
+    if here["qemu"] != said["booted_by"]:
+        unlike.append(f"QEMU is {here['qemu']}, not {said['booted_by']}")
     if unlike:
-        lines = [f"{path}: what is built here is not what was measured: {line}" for line in unlike]
-        raise SpecError("\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels and initramfs")
+        lines = [f"{path}: not as it was measured: {line}" for line in unlike]
+        raise SpecError(
+            "\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels, initramfs and snapshots"
+        )
     return _matched(said, ready.trials, path)
 
 
@@ -246,10 +253,12 @@ def _bundled(
             guest=experiment.guest,
             workload=experiment.workload,
             deadlines=experiment.deadlines,
-            environment=campaign.environment(emulator),
+            environment=(f"QEMU {said['qemu_family']}", f"booted by {said['booted_by']}"),
             qemu=emulator,
-            cache=cache,
+            # Its snapshots are not to be taken for those that are made here.
+            cache=files,
             compiled_plugin=files / "rendezvous.so",
+            booted_by=said["booted_by"],
         )
         for expected in _expected(said).values()
     )
@@ -257,6 +266,8 @@ def _bundled(
     for file, digest in hashes.items():
         if not file.is_file() or campaign.sha256(file) != digest:
             raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
+    for trial in {trial.arm: trial for trial in trials}.values():
+        snapshot.adopt(trial.start, (files / f"snapshot.{trial.arm}").read_bytes(), files)
     return _matched(said, trials, path)
 
 

@@ -51,6 +51,8 @@ class Trial:
     # Where snapshots and plugins are kept; a plugin that is there needs no compiler.
     cache: Path = field(default=Path())
     compiled_plugin: Path | None = field(default=None)
+    # The version of the QEMU that took its snapshot, if not this one.
+    booted_by: str = field(default="")
 
     @functools.cached_property
     def id(self) -> str:
@@ -95,6 +97,7 @@ class Trial:
             self.guest.memory,
             tuple(set_up_commands(self.guest, self.workload.mmap_test)),
             self.qemu,
+            self.booted_by or self.qemu.version,
         )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import queue
 import re
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from testbed.process import Deadline
 FLOOD_BYTES = 8 * 1024 * 1024
 PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)[\r\n]")
 _SLICE_SECONDS = 0.25
+_READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
 
@@ -41,11 +41,13 @@ class Console(SpawnBase):  # type: ignore[type-arg]
 
     def __init__(self, output: IO[bytes], input_: IO[bytes], cancel: threading.Event) -> None:
         # The window is larger than a read, so that no mark can fall between two windows.
-        super().__init__(timeout=None, maxread=4096, searchwindowsize=16384)
+        super().__init__(timeout=None, maxread=_READ_BYTES, searchwindowsize=2 * _READ_BYTES)
         self.log = bytearray()
         self._output, self._input, self._cancel = output, input_, cancel
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._pending = b""
+        # What nobody has taken yet; a guest's UART writes byte by byte, and a byte is not worth a search.
+        self._pending = bytearray()
+        self._ended = False
+        self._news = threading.Condition()
         _enlarge_pipe(output.fileno())
         self._drain = threading.Thread(target=self._read_all, name="console", daemon=True)
         self._drain.start()
@@ -90,27 +92,25 @@ class Console(SpawnBase):  # type: ignore[type-arg]
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
         """At most `size` bytes; for pexpect. Raises pexpect.EOF at the end."""
-        if not self._pending:
-            try:
-                self._pending = self._chunks.get(timeout=timeout)
-            except queue.Empty:
-                raise pexpect.TIMEOUT("nothing on the console") from None
-            if not self._pending:
-                self.flag_eof = True
-                self._chunks.put(b"")
-                raise pexpect.EOF("end of the console")
-        data, self._pending = self._pending[:size], self._pending[size:]
+        data = self._take(size, timeout)
+        if data is None:
+            raise pexpect.TIMEOUT("nothing on the console")
+        if not data:
+            self.flag_eof = True
+            raise pexpect.EOF("end of the console")
         return data
 
     def raw_chunk(self, timeout: float) -> bytes | None:
         """What came next, for a person's terminal; b"" at the end, None if nothing came in time."""
-        if self._pending:
-            data, self._pending = self._pending, b""
+        return self._take(_READ_BYTES, timeout)
+
+    def _take(self, size: int, timeout: float | None) -> bytes | None:
+        with self._news:
+            if not self._news.wait_for(lambda: self._pending or self._ended, timeout):
+                return None
+            data = bytes(self._pending[:size])
+            del self._pending[:size]
             return data
-        try:
-            return self._chunks.get(timeout=timeout)
-        except queue.Empty:
-            return None
 
     def type_bytes(self, data: bytes) -> None:
         """Pass on a person's keystrokes as they are."""
@@ -125,9 +125,13 @@ class Console(SpawnBase):  # type: ignore[type-arg]
         while chunk := _read(self._output.fileno()):
             # What comes after a flood is not evidence of anything.
             if len(self.log) <= FLOOD_BYTES:
-                self.log += chunk
-                self._chunks.put(chunk)
-        self._chunks.put(b"")
+                with self._news:
+                    self.log += chunk
+                    self._pending += chunk
+                    self._news.notify()
+        with self._news:
+            self._ended = True
+            self._news.notify()
 
 
 def _enlarge_pipe(fd: int) -> None:

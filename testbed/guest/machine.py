@@ -174,6 +174,10 @@ class Guest:
             self.monitor.execute("migrate-incoming", uri=f"file:{self._snapshot}")
             self._migrated(seconds)
             self._go(seconds, before)
+            if self._plugin:
+                # The second no-op of init's `meet`, in front of which it was stopped for the snapshot.
+                self.rendezvous.wait(seconds)
+                self.release(seconds)
 
     def change_memory(self, size: int, seconds: float) -> None:
         """At a rendezvous: set the balloon's target to `size` bytes and let the guest go on."""

@@ -17,12 +17,13 @@ from testbed.errors import HostError
 
 QEMU = "qemu-system-x86_64"
 OVERRIDE = "TESTBED_QEMU"
-# Versions that gave the same bytes every time; those of one family give the same bytes as each other.
-# How that was found out, and what of the others: docs/determinism.md.
-FAMILIES = ("10.0", "11.1")
-# For machines whose own QEMU is not of a family. Runs with the libraries that Debian 12's own needs.
-PRIVATE = {
-    "10.0": (
+# Versions that gave the same bytes every time. From one snapshot all of a family give the same as each other;
+# the snapshot depends on the build, too. How that was found out, and what of others: docs/determinism.md.
+FAMILIES = ("10.0",)
+# For machines whose own QEMU is not of a family: those of Debian 12's backports and of Debian 13. The first
+# runs with the libraries that Debian 12's own QEMU needs, the second with those of newer releases.
+PRIVATE = (
+    (
         Package(
             "qemu-system-x86",
             "1:10.0.2+ds-2+deb13u1~bpo12+1",
@@ -38,8 +39,25 @@ PRIVATE = {
             "1.16.3-2~bpo12+1",
             "48390d0a534c66d11789e39518aa219773a9d3677b29fe1af8799dfb563ec713",
         ),
-    )
-}
+    ),
+    (
+        Package(
+            "qemu-system-x86",
+            "1:10.0.13+ds-0+deb13u1",
+            "5e841d0723a657fd8bc2e9e1a085d24f47fcb3e4a0f94762e6c38b429f22fbb1",
+        ),
+        Package(
+            "qemu-system-data",
+            "1:10.0.13+ds-0+deb13u1",
+            "a0e03c526cc09d4c2ab20aa19a8c12e916cdc49a170acb16a6563c28f70eafd3",
+        ),
+        Package(
+            "seabios",
+            "1.16.3-2",
+            "2b590534250b940f43222eeab9a8f57f337a9d9a73fc412a43ab8cd07a7e56f6",
+        ),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class Qemu:
 
     @property
     def family(self) -> str:
-        """Major and minor version: what the bytes of a deterministic guest depend on."""
+        """Major and minor version: what a deterministic guest's course from a snapshot depends on."""
         match = re.search(r"version (\d+\.\d+)", self.version)
         return match[1] if match else self.version
 
@@ -82,16 +100,19 @@ def deterministic(cache: Path, progress: Callable[[str], None], family: str | No
                 f"unset {OVERRIDE}, or let it name a QEMU {family}",
             )
         return named
-    suits = FAMILIES if family is None else (family,)
+    suits = [known for known in FAMILIES if family in (None, known)]
     own = system() if shutil.which(QEMU) else None
-    if own and own.family in suits and own.family in FAMILIES:
+    if own and own.family in suits:
         return own
-    for name in suits:
-        if name in PRIVATE:
-            return _private(PRIVATE[name], cache, progress)
-    has = f"this machine has {own.family}" if own else "this machine has none"
+    why = f"this machine has {own.family}" if own else "this machine has none"
+    for packages in PRIVATE if suits else ():
+        try:
+            return _private(packages, cache, progress)
+        except HostError as failed:
+            why += f"; {packages[0].version}: {failed.message}"
     raise HostError(
-        f"deterministic guests need QEMU {' or '.join(suits)}: {has}", f"{OVERRIDE}=PROGRAM names another"
+        f"deterministic guests need QEMU {family or ' or '.join(FAMILIES)}: {why}",
+        f"{OVERRIDE}=PROGRAM names another",
     )
 
 

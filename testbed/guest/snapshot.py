@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.errors import GuestFailed
+from testbed.errors import GuestFailed, HostError
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
@@ -33,7 +33,11 @@ KEEP = 16
 
 @dataclass(frozen=True)
 class Start:
-    """All that a snapshot depends on. `memory` is the balloon's target in bytes, `setup` init's commands."""
+    """All that a snapshot depends on.
+
+    `memory` is the balloon's target in bytes, `setup` are init's commands, and `booted_by` is the version of
+    the QEMU that took it, or would.
+    """
 
     shape: Shape
     vmlinux: Path
@@ -43,6 +47,7 @@ class Start:
     memory: int
     setup: tuple[str, ...]
     qemu: Qemu
+    booted_by: str
 
     @functools.cached_property
     def key(self) -> str:
@@ -53,7 +58,7 @@ class Start:
             "initramfs": self.initramfs_sha256,
             "memory": self.memory,
             "setup": self.setup,
-            "qemu": self.qemu.version,
+            "qemu": self.booted_by,
             "run": RUN_BYTES,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
@@ -89,6 +94,8 @@ def ensure(
     with _locked(home / f"{start.key}.lock"):
         if path.exists():
             path.touch()
+        elif start.booted_by != start.qemu.version:
+            raise HostError(f"only {start.booted_by} can take this snapshot; here is {start.qemu.version}")
         else:
             _take(start, plugin(), path, seconds, cancel)
             _forget_old(home)
@@ -117,6 +124,16 @@ def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: thread
             guest.save(draft, seconds)
         path.with_suffix(".log.gz").write_bytes(gzip.compress(guest.log, mtime=0))
         draft.rename(path)
+
+
+def adopt(start: Start, data: bytes, cache: Path) -> None:
+    """Put a snapshot that was taken elsewhere into the cache."""
+    home = cache / "snapshots"
+    home.mkdir(parents=True, exist_ok=True)
+    with _locked(home / f"{start.key}.lock"), tempfile.TemporaryDirectory(dir=home) as scratch:
+        draft = Path(scratch) / "snapshot"
+        draft.write_bytes(data)
+        draft.rename(home / start.key)
 
 
 @contextlib.contextmanager
