@@ -283,7 +283,9 @@ def _replay(arguments: argparse.Namespace) -> int:
             watcher.note(
                 f"{trial.arm} seed {trial.seed} is stopped before its first instruction; in another terminal:"
             )
-            print(f"gdb {trial.vmlinux} -ex 'target remote localhost:{scope.port}'", flush=True)
+            print(
+                pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{scope.port}"]), flush=True
+            )
             log = scope.serve()
         expected = repeat.expected[trial.id].log_sha256
         same = hashlib.sha256(log).hexdigest() == expected
@@ -298,7 +300,8 @@ def _doctor(_arguments: argparse.Namespace) -> int:
             print(f"{'PROBLEM':8}{'; '.join(filter(None, [f'{need.name}: {need.problem}', need.remedy]))}")
         else:
             print(f"{'ok':8}{need.name}")
-    print(f"{'note':8}{doctor.kvm()}")
+    for note in (doctor.kvm(), doctor.emulator()):
+        print(f"{'note':8}{note}")
     if not any(need.problem for need in needs):
         return OK
     for distribution in doctor.INSTALLERS:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from testbed import debian, process
 from testbed.errors import TestbedError
-from testbed.guest import image
+from testbed.guest import image, qemu
 
 INSTALLERS = {
     "debian": ("apt-get", "install", "-y", "--no-install-recommends"),
@@ -77,6 +77,20 @@ def kvm() -> str:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "/dev/kvm may not be opened by this user: guests are emulated"
     return "/dev/kvm opens; `accel: auto` boots a probe to see whether it works"
+
+
+def emulator() -> str:
+    """One line on whether the QEMU that is here can run deterministic guests."""
+    try:
+        here = qemu.system()
+    except TestbedError:
+        return "there is no QEMU: deterministic guests run on a private one, fetched when first needed"
+    if here.family in qemu.FAMILIES:
+        return f"QEMU {here.family} runs deterministic guests"
+    return (
+        f"QEMU {here.family} is none for deterministic guests: a private {qemu.FAMILIES[0]} is fetched when "
+        "first needed"
+    )
 
 
 # --- the checks ----------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class Guest:
     def save(self, path: Path, seconds: float) -> None:
         """Stop the guest at the rendezvous of init's `meet` and write it to a file.
 
-        The same guest gives the same file, byte for byte, unless it got away, which raises GuestLost.
+        The same guest gives the same content. That it got away raises GuestLost.
         """
         with self.explained():
             self.rendezvous.wait(seconds)

@@ -14,6 +14,7 @@ from pathlib import Path
 from testbed import debian, process
 from testbed.debian import Package
 from testbed.errors import HostError
+from testbed.lock import locked
 
 QEMU = "qemu-system-x86_64"
 OVERRIDE = "TESTBED_QEMU"
@@ -120,7 +121,10 @@ def _private(packages: tuple[Package, ...], cache: Path, progress: Callable[[str
     """A QEMU unpacked from the distribution's packages into the cache."""
     home = cache / "qemu" / packages[0].sha256[:32]
     program = home / QEMU
-    if not program.exists():
+    if program.exists():
+        return Qemu(str(program), qemu_version(str(program)))
+    # One lock for all packages, since they share apt's lists.
+    with locked(cache / "debian" / "lock", progress):
         home.parent.mkdir(parents=True, exist_ok=True)
         debs = [debian.fetch_pinned(package, cache, progress) for package in packages]
         with tempfile.TemporaryDirectory(dir=home.parent) as scratch:

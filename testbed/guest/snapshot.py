@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Where deterministic trials start: a guest that has booted, been ballooned and set up, once for all.
 
-The snapshot is taken at one exact instruction, so that whoever takes it gets the same bytes.
+The snapshot is taken at one exact instruction, so that whoever takes it gets the same machine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import gzip
 import hashlib
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.errors import GuestFailed, HostError
+from testbed.errors import GuestFailed, HostError, Interrupted
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
+from testbed.lock import locked
 
 PAGE = 4096
 # What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
@@ -91,7 +90,12 @@ def ensure(
     home = cache / "snapshots"
     home.mkdir(parents=True, exist_ok=True)
     path = home / start.key
-    with _locked(home / f"{start.key}.lock"):
+
+    def check() -> None:
+        if cancel and cancel.is_set():
+            raise Interrupted("stopped")
+
+    with locked(home / f"{start.key}.lock", check=check):
         if path.exists():
             path.touch()
         elif start.booted_by != start.qemu.version:
@@ -130,17 +134,10 @@ def adopt(start: Start, data: bytes, cache: Path) -> None:
     """Put a snapshot that was taken elsewhere into the cache."""
     home = cache / "snapshots"
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / f"{start.key}.lock"), tempfile.TemporaryDirectory(dir=home) as scratch:
+    with locked(home / f"{start.key}.lock"), tempfile.TemporaryDirectory(dir=home) as scratch:
         draft = Path(scratch) / "snapshot"
         draft.write_bytes(data)
         draft.rename(home / start.key)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _forget_old(home: Path) -> None:

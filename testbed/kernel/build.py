@@ -25,7 +25,8 @@ from testbed import process
 from testbed.errors import BuildError, SpecError
 from testbed.kernel import kconfig, series
 from testbed.kernel.series import Patch
-from testbed.kernel.source import Progress, Source, locked, silent
+from testbed.kernel.source import Progress, Source, silent
+from testbed.lock import locked
 from testbed.spec import ArmSpec
 
 SCHEMA = 1  # of the key and of build.json: another number, another kernel

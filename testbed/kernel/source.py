@@ -9,23 +9,21 @@ The user's own repositories and trees are only ever read.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import time
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from testbed import debian, process
 from testbed.errors import BuildError, HostError, SpecError, TestbedError
+from testbed.lock import locked
 from testbed.process import Deadline
 from testbed.spec import GitSource, KernelSpec, TarballSource
 
@@ -34,7 +32,6 @@ UNPACK_SECONDS = 600.0
 GIT_SECONDS = 600.0
 DOWNLOAD_SECONDS = 3600.0
 SILENCE_SECONDS = 60.0  # that a server may keep
-WAIT_SECONDS = 7200.0  # for another process, which may build a kernel
 
 Progress = Callable[[str], None]
 
@@ -100,31 +97,6 @@ def _version(makefile: bytes | None, label: str) -> str:
     if not {b"VERSION", b"PATCHLEVEL"} <= parts.keys():
         raise SpecError(f"{label} is not a kernel: it has no Makefile with VERSION and PATCHLEVEL")
     return f"{parts[b'VERSION']}.{parts[b'PATCHLEVEL']}.{parts.get(b'SUBLEVEL', 0)}"
-
-
-@contextmanager
-def locked(path: Path, progress: Progress = silent) -> Iterator[IO[bytes]]:
-    """Hold the lock `path`, an open file, against other processes. Raises HostError after two hours.
-
-    The lock is that of the open file. It is let go when this process and every child that has the file
-    as its standard output are gone.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = Deadline(WAIT_SECONDS)
-    waiting = False
-    with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as busy:
-                if deadline.expired:
-                    raise HostError(f"{path}: another process has held this lock for hours") from busy
-            if not waiting:
-                progress(f"waiting for another process that works in {path.parent}")
-                waiting = True
-            time.sleep(0.1)
-        yield file
 
 
 # --- tarballs ------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from testbed.guest import snapshot
 from testbed.microscope import Microscope
 from testbed.record import MEASURED, Record
 from testbed.trial import Trial
-from tests.guest.conftest import Lab
+from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.test_experiment import experiment, workload
 
 
@@ -80,12 +80,14 @@ def test_the_seed_changes_the_run_and_not_the_boot(lab: Lab, tmp_path: Path) -> 
     assert run(other)[1] != run(chosen)[1]
 
 
-def test_whoever_takes_a_snapshot_gets_the_same(lab: Lab, tmp_path: Path) -> None:
+def test_a_snapshot_of_another_boot_leads_to_the_same(lab: Lab, tmp_path: Path) -> None:
     chosen = trial(lab, tmp_path)
     there = snapshot.ensure(chosen.start, chosen.plugin, lab.cache, 120)
     with busy():
         mine = snapshot.ensure(chosen.start, chosen.plugin, tmp_path, 120)
-    assert mine.read_bytes() == there.read_bytes()
+    assert there != mine
+    assert run(dataclasses.replace(chosen, cache=tmp_path))[1] == run(chosen)[1]
+    assert mine.with_suffix(".log.gz").read_bytes() == there.with_suffix(".log.gz").read_bytes()
 
 
 SCHEDULES = {
@@ -144,6 +146,21 @@ def test_another_log_is_found_out(result: Path, tmp_path: Path, capsys: pytest.C
     path.write_text(json.dumps(manifest))
     assert cli.main(["verify", str(path)]) == 2
     assert "vmlinux of patched is" in capsys.readouterr().err
+
+
+def test_the_published_result_is_what_comes_out_here_or_it_is_said_why(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lab.kernels
+    published = EXPERIMENT.with_suffix(".manifest.json")
+    status = cli.main(["verify", str(published), "--trials", "2"])
+    captured = capsys.readouterr()
+    if status == 0:
+        assert "2 of 2 trials gave the same console log" in captured.out
+    else:
+        # Another compiler, C library, busybox or kernel source than where it was published.
+        assert status == 2
+        assert re.search("not as it was measured: (vmlinux|initramfs|QEMU)", captured.err)
 
 
 def test_a_bundle_needs_no_compiler_no_source_and_no_cache(

@@ -15,7 +15,7 @@ import pytest
 from testbed import bootstrap, debian, doctor, process
 from testbed.doctor import INSTALLERS, PROGRAMS, Need
 from testbed.errors import HostError
-from testbed.guest import image
+from testbed.guest import image, qemu
 
 # --- the doctor -----------------------------------------------------------------------------------
 
@@ -173,6 +173,27 @@ def test_what_is_said_of_kvm(monkeypatch: pytest.MonkeyPatch, there: bool, opens
     monkeypatch.setattr(Path, "exists", lambda _path: there)
     monkeypatch.setattr(os, "access", lambda *_: opens)
     assert doctor.kvm() == words
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("QEMU emulator version 10.0.7", "QEMU 10.0 runs deterministic guests"),
+        (
+            "QEMU emulator version 7.2.22",
+            "QEMU 7.2 is none for deterministic guests: a private 10.0 is fetched when first needed",
+        ),
+        (None, "there is no QEMU: deterministic guests run on a private one, fetched when first needed"),
+    ],
+)
+def test_what_is_said_of_qemu(monkeypatch: pytest.MonkeyPatch, version: str | None, words: str) -> None:
+    def system() -> qemu.Qemu:
+        if version is None:
+            raise HostError("not found")
+        return qemu.Qemu("qemu", version)
+
+    monkeypatch.setattr(qemu, "system", system)
+    assert doctor.emulator() == words
 
 
 def test_a_library_is_looked_for_by_compiling() -> None:
