@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How noisy and how costly trials are, deterministic and in real time, side by side in one run: `make bench`.
+"""The noise of every metric, deterministic and in real time, and what a trial costs: `make bench`.
 
-Prints, per metric, the coefficient of variation over seeds in both modes and their ratio; and what of a
+Prints the coefficient of variation over seeds, deterministic and in real time, the latter on a host that has
+nothing else to do and on one that has (where deterministic trials give the very same bytes); and what of a
 trial's wall time is not its workload's.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from testbed import campaign, runner, spec
+from testbed import campaign, process, runner, spec
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.paths import REPOSITORY, cache_directory
@@ -28,6 +32,18 @@ EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
 Noise = Mapping[str, float]
 
 
+@contextlib.contextmanager
+def other_work() -> Iterator[None]:
+    """A program for every core, as on a machine that others use, too."""
+    words = [sys.executable, "-c", "while True: pass"]
+    programs = [process.spawn(words) for _ in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            process.end(program)
+
+
 def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     """The trials of one arm in one mode, and the coefficient of variation of each metric over seeds."""
     loaded = spec.load(EXPERIMENT)
@@ -35,7 +51,7 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     update = {"mode": mode, "seeds": SEEDS, "arms": {arm: loaded.arms[arm]}}
     if mode == "realtime":
         update["accel"] = "tcg"
-    with Watcher() as watcher, Ledger.create(directory / mode) as ledger:
+    with Watcher() as watcher, Ledger.create(directory) as ledger:
         ready = campaign.prepare(loaded.model_copy(update=update), cache_directory(), watcher.note)
         runner.run(ready.trials, ledger, None, watcher)
         ids = {trial.id for trial in ready.trials}
@@ -56,22 +72,27 @@ def overhead(records: list[Record]) -> float:
 
 
 def main() -> int:
-    directory = Path("results") / "bench"
-    results = {mode: measure(mode, directory) for mode in ("deterministic", "realtime")}
-    table = Table(title=f"coefficient of variation over {SEEDS} seeds, unpatched")
-    for heading in ("metric", "deterministic", "real time (TCG)", "ratio"):
+    home = Path("results") / "bench"
+    ours = measure("deterministic", home / "deterministic")
+    idle = measure("realtime", home / "realtime-idle")
+    with other_work():
+        busy = measure("realtime", home / "realtime-busy")
+    table = Table(title=f"coefficient of variation over {SEEDS} seeds, unpatched", box=box.SIMPLE_HEAD)
+    for heading in ("metric", "deterministic", "real time, idle host", "ratio", "busy host", "ratio"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    (_, ours), (_, theirs) = results["deterministic"], results["realtime"]
-    for name in ours:
-        if name in theirs:
-            ratio = f"{theirs[name] / ours[name]:.1f}" if ours[name] else "-"
-            table.add_row(name, f"{ours[name]:.2%}", f"{theirs[name]:.2%}", ratio)
+    for name, value in ours[1].items():
+        cells = []
+        for _, theirs in (idle, busy):
+            known = theirs.get(name)
+            cells.append("-" if known is None else f"{known:.2%}")
+            cells.append(f"{known / value:.1f}" if known and value else "-")
+        table.add_row(name, f"{value:.2%}", *cells)
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table)
-    for mode, (records, _) in results.items():
+    for title, (records, _) in (("deterministic", ours), ("in real time, idle host", idle)):
         workload = statistics.median(r.stages["workload"] for r in records)
         console.print(
-            f"{mode}: a trial takes {overhead(records):.2f} times its workload's wall time ({workload:.1f} s)"
+            f"{title}: a trial takes {overhead(records):.2f} x its workload's time ({workload:.1f} s)"
         )
     return 0
 

@@ -5,13 +5,13 @@
  *	mmap_test MODE TASKS MILLISECONDS PAGES SEED
  *
  * After the program of the same name in Shaohua Li's mail of September 2010.
- * Each of TASKS processes has a window of PAGES pages. In mode `anon` a touch
- * writes to a page of anonymous memory that is not there yet; in mode `file`
- * it reads a page of a mapped sparse file (in /mnt). A page is let go just
- * before its turn comes again, so that every touch is one page fault and the
- * footprint stays at TASKS x PAGES once all windows are full. Before the clock
- * starts, the tasks take the memory that is free: it is short from the first
- * measured touch on.
+ * Each of TASKS processes, spread evenly over the CPUs, has a window of PAGES
+ * pages. In mode `anon` a touch writes to a page of anonymous memory that is
+ * not there yet; in mode `file` it reads a page of a mapped sparse file (in
+ * /mnt). A page is let go just before its turn comes again, so that every touch
+ * is one page fault and the footprint stays at TASKS x PAGES once all windows
+ * are full. Before the clock starts, the tasks take the memory that is free: it
+ * is short from the first measured touch on.
  *
  * The seed decides where in its window a task starts and when, and what the
  * pages hold.
@@ -23,9 +23,11 @@
  * of the touches' latencies), vmstat.before, vmstat.after, and the same of
  * meminfo and the memory pressure.
  */
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -187,6 +189,17 @@ static void set_oom_score(const char *score)
 	close(fd);
 }
 
+/* Spread over the CPUs evenly and for good, as will-it-scale does. */
+static void pin(int index)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(index % sysconf(_SC_NPROCESSORS_ONLN), &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus))
+		die("sched_setaffinity");
+}
+
 static void be_task(const struct options *o, struct task *task, int index,
 		    int ready, int go)
 {
@@ -194,6 +207,7 @@ static void be_task(const struct options *o, struct task *task, int index,
 	char *window = map_window(o, index);
 	char byte = 0;
 
+	pin(index);
 	set_oom_score("0");
 	/* At the last page of a chunk, so that the first touch lets one go. */
 	size_t at = next(&random) % (o->pages / CHUNK) * CHUNK + CHUNK - 1;

@@ -93,6 +93,13 @@ def test_every_anonymous_touch_is_a_fault(lab: Lab, tmp_path: Path) -> None:
         assert task.pages <= task.minor_faults + task.major_faults <= task.pages + 16
 
 
+def test_memory_changes_in_the_midst_of_a_run_in_real_time(lab: Lab, tmp_path: Path) -> None:
+    step = {"step": {"to": "112M", "at": 0.5}}
+    record, measurement = run_once(lab, tmp_path, guest={"balloon": step}, workload=workload())
+    assert record.outcome == MEASURED
+    assert measurement.counters["balloon_inflate"] == 16 * 256
+
+
 def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:
     record, measurement = run_once(
         lab, tmp_path, guest={"swap": "0M"}, workload=workload(footprint=2, seconds=1)
