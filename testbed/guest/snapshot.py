@@ -141,7 +141,8 @@ def adopt(start: Start, data: bytes, cache: Path) -> None:
 
 
 def _forget_old(home: Path) -> None:
-    snapshots = sorted((p for p in home.iterdir() if not p.suffix), key=lambda p: p.stat().st_mtime)
-    for path in snapshots[:-KEEP]:
-        for old in (path, path.with_suffix(".log.gz"), path.with_suffix(".lock")):
-            old.unlink(missing_ok=True)
+    files = [path for path in home.iterdir() if path.is_file() and not path.suffix]
+    # Their locks stay: somebody may be waiting for one.
+    for path in sorted(files, key=lambda path: path.stat().st_mtime)[:-KEEP]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".log.gz").unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from testbed.guest.machine import _HOST_TIME, _without_host_time
 from testbed.guest.qemu import Qemu
 from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv
-from testbed.guest.snapshot import RUN_BYTES, Start
+from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.record import MEASURED, Record
 from testbed.spec import BalloonSpec, MiB
 from tests.unit.test_guest_faults import make_trial
@@ -160,6 +160,23 @@ def test_what_a_trial_is_told_has_the_size_that_the_guest_knows(lines: list[str]
     assert told["run"].decode().splitlines()[: len(lines)] == lines
     assert told["balloon"] == str((512 - 128) * 256).encode()
     assert told["setup"] == b"swap 1\n"
+
+
+def test_old_snapshots_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    for number in range(KEEP + 3):
+        for suffix in ("", ".log.gz", ".lock"):
+            path = tmp_path / f"{number:032x}{suffix}"
+            path.write_bytes(b"")
+            os.utime(path, (number, number))
+    # Of somebody who is taking one, or was killed while doing so.
+    (tmp_path / "tmpdraft").mkdir()
+    os.utime(tmp_path / "tmpdraft", (0, 0))
+    _forget_old(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in left if len(name) == 32] == [f"{n:032x}" for n in range(3, KEEP + 3)]
+    assert len([name for name in left if name.endswith(".log.gz")]) == KEEP
+    assert len([name for name in left if name.endswith(".lock")]) == KEEP + 3
+    assert "tmpdraft" in left
 
 
 def test_of_the_hosts_clock_nothing_is_left_in_a_snapshot() -> None:
