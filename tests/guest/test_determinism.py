@@ -98,7 +98,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_balloon_schedule_is_followed_and_repeated(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_a_balloon_schedule_is_followed(lab: Lab, tmp_path: Path, name: str) -> None:
     schedule, inflated, deflated = SCHEDULES[name]
     chosen = trial(lab, tmp_path, guest={"balloon": schedule}, workload=workload(seconds=0.25))
     _, log = run(chosen)
@@ -110,8 +110,6 @@ def test_a_balloon_schedule_is_followed_and_repeated(lab: Lab, tmp_path: Path, n
     assert counters["balloon_deflate"] <= deflated * 256
     if name == "step":
         assert counters["balloon_inflate"] == inflated * 256
-    with busy():
-        assert run(chosen)[1] == log
 
 
 # --- doing a result again --------------------------------------------------------------------------
