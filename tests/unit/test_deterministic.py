@@ -316,10 +316,39 @@ def tar(**files: bytes) -> bytes:
 def test_a_file_that_is_neither_is_refused_in_a_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
+    (tmp_path / "scratch").mkdir()
     with pytest.raises(SpecError) as caught:
         proof.load(path, tmp_path, tmp_path / "scratch", print)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", ".."])
+def test_nothing_of_a_bundle_lands_outside(tmp_path: Path, name: str) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    path, scratch = tmp_path / "file", tmp_path / "a" / "scratch"
+    path.write_bytes(out.getvalue())
+    scratch.mkdir(parents=True)
+    with pytest.raises(SpecError, match="file: not a bundle: there is "):
+        proof.load(path, tmp_path, scratch, print)
+    assert list(scratch.iterdir()) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "file"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_a_bundle_has_regular_files_only(tmp_path: Path, kind: bytes) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        entry = tarfile.TarInfo("vmlinux.a")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        archive.addfile(entry)
+    (tmp_path / "file").write_bytes(out.getvalue())
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(SpecError, match=r"not a bundle: there is 'vmlinux\.a' in it"):
+        proof.load(tmp_path / "file", tmp_path, tmp_path / "scratch", print)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def test_a_trial_is_chosen_by_id_or_by_arm_and_seed() -> None:
