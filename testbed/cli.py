@@ -181,7 +181,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _boot(arguments: argparse.Namespace) -> int:
     # Who types is not deterministic.
-    experiment = _experiment(arguments).model_copy(update={"mode": "realtime"})
+    experiment = _experiment(arguments, mode="realtime")
     arm = arguments.arm or next(iter(experiment.arms))
     if arm not in experiment.arms:
         raise SpecError(f"{arguments.experiment}: there is no arm `{arm}`: {', '.join(experiment.arms)}")
@@ -313,17 +313,18 @@ def _doctor(_arguments: argparse.Namespace) -> int:
 # --- what they share -----------------------------------------------------------------------------
 
 
-def _experiment(arguments: argparse.Namespace) -> Experiment:
+def _experiment(arguments: argparse.Namespace, **fixed: str) -> Experiment:
     """The experiment file, with the options of the command line in place of what it says."""
-    experiment = spec.load(arguments.experiment)
-    options = {name: getattr(arguments, name, None) for name in ("accel", "mode", "seeds")}
+    options = {name: getattr(arguments, name, None) for name in ("accel", "mode", "seeds")} | fixed
     if options["accel"] and options["mode"] == "deterministic":
         raise SpecError("--accel is a choice for `--mode realtime`; deterministic guests are emulated")
     if options["accel"]:
         options["mode"] = "realtime"
     elif options["mode"] == "deterministic":
         options["accel"] = "auto"
-    return experiment.model_copy(update={name: value for name, value in options.items() if value is not None})
+    return spec.load(
+        arguments.experiment, {key: value for key, value in options.items() if value is not None}
+    )
 
 
 @contextlib.contextmanager

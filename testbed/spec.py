@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 import reprlib
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -277,8 +277,8 @@ class Experiment(Model):
         return self
 
 
-def load(path: Path) -> Experiment:
-    """Read and check an experiment file.
+def load(path: Path, options: Mapping[str, object] | None = None) -> Experiment:
+    """Read and check an experiment file; `options` stand in for what it says of the same keys.
 
     Relative paths in it are relative to the file. Raises SpecError with one line per mistake, each
     naming file, line, key and remedy.
@@ -292,7 +292,7 @@ def load(path: Path) -> Experiment:
     if not isinstance(data, dict):
         raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
     try:
-        experiment = Experiment.model_validate(data)
+        experiment = Experiment.model_validate({**data, **(options or {})})
     except ValidationError as invalid:
         lines = [_describe(error, root, path) for error in invalid.errors()]
         raise SpecError("\n".join(dict.fromkeys(lines))) from invalid

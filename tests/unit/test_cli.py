@@ -389,6 +389,21 @@ def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepare
     assert "--accel is a choice for `--mode realtime`" in ran.err
 
 
+def test_an_experiment_is_checked_with_the_options_in_it(
+    testbed: Testbed, prepared: list[Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.yaml"
+    head = "name: x\nkernel: {debian: linux-source-6.1}\narms: {unpatched: {}, patched: {}}\n"
+    # Right in real time only.
+    path.write_text(head + "accel: kvm\ndeadlines: {workload: 60}\n")
+    assert testbed("run", path, "--mode", "realtime").status == 0
+    assert [(e.mode, e.accel) for e in prepared] == [("realtime", "kvm")]
+    ran = testbed("run", path, "--mode", "deterministic")
+    assert (ran.status, len(prepared)) == (2, 1)
+    assert "x.yaml:5: `deadlines.workload`: 60 s is too short" in ran.err
+    assert "in mode deterministic; give at least" in ran.err
+
+
 def test_what_is_wrong_with_a_kernel_names_the_experiment(
     testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
