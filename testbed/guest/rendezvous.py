@@ -25,6 +25,8 @@ SOURCE = Path(__file__).with_suffix(".c")
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra")
 COMPILE_SECONDS = 60.0
 _SLICE_SECONDS = 0.25
+# A zombie, or nothing any more.
+_ENDED = ("Z", "X")
 
 
 # struct note of rendezvous.c: what, address, count.
@@ -95,16 +97,26 @@ def wait_until_quiet(pid: int, seconds: float) -> None:
     """Wait until a process's main thread sleeps: QEMU's main loop has done all that it was asked.
 
     It holds no lock then, and no timer of the guest's can run in it rather than in the vCPUs' thread.
-    Raises GuestLost when it does not get quiet in time.
+    Raises GuestLost when it does not get quiet in time, or has ended.
     """
     deadline, asleep = Deadline(seconds), 0
     while asleep < 3:
-        # The state comes after the program's name, which may have anything in it.
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = _state(pid)
+        if state in _ENDED:
+            raise GuestLost("QEMU ended at the rendezvous")
         asleep = asleep + 1 if state == "S" else 0
         if deadline.expired:
             raise GuestLost(f"QEMU's main loop did not get quiet within {seconds:.0f} s")
         time.sleep(0.002)
+
+
+def _state(pid: int) -> str:
+    """A process's state, a letter of proc(5)."""
+    try:
+        # It comes after the program's name, which may have anything in it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def plugin(qemu: str, version: str, cache: Path) -> Path:

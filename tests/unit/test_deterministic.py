@@ -9,6 +9,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 import tarfile
 import time
 from pathlib import Path
@@ -252,6 +253,17 @@ def test_a_process_that_never_sleeps_is_not_waited_for_for_ever() -> None:
     began = time.monotonic()
     wait_until_quiet(1, 30)
     assert time.monotonic() - began < 29
+
+
+def test_a_process_that_has_ended_is_not_waited_for() -> None:
+    child = subprocess.Popen(["true"])
+    # A zombie, until somebody asks for its status.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(GuestLost, match="QEMU ended at the rendezvous"):
+        wait_until_quiet(child.pid, 30)
+    child.wait()
+    with pytest.raises(GuestLost, match="QEMU ended at the rendezvous"):
+        wait_until_quiet(child.pid, 30)
 
 
 # --- manifests and bundles ----------------------------------------------------------------------------
