@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from testbed import campaign
 from testbed.errors import SpecError, StoreError
 from testbed.guest import qemu, rendezvous, snapshot
@@ -105,7 +103,7 @@ def load(path: Path, cache: Path, scratch: Path, progress: Callable[[str], None]
     """
     if path.is_dir():
         with Ledger.open(path) as ledger:
-            said = manifest(ledger.plan(), ledger.records(), path)
+            said = _checked(manifest(ledger.plan(), ledger.records(), path), path)
         return replace(_rebuilt(said, path, cache, progress), result=path)
     if not path.is_file():
         raise SpecError(f"{path}: neither a result directory (with {LEDGER}), a manifest nor a bundle")
@@ -157,6 +155,8 @@ def _shown(line: bytes | None) -> str:
 
 def bundle(result: Path, target: Path, report: str, cache: Path, progress: Callable[[str], None]) -> None:
     """Write a bundle, an xz-compressed tar file: manifest, kernels, initramfs, snapshots, plugin, report."""
+    if not target.name or target.is_dir():
+        raise SpecError(f"{target}: is a directory; give the bundle's name, as in {target / 'x.testbed'}")
     repeat = load(result, cache, cache, progress)
     trial = repeat.trials[0]
     files = {
@@ -201,13 +201,32 @@ def _extract(path: Path, target: Path) -> None:
 def _read(path: Path, named: Path) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as bad:
+        raise SpecError(f"{named}: not a manifest: {str(bad).splitlines()[0]}") from bad
+    return _checked(said, named)
+
+
+def _checked(said: Any, named: Path) -> dict[str, Any]:
+    """A manifest, once all that is read of it is known to be there."""
+    try:
         if said["schema"] != SCHEMA:
             raise SpecError(f"{named}: a manifest of version {said['schema']}; this testbed reads {SCHEMA}")
         _experiment(said)
-        _expected(said)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as bad:
-        raise SpecError(f"{named}: not a manifest: {str(bad).splitlines()[0]}") from bad
+        for key in ("qemu_family", "booted_by", "initramfs_sha256"):
+            _text(said[key])
+        for expected in _expected(said).values():
+            kernel = said["kernels"][expected.arm]
+            for text in (kernel["vmlinux_sha256"], kernel["source"], *kernel["tools"]):
+                _text(text)
+    except (ValueError, KeyError, TypeError) as bad:
+        what = f"there is no {bad} in it" if isinstance(bad, KeyError) else str(bad).splitlines()[0]
+        raise SpecError(f"{named}: not a manifest: {what}") from bad
     return dict(said)
+
+
+def _text(value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
 
 
 def _experiment(said: Mapping[str, Any]) -> Experiment:

@@ -30,6 +30,7 @@ from testbed.guest.shape import Shape, Wiring, argv
 from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.record import MEASURED, Record
 from testbed.spec import BalloonSpec, MiB
+from tests.unit.recorded import REPOSITORY
 from tests.unit.test_guest_faults import make_trial
 
 OURS = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"
@@ -361,6 +362,28 @@ def test_a_bundle_has_regular_files_only(tmp_path: Path, kind: bytes) -> None:
     with pytest.raises(SpecError, match=r"not a bundle: there is 'vmlinux\.a' in it"):
         proof.load(tmp_path / "file", tmp_path, tmp_path / "scratch", print)
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+PUBLISHED = REPOSITORY / "experiments" / "reclaim-capture.manifest.json"
+
+
+@pytest.mark.parametrize(
+    "key", ["qemu_family", "booted_by", "initramfs_sha256", "kernels", "trials", "experiment"]
+)
+def test_a_manifest_that_lacks_something_is_refused_in_a_line(tmp_path: Path, key: str) -> None:
+    said = json.loads(PUBLISHED.read_text())
+    for bad in ({k: v for k, v in said.items() if k != key}, said | {key: 5}, said | {key: {"patched": 1}}):
+        path = tmp_path / "manifest.json"
+        path.write_text(json.dumps(bad))
+        with pytest.raises(SpecError, match=r"manifest\.json: not a manifest: .") as caught:
+            proof.load(path, tmp_path, tmp_path, print)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bundle_is_not_written_over_a_directory(tmp_path: Path) -> None:
+    for target in (tmp_path, Path()):
+        with pytest.raises(SpecError, match="is a directory"):
+            proof.bundle(tmp_path / "result", target, "", tmp_path, print)
 
 
 def test_a_trial_is_chosen_by_id_or_by_arm_and_seed() -> None:
