@@ -97,7 +97,8 @@ def machine(
         else:
             reason = f"deterministic emulation, {emulator.version.removeprefix('QEMU emulator version ')}"
             progress(f"acceleration: icount ({reason})")
-            return Machine(shape, emulator, Accel("icount", reason), environment(emulator))
+            depends_on = environment(emulator.family, emulator.version)
+            return Machine(shape, emulator, Accel("icount", reason), depends_on)
     emulator = qemu.system()
     shape = replace(shape, accel="kvm")
     chosen = accel.choose(
@@ -115,15 +116,9 @@ def machine(
     return Machine(replace(shape, accel=chosen.name), emulator, chosen, depends_on, fallback)
 
 
-def environment(emulator: Qemu) -> tuple[str, ...]:
-    """What deterministic trials depend on beside what they are made of."""
-    return (f"QEMU {emulator.family}", f"booted by {emulator.version}")
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def environment(family: str, booted_by: str) -> tuple[str, ...]:
+    """What deterministic trials depend on beside what they are made of: QEMU's family, a build's version."""
+    return (f"QEMU {family}", f"booted by {booted_by}")
 
 
 def prepare(

@@ -113,9 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
         sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
         sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
-        sub.add_argument(
-            "--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit"
-        )
+        _add_jobs_option(sub)
         if name == "compare":
             sub.add_argument("--json", action="store_true", help="print the JSON document")
     experiment_verb("build", _build, "build the kernels of an experiment and print where they are")
@@ -131,24 +129,31 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--manifest", action="store_true", help="print the hashes of a deterministic result")
     sub = verb("verify", _verify, "run finished trials again; fails unless every one gives the same bytes")
     sub.add_argument("path", type=Path, metavar="RESULT|MANIFEST|BUNDLE")
-    sub.add_argument(
-        "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
-    )
-    sub.add_argument("--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit")
+    _add_sample_options(sub)
     sub = verb("bundle", _bundle, "write one file with which `replay` does a result again on any machine")
     sub.add_argument("result", type=Path, metavar="RESULT")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.testbed")
     sub = verb("replay", _replay, "run a bundle's trials, or a single trial under a debugger")
     sub.add_argument("path", type=Path, metavar="BUNDLE|RESULT")
-    sub.add_argument(
-        "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
-    )
-    sub.add_argument("--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit")
+    _add_sample_options(sub)
     sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
     sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
     sub.add_argument("--break-at-miss", type=_positive, metavar="N", help="and stop at its Nth reclaim miss")
     verb("doctor", _doctor, "check what this machine lacks for the main job")
     return parser
+
+
+def _add_jobs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", help="trials side by side, if not as many as fit"
+    )
+
+
+def _add_sample_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
+    )
+    _add_jobs_option(parser)
 
 
 def _positive(word: str) -> int:

@@ -7,20 +7,21 @@ initramfs and of every trial's console log, and the family of QEMU. A bundle is 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
 import lzma
 import shutil
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from testbed import campaign
 from testbed.errors import SpecError, StoreError
-from testbed.guest import qemu, rendezvous, snapshot
+from testbed.guest import qemu, snapshot
 from testbed.guest.shape import Shape
 from testbed.record import LOST, Record, final
 from testbed.spec import Experiment
@@ -163,9 +164,9 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
         "manifest.json": (json.dumps(repeat.manifest, indent=1) + "\n").encode(),
         "report.md": report.encode(),
         "initramfs": trial.initramfs.read_bytes(),
-        "rendezvous.so": rendezvous.plugin(trial.qemu.program, trial.qemu.version, cache).read_bytes(),
+        "rendezvous.so": trial.plugin().read_bytes(),
     }
-    for trial in {trial.arm: trial for trial in repeat.trials}.values():
+    for trial in _one_of_each_arm(repeat.trials):
         path = snapshot.ensure(trial.start, trial.plugin, cache, trial.deadlines.boot)
         files[f"snapshot.{trial.arm}"] = path.read_bytes()
         files[f"vmlinux.{trial.arm}"] = trial.vmlinux.read_bytes()
@@ -278,7 +279,7 @@ def _bundled(
             guest=experiment.guest,
             workload=experiment.workload,
             deadlines=experiment.deadlines,
-            environment=(f"QEMU {said['qemu_family']}", f"booted by {said['booted_by']}"),
+            environment=campaign.environment(said["qemu_family"], said["booted_by"]),
             qemu=emulator,
             # Its snapshots are not to be taken for those that are made here.
             cache=files,
@@ -289,11 +290,20 @@ def _bundled(
     )
     hashes = {t.vmlinux: t.vmlinux_sha256 for t in trials} | {trials[0].initramfs: said["initramfs_sha256"]}
     for file, digest in hashes.items():
-        if not file.is_file() or campaign.sha256(file) != digest:
+        if not file.is_file() or _sha256(file) != digest:
             raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
-    for trial in {trial.arm: trial for trial in trials}.values():
+    for trial in _one_of_each_arm(trials):
         snapshot.adopt(trial.start, (files / f"snapshot.{trial.arm}").read_bytes(), files)
     return _matched(said, trials, path)
+
+
+def _one_of_each_arm(trials: Sequence[Trial]) -> Iterable[Trial]:
+    return {trial.arm: trial for trial in trials}.values()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _matched(said: Mapping[str, Any], trials: Sequence[Trial], path: Path) -> Repeat:

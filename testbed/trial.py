@@ -78,8 +78,7 @@ class Trial:
     @property
     def meetings(self) -> tuple[tuple[int, int], ...]:
         """When the workload meets the host, and the memory from then on: (ms, bytes)."""
-        seconds = self.workload.mmap_test.seconds
-        return self.guest.balloon.targets(self.guest.memory, seconds) if self.guest.balloon else ()
+        return meetings(self.guest, self.workload.mmap_test)
 
     def plugin(self) -> Path:
         """The rendezvous plugin for its QEMU."""
@@ -114,6 +113,11 @@ def run_command(workload: MmapTest, memory: int, seed: int) -> str:
     return f"run mmap_test {workload.mode} {workload.tasks} {milliseconds} {pages} {seed}"
 
 
+def meetings(guest: GuestSpec, workload: MmapTest) -> tuple[tuple[int, int], ...]:
+    """When the workload meets the host, and the memory from then on: (ms, bytes)."""
+    return guest.balloon.targets(guest.memory, workload.seconds) if guest.balloon else ()
+
+
 def set_up_commands(guest: GuestSpec, workload: MmapTest) -> Iterator[str]:
     """The lines that make the guest ready for the workload."""
     yield f"set /proc/sys/vm/swappiness {guest.swappiness}"
@@ -123,8 +127,8 @@ def set_up_commands(guest: GuestSpec, workload: MmapTest) -> Iterator[str]:
         yield "disk"
         # One page a fault, or a touch would map its neighbours and their touches be no faults.
         yield f"set /sys/kernel/debug/fault_around_bytes {PAGE}"
-    if guest.balloon and (meetings := guest.balloon.targets(guest.memory, workload.seconds)):
-        yield f"meets {','.join(str(at) for at, _ in meetings)}"
+    if appointments := meetings(guest, workload):
+        yield f"meets {','.join(str(at) for at, _ in appointments)}"
 
 
 def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
@@ -215,8 +219,7 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: Stages) -> 
             return _work(guest, trial)
     with took.stage("boot"):
         ready = guest.boot(deadlines.boot)
-    if ready.fields.get("cpus") != str(trial.shape.vcpus):
-        raise GuestFailed(f"the guest brought up {ready.fields.get('cpus')} of {trial.shape.vcpus} CPUs")
+    guest.require_all_cpus(ready)
     with took.stage("balloon"):
         memory["balloon"] = guest.balloon(trial.guest.memory, deadlines.balloon)
     _note_memory(guest.command("memory", "memory"), memory)

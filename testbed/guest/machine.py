@@ -46,7 +46,6 @@ class Guest:
         with Guest(shape, vmlinux, initramfs, given=given, plugin=plugin) as guest:
             guest.monitor.execute("balloon", value=128 * MiB)
             guest.boot(120)
-            guest.answer("ok")
             guest.save(path, 60)
 
         with Guest(shape, vmlinux, initramfs, given=given, snapshot=path) as guest:
@@ -134,6 +133,11 @@ class Guest:
         with self.explained():
             self._go(seconds)
         return self.answer("ready", seconds, "boot")
+
+    def require_all_cpus(self, ready: Mark) -> None:
+        """Raise GuestFailed if fewer CPUs came up than the machine has."""
+        if (cpus := ready.fields.get("cpus")) != str(self.shape.vcpus):
+            raise GuestFailed(f"the guest brought up {cpus} of {self.shape.vcpus} CPUs")
 
     def balloon(self, size: int, seconds: float) -> int:
         """Shrink the guest's memory to `size` bytes; return what QEMU says it has then."""

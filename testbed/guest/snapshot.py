@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.errors import GuestFailed, HostError, Interrupted
+from testbed.errors import HostError, Interrupted
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
@@ -120,11 +120,7 @@ def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: thread
         )
         with guest:
             guest.monitor.execute("balloon", value=start.memory)
-            ready = guest.boot(seconds)
-            if ready.fields.get("cpus") != str(start.shape.vcpus):
-                raise GuestFailed(
-                    f"the guest brought up {ready.fields.get('cpus')} of {start.shape.vcpus} CPUs"
-                )
+            guest.require_all_cpus(guest.boot(seconds))
             guest.save(draft, seconds)
         path.with_suffix(".log.gz").write_bytes(gzip.compress(guest.log, mtime=0))
         draft.rename(path)
