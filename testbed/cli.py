@@ -253,6 +253,9 @@ def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watch
         )
     same = len(chosen) - len(differences)
     print(f"{same} of {len(chosen)} trials gave the same console log, byte for byte")
+    if any(difference.found.outcome == LOST for difference in differences):
+        # That says nothing about the bytes.
+        return GuestLost.exit_status
     return DIFFERS if differences else OK
 
 

@@ -2,8 +2,8 @@
 /*
  * A QEMU TCG plugin: stop the guest in front of an instruction, exactly.
  *
- * Where the guest executes the no-op of images/src/meet.h, we write a byte to
- * a socket and read one before we let it go on. The callback runs in the thread
+ * Where the guest executes the no-op of images/src/meet.h, we tell the host on
+ * a socket and wait for its answer before we let it go on. The callback runs in the thread
  * that executes all vCPUs and without QEMU's big lock: no vCPU executes another
  * instruction meanwhile, virtual time stands still, and the main loop serves
  * QMP. A `stop` from outside would end a vCPU's slice at a place that depends
@@ -47,6 +47,7 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, executed,
 EXPORT int qemu_plugin_version = API;
 
 static const unsigned char nop[] = { 0x0f, 0x1f, 0x80, 't', 'b', 'm', 't' };
+
 struct __attribute__((packed)) note {
 	char what;		/* to the host: 'm'eeting or 'b'reakpoint */
 	uint64_t addr;		/* from it: 'g'o, or 'b'reak at addr when it is */

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from testbed import campaign, cli, doctor, runner
+from testbed import campaign, cli, doctor, proof, runner
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.campaign import Campaign
@@ -35,6 +36,7 @@ from tests.unit.recorded import (
     record,
     write_result,
 )
+from tests.unit.test_guest_faults import make_trial
 
 MEASURED = {"unpatched": parse(UNPATCHED), "patched": parse(PATCHED)}
 
@@ -425,6 +427,33 @@ def test_build_prints_where_the_kernels_are(testbed: Testbed, monkeypatch: pytes
     monkeypatch.setattr(campaign, "kernels", lambda *_: built)
     ran = testbed("build", EXPERIMENT)
     assert (ran.status, ran.out) == (0, "a\t/cache/a/vmlinux\nb\t/cache/b/vmlinux\n")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "log", "status", "said"),
+    [
+        ("measured", UNPATCHED, 0, "1 of 1 trials gave the same"),
+        ("measured", PATCHED, 1, "sha256 of the log: expected"),
+        ("oom", UNPATCHED, 1, "outcome: expected measured, got oom"),
+        # The infrastructure failed, which says nothing about the bytes.
+        ("lost", b"", 3, "outcome: expected measured, got lost"),
+    ],
+)
+def test_a_trial_that_was_lost_is_no_other_result(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch, outcome: str, log: bytes, status: int, said: str
+) -> None:
+    trial = make_trial("qemu")
+    digest = hashlib.sha256(UNPATCHED).hexdigest()
+    expected = proof.Expected(trial.id, trial.arm, trial.seed, "measured", digest)
+    repeat = proof.Repeat({}, (trial,), {trial.id: expected})
+
+    def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> None:
+        ledger.add(record(trial.arm, trial.seed, outcome, trial=trial.id), log)
+
+    monkeypatch.setattr(proof, "load", lambda *_: repeat)
+    monkeypatch.setattr(runner, "run", run)
+    ran = testbed("verify", "result")
+    assert (ran.status, said in ran.out) == (status, True)
 
 
 # --- the doctor -----------------------------------------------------------------------------------
