@@ -1,29 +1,47 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A QEMU TCG plugin: stop the guest in front of an instruction, exactly.
+ * A QEMU TCG plugin: stop the guest in front of an instruction, exactly, and
+ * keep from it all that comes at a moment that the host's clock decides.
  *
  * Where the guest executes the no-op of images/src/meet.h, we tell the host on
  * a socket and wait for its answer before we let it go on. The callback runs in the thread
  * that executes all vCPUs and without QEMU's big lock: no vCPU executes another
  * instruction meanwhile, virtual time stands still, and the main loop serves
  * QMP. A `stop` from outside would end a vCPU's slice at a place that depends
- * on the host's clock.
+ * on the host's clock. We stop as well before the first instruction of all.
  *
- * We stop as well before the first instruction of all: after `cont`, the main
- * loop may be busy for a while, and as long as it is it may run timers that
- * are the vCPUs' thread's to run, and end a slice early.
+ * Between two such stops the main loop stands still. Whenever it runs, it also
+ * runs the guest's timers that are due, which are the vCPUs' thread's to run,
+ * and ends a slice early. A signal catches its thread in its wait, where it has
+ * no lock that the vCPUs' thread could need, and keeps it there.
+ *
+ * And no timer by the host's clock expires while vCPUs run. QEMU lets no slice
+ * be longer than what is left until the next one (icount_get_limit()), so many
+ * ns, so many instructions. QMP's limit to the rate of events is such a timer:
+ * one second after the balloon has changed. In good time before it expires we
+ * stop, let the main loop run until it has, and go on.
  *
  * Every message on the socket, a SOCK_SEQPACKET, is one struct note. We say
- * where we stand; the answers are any number of breakpoints and then `go`.
+ * where we stand; the answers are any number of breakpoints and then `go` or `free`.
  *
  * Option: fd=N, the socket.
  *
  * Declared here is what is used of QEMU's include/qemu/qemu-plugin.h, so that
  * its headers need not be installed.
  */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -44,16 +62,27 @@ uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, executed,
 					    int flags, void *data);
 
+/*
+ * Not of the plugin interface, but seen by whoever QEMU loads if it is built
+ * with modules: ns until the next timer of a clock, -1 if there is none.
+ */
+__attribute__((weak))
+int64_t qemu_clock_deadline_ns_all(int clock, int attributes);
+enum { REALTIME = 0, ALL = -1 };
+
 EXPORT int qemu_plugin_version = API;
 
 static const unsigned char nop[] = { 0x0f, 0x1f, 0x80, 't', 'b', 'm', 't' };
+static const unsigned char iretq[] = { 0x48, 0xcf };
 
 struct __attribute__((packed)) note {
 	char what;		/* to the host: 'm'eeting or 'b'reakpoint */
-	uint64_t addr;		/* from it: 'g'o, or 'b'reak at addr when it is */
+	uint64_t addr;		/* from it: 'g'o, go 'f'ree, or 'b'reak at addr when it is */
 	uint64_t count;		/* executed for the count-th time */
 };
 
+/* QEMU has no use for it. */
+#define SIGNAL (SIGRTMAX - 1)
 #define BREAKPOINTS 64
 
 static int fd = -1;
@@ -68,10 +97,94 @@ static struct breakpoint *breakpoint_at(uint64_t addr)
 	return NULL;
 }
 
+/* Of the main loop's thread: free to run, asked to stand still, standing still. */
+enum { FREE, ASKED, HELD };
+static _Atomic int held = FREE;
+static int thaw;		/* an eventfd */
+static int vcpus;		/* the thread that executes them */
+
+/* What was asleep in so many looks in a row, so far apart, does not wait for a lock only. */
+#define LOOKS 10
+#define LOOK_MS 100
+
+/* In good time before a timer expires. */
+#define SOON_NS 500000000LL
+
+static int asleep(int task)
+{
+	char path[64], text[256] = "", *state;
+	int file;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", task);
+	file = open(path, O_RDONLY);
+	n = file < 0 ? -1 : read(file, text, sizeof(text) - 1);
+	if (file >= 0)
+		close(file);
+	state = n > 0 ? strrchr(text, ')') : NULL;
+	return state && state[2] == 'S';
+}
+
+/*
+ * In the main loop's thread, wherever it was. It goes on when the vCPUs' thread
+ * or the host wants it; or needs it without knowing: after the guest has reset
+ * itself it is the main loop that ends QEMU, and a console that is full has it
+ * wait until there is room.
+ */
+static void hold(int sig, siginfo_t *info, void *context)
+{
+	const ucontext_t *interrupted = context;
+	struct pollfd whom[] = { { fd, POLLRDHUP, 0 }, { thaw, POLLIN, 0 } };
+	struct pollfd console = { STDOUT_FILENO, POLLOUT, 0 };
+	int error = errno, looks = 0;
+
+	(void)sig;
+	(void)info;
+	/* It was not in a wait. */
+	if (interrupted->uc_mcontext.gregs[REG_RAX] != -EINTR) {
+		held = FREE;
+		return;
+	}
+	held = HELD;
+	while (poll(whom, 2, LOOK_MS) == 0 && looks < LOOKS) {
+		looks = asleep(vcpus) ? looks + 1 : 0;
+		if (poll(&console, 1, 0) == 0)
+			break;
+	}
+	held = FREE;
+	errno = error;
+}
+
+static void hold_main_loop(void)
+{
+	vcpus = gettid();
+	while (held != HELD) {
+		held = ASKED;
+		syscall(SYS_tgkill, getpid(), getpid(), SIGNAL);
+		while (held == ASKED)
+			usleep(100);
+	}
+}
+
+static void free_main_loop(void)
+{
+	uint64_t count = 1;
+
+	if (held != HELD)
+		return;
+	if (write(thaw, &count, sizeof(count)) != sizeof(count))
+		abort();
+	while (held == HELD)
+		usleep(100);
+	if (read(thaw, &count, sizeof(count)) != sizeof(count))
+		abort();
+}
+
 static void stand_still(char what, uint64_t addr)
 {
 	struct note note = { .what = what, .addr = addr };
 
+	free_main_loop();
 	if (write(fd, &note, sizeof(note)) != sizeof(note))
 		return;
 	/* Nobody there is a `go` as well. */
@@ -83,6 +196,8 @@ static void stand_still(char what, uint64_t addr)
 		if (b)
 			*b = (struct breakpoint){ note.addr, note.count };
 	}
+	if (note.what == 'g')
+		hold_main_loop();
 }
 
 static void meet(unsigned int vcpu, void *data)
@@ -90,6 +205,24 @@ static void meet(unsigned int vcpu, void *data)
 	(void)vcpu;
 	(void)data;
 	stand_still('m', 0);
+}
+
+/* Where the guest returns from an interrupt: every few ms of its time at least, be it busy or idle. */
+static void look_at_the_clock(unsigned int vcpu, void *data)
+{
+	int64_t left = qemu_clock_deadline_ns_all(REALTIME, ALL);
+
+	(void)vcpu;
+	(void)data;
+	if (left < 0 || left > SOON_NS)
+		return;
+	free_main_loop();
+	for (int quiet = 0; quiet < 3; ) {
+		usleep(2000);
+		left = qemu_clock_deadline_ns_all(REALTIME, ALL);
+		quiet = (left < 0 || left > SOON_NS) && asleep(getpid()) ? quiet + 1 : 0;
+	}
+	hold_main_loop();
 }
 
 /* A breakpoint that is off has a count of zero. */
@@ -102,10 +235,16 @@ static void pass(unsigned int vcpu, void *data)
 		stand_still('b', b->addr);
 }
 
+static int is(struct qemu_plugin_insn *insn, const unsigned char *code, size_t size)
+{
+	unsigned char there[16];
+
+	return qemu_plugin_insn_data(insn, there, sizeof(there)) == size && !memcmp(there, code, size);
+}
+
 static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	static int begun;
-	unsigned char code[sizeof(nop)];
 
 	(void)id;
 	if (!begun) {
@@ -118,18 +257,28 @@ static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 
 		if (b)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass, READ_REGISTERS, b);
-		if (qemu_plugin_insn_data(insn, code, sizeof(code)) == sizeof(code) &&
-		    !memcmp(code, nop, sizeof(code)))
+		if (is(insn, nop, sizeof(nop)))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, meet, 0, NULL);
+		if (is(insn, iretq, sizeof(iretq)))
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, look_at_the_clock, 0, NULL);
 	}
 }
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
 {
+	struct sigaction action = { .sa_sigaction = hold, .sa_flags = SA_SIGINFO };
+
 	(void)info;
 	for (int i = 0; i < argc; i++)
 		if (!strncmp(argv[i], "fd=", 3))
 			fd = atoi(argv[i] + 3);
+	if (!qemu_clock_deadline_ns_all) {
+		fputs("deterministic guests need a QEMU that is built with modules\n", stderr);
+		return -1;
+	}
+	thaw = eventfd(0, EFD_CLOEXEC);
+	if (thaw < 0 || sigaction(SIGNAL, &action, NULL))
+		return -1;
 	qemu_plugin_register_vcpu_tb_trans_cb(id, look);
 	return 0;
 }

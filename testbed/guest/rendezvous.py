@@ -71,7 +71,10 @@ class Rendezvous:
         self._send(b"b", address, count)
 
     def release(self) -> None:
-        """Let the guest go on."""
+        """Let the guest go on, and QEMU's main loop stand still until they meet us again.
+
+        So QMP is not answered until then, or until the guest has ended or we close.
+        """
         self._send(b"g")
 
     def _send(self, what: bytes, address: int = 0, count: int = 0) -> None:
@@ -84,8 +87,8 @@ class Rendezvous:
 
     @contextlib.contextmanager
     def release_after(self, seconds: float) -> Iterator[None]:
-        """Let the guest go on while the caller waits for something that only then can happen."""
-        timer = threading.Timer(seconds, self.release)
+        """Let the guest go on, main loop and all, while the caller waits for what only then can happen."""
+        timer = threading.Timer(seconds, self._send, [b"f"])
         timer.start()
         try:
             yield

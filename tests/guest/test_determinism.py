@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from testbed import campaign, cli, microscope, spec
 from testbed import trial as trials
 from testbed.analysis.parse import parse
+from testbed.errors import Panic
 from testbed.guest import snapshot
 from testbed.microscope import Microscope
 from testbed.record import MEASURED, Record
@@ -98,7 +100,7 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_balloon_schedule_is_followed(lab: Lab, tmp_path: Path, name: str) -> None:
+def test_a_balloon_schedule_is_followed_and_repeated(lab: Lab, tmp_path: Path, name: str) -> None:
     schedule, inflated, deflated = SCHEDULES[name]
     chosen = trial(lab, tmp_path, guest={"balloon": schedule}, workload=workload(seconds=0.25))
     _, log = run(chosen)
@@ -110,6 +112,18 @@ def test_a_balloon_schedule_is_followed(lab: Lab, tmp_path: Path, name: str) -> 
     assert counters["balloon_deflate"] <= deflated * 256
     if name == "step":
         assert counters["balloon_inflate"] == inflated * 256
+    with busy():
+        assert run(chosen)[1] == log
+
+
+def test_the_end_of_a_guest_that_resets_itself_is_noticed(lab: Lab, tmp_path: Path) -> None:
+    """QEMU's main loop, which has to end QEMU then, stands still while a deterministic guest runs."""
+    chosen = trial(lab, tmp_path)
+    start = dataclasses.replace(chosen.start, setup=("set /proc/sysrq-trigger b",))
+    began = time.monotonic()
+    with pytest.raises(Panic, match="reset itself"):
+        snapshot.ensure(start, chosen.plugin, tmp_path, 120)
+    assert time.monotonic() - began < 60
 
 
 # --- doing a result again --------------------------------------------------------------------------

@@ -97,7 +97,8 @@ def test_memory_changes_in_the_midst_of_a_run_in_real_time(lab: Lab, tmp_path: P
     step = {"step": {"to": "112M", "at": 0.5}}
     record, measurement = run_once(lab, tmp_path, guest={"balloon": step}, workload=workload())
     assert record.outcome == MEASURED
-    assert measurement.counters["balloon_inflate"] == 16 * 256
+    # How far it gets until the workload ends is the host's to say.
+    assert 0 < measurement.counters["balloon_inflate"] <= 16 * 256
 
 
 def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:
