@@ -150,6 +150,7 @@ def prepare(
             shape=here.shape,
             guest=guest,
             workload=experiment.workload,
+            sysctl=experiment.arms[arm].sysctl,
             deadlines=experiment.deadlines,
             environment=here.environment,
             qemu=here.qemu,
@@ -172,7 +173,7 @@ def prepare(
             "fallback": here.fallback,
             "kernel_command_line": here.shape.kernel_cmdline,
             "guest_commands": [
-                *set_up_commands(guest, experiment.workload.mmap_test),
+                *set_up_commands(guest, experiment.workload.mmap_test, {}),
                 run_command(experiment.workload.mmap_test, guest.memory, 1).removesuffix(" 1") + " SEED",
             ],
             "host": {

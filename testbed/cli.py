@@ -199,7 +199,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     with Guest(here.shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
-        for line in set_up_commands(settings, experiment.workload.mmap_test):
+        for line in set_up_commands(settings, experiment.workload.mmap_test, experiment.arms[arm].sysctl):
             guest.command(line)
         _tell(f"{arm}: {settings.vcpus} vCPUs, {spec.format_size(settings.memory)}; Ctrl-] leaves at once")
         guest.console.type("shell")

@@ -278,6 +278,7 @@ def _bundled(
             shape=Shape("icount", experiment.guest.vcpus, experiment.guest.boot_memory),
             guest=experiment.guest,
             workload=experiment.workload,
+            sysctl=experiment.arms[expected.arm].sysctl,
             deadlines=experiment.deadlines,
             environment=campaign.environment(said["qemu_family"], said["booted_by"]),
             qemu=emulator,

@@ -54,6 +54,9 @@ def _sized(value: object) -> int:
 
 Size = Annotated[int, BeforeValidator(_sized), Field(json_schema_extra={"examples": ["128M"]})]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+# As in vm.swappiness; a value is one word.
+SysctlName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$")]
+SysctlValue = int | Annotated[str, Field(pattern=r"^\S+$")]
 
 
 class Model(BaseModel):
@@ -102,9 +105,13 @@ class KernelSpec(Model):
 
 
 class ArmSpec(Model):
-    """One kernel under test: names of series in patches/, or paths of patch files, in order."""
+    """One kernel under test: names of series in patches/, or paths of patch files, in order.
+
+    `sysctl` is set before the workload starts; arms with equal patches share a kernel.
+    """
 
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    sysctl: dict[SysctlName, SysctlValue] = {}
 
 
 class StepSpec(Model):
@@ -320,7 +327,7 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
         kernel = kernel.model_copy(update={"tarball": tarball})
     config = tuple(anchor(name) if is_path(name) else name for name in kernel.config)
     arms = {
-        name: ArmSpec(patches=tuple(anchor(p) if is_path(p) else p for p in arm.patches))
+        name: arm.model_copy(update={"patches": tuple(anchor(p) if is_path(p) else p for p in arm.patches)})
         for name, arm in experiment.arms.items()
     }
     return experiment.model_copy(

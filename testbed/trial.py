@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import functools
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from testbed.guest import rendezvous, snapshot
 from testbed.guest.machine import Guest
 from testbed.guest.protocol import END, Mark
 from testbed.guest.qemu import Qemu
-from testbed.guest.shape import Shape
+from testbed.guest.shape import Shape, identity
 from testbed.guest.snapshot import Start
 from testbed.record import LOST, MEASURED, Record
 from testbed.spec import DeadlineSpec, GuestSpec, MmapTest, WorkloadSpec
@@ -44,6 +43,7 @@ class Trial:
     shape: Shape
     guest: GuestSpec
     workload: WorkloadSpec
+    sysctl: Mapping[str, int | str]
     deadlines: DeadlineSpec
     # What else numbers depend on: QEMU's family or version and, in real time, the host.
     environment: tuple[str, ...]
@@ -57,18 +57,19 @@ class Trial:
     @functools.cached_property
     def id(self) -> str:
         """A hash of everything that can change what comes of it; paths cannot."""
-        identity = {
+        parts = {
             "arm": self.arm,
             "seed": self.seed,
             "vmlinux": self.vmlinux_sha256,
             "initramfs": self.initramfs_sha256,
-            "shape": dataclasses.asdict(self.shape),
+            "machine": identity(self.shape),
             "guest": self.guest.model_dump(mode="json"),
             "workload": self.workload.model_dump(mode="json"),
+            "sysctl": dict(self.sysctl),
             "deadlines": self.deadlines.model_dump(mode="json"),
             "environment": self.environment,
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def deterministic(self) -> bool:
@@ -79,6 +80,11 @@ class Trial:
     def meetings(self) -> tuple[tuple[int, int], ...]:
         """When the workload meets the host, and the memory from then on: (ms, bytes)."""
         return meetings(self.guest, self.workload.mmap_test)
+
+    @property
+    def set_up(self) -> tuple[str, ...]:
+        """Init's commands that make the guest ready for the workload."""
+        return tuple(set_up_commands(self.guest, self.workload.mmap_test, self.sysctl))
 
     def plugin(self) -> Path:
         """The rendezvous plugin for its QEMU."""
@@ -94,7 +100,7 @@ class Trial:
             self.initramfs,
             self.initramfs_sha256,
             self.guest.memory,
-            tuple(set_up_commands(self.guest, self.workload.mmap_test)),
+            self.set_up,
             self.qemu,
             self.booted_by or self.qemu.version,
         )
@@ -118,7 +124,7 @@ def meetings(guest: GuestSpec, workload: MmapTest) -> tuple[tuple[int, int], ...
     return guest.balloon.targets(guest.memory, workload.seconds) if guest.balloon else ()
 
 
-def set_up_commands(guest: GuestSpec, workload: MmapTest) -> Iterator[str]:
+def set_up_commands(guest: GuestSpec, workload: MmapTest, sysctl: Mapping[str, int | str]) -> Iterator[str]:
     """The lines that make the guest ready for the workload."""
     yield f"set /proc/sys/vm/swappiness {guest.swappiness}"
     if guest.swap:
@@ -129,6 +135,8 @@ def set_up_commands(guest: GuestSpec, workload: MmapTest) -> Iterator[str]:
         yield f"set /sys/kernel/debug/fault_around_bytes {PAGE}"
     if appointments := meetings(guest, workload):
         yield f"meets {','.join(str(at) for at, _ in appointments)}"
+    for name, value in sysctl.items():
+        yield f"set /proc/sys/{name.replace('.', '/')} {value}"
 
 
 def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
@@ -223,7 +231,7 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: Stages) -> 
     with took.stage("balloon"):
         memory["balloon"] = guest.balloon(trial.guest.memory, deadlines.balloon)
     _note_memory(guest.command("memory", "memory"), memory)
-    for line in set_up_commands(trial.guest, trial.workload.mmap_test):
+    for line in trial.set_up:
         guest.command(line)
     with took.stage("workload"):
         guest.console.type(run_command(trial.workload.mmap_test, trial.guest.memory, trial.seed))

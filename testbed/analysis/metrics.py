@@ -38,6 +38,14 @@ def _direct_reclaims(m: Measurement) -> float | None:
     return sum(stalls) if stalls else None
 
 
+def _rejected(m: Measurement) -> float | None:
+    """Pages that did not suit the request, whatever the reason."""
+    if m.counters is None:
+        return None
+    reasons = [n for name, n in m.counters.items() if name.startswith("reclaim_capture_reject")]
+    return sum(reasons) if reasons else None
+
+
 def _misses_per_try(m: Measurement) -> float | None:
     tries, misses = (_counter(f"direct_reclaim_{name}")(m) for name in ("try", "miss"))
     return misses / tries if tries and misses is not None else None
@@ -94,6 +102,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("misses_per_try", "misses per try", "ratio", "lower", _misses_per_try),
     Metric("captures", "pages captured", "count", "neither", _counter("reclaim_capture")),
     Metric("captures_used", "captured pages used", "count", "neither", _counter("reclaim_capture_used")),
+    Metric(
+        "captures_unused", "captured pages unused", "count", "neither", _counter("reclaim_capture_unused")
+    ),
+    Metric("captures_rejected", "pages not captured", "count", "neither", _rejected),
     Metric("pages_per_second", "pages touched", "pages/s", "higher", _pages_per_second),
     Metric("fault_p50", "fault p50", "us", "lower", _latency(0.5)),
     Metric("fault_p99", "fault p99", "us", "lower", _latency(0.99)),

@@ -80,6 +80,11 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
     return words
 
 
+def identity(shape: Shape) -> list[str]:
+    """All that a guest can see of its machine, as words that tell it from any other."""
+    return list(_machine(shape, "", Path(), Path()))
+
+
 def by_hand(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path) -> list[str]:
     """The same machine for a person at a terminal: console and monitor on it (Ctrl-A c switches)."""
     return [*_machine(shape, qemu, vmlinux, initramfs), "-serial", "mon:stdio"]

@@ -6,7 +6,6 @@ The snapshot is taken at one exact instruction, so that whoever takes it gets th
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gzip
 import hashlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from testbed.errors import HostError, Interrupted
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
-from testbed.guest.shape import Shape
+from testbed.guest.shape import Shape, identity
 from testbed.lock import locked
 
 PAGE = 4096
@@ -51,8 +50,8 @@ class Start:
     @functools.cached_property
     def key(self) -> str:
         """A hash of everything that can change the snapshot; paths cannot."""
-        identity = {
-            "shape": dataclasses.asdict(self.shape),
+        parts = {
+            "machine": identity(self.shape),
             "vmlinux": self.vmlinux_sha256,
             "initramfs": self.initramfs_sha256,
             "memory": self.memory,
@@ -60,7 +59,7 @@ class Start:
             "qemu": self.booted_by,
             "run": RUN_BYTES,
         }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def given(self, *run: str) -> dict[str, bytes]:
         """The files of a guest that executes these commands after the snapshot."""

@@ -88,7 +88,7 @@ def setting(document: Mapping[str, Any]) -> list[str]:
     sources = list(dict.fromkeys(kernel["source"] for kernel in kernels.values()))
     lines = [
         f"kernel: {', '.join(sources)}",
-        *(f"  {arm}: {', '.join(kernel['patches']) or 'no patches'}" for arm, kernel in kernels.items()),
+        *(f"  {arm}: {_differs(document, arm)}" for arm in kernels),
         f"guest: {guest['vcpus']} vCPUs, {format_size(guest['boot_memory'])} ballooned down to "
         f"{format_size(guest['memory'])} (MemTotal {shown} KiB), zram {format_size(guest['swap'])}",
         f"workload: mmap_test, {workload['mode']}, {workload['tasks']} tasks, "
@@ -98,9 +98,21 @@ def setting(document: Mapping[str, Any]) -> list[str]:
         *_time(document),
         f"seeds: {len(document['seeds'])} in every arm; a cell is their median [lowest-highest]",
     ]
-    if len({kernel["vmlinux_sha256"] for kernel in kernels.values()}) < len(kernels):
+    if len({(kernels[arm]["vmlinux_sha256"], *_sysctl(document, arm)) for arm in kernels}) < len(kernels):
         lines.append("note: some arms are the same kernel, bit for bit")
     return lines
+
+
+def _differs(document: Mapping[str, Any], arm: str) -> str:
+    """What makes an arm what it is."""
+    patches = document["provenance"]["kernels"][arm]["patches"]
+    return "; ".join([", ".join(patches) or "no patches", *_sysctl(document, arm)])
+
+
+def _sysctl(document: Mapping[str, Any], arm: str) -> list[str]:
+    # Plans of before there was any are still worth a report.
+    settings = document["experiment"]["arms"].get(arm, {}).get("sysctl", {})
+    return [f"{name}={value}" for name, value in settings.items()]
 
 
 def _fallback(document: Mapping[str, Any]) -> list[str]:

@@ -154,10 +154,10 @@ def test_another_log_is_found_out(result: Path, tmp_path: Path, capsys: pytest.C
     assert "seed 1: sha256 of the log: expected 0000" in out
     assert "1 of 2 trials gave the same console log" in out
 
-    manifest["kernels"]["patched"]["vmlinux_sha256"] = "f" * 64
+    manifest["kernels"]["early"]["vmlinux_sha256"] = "f" * 64
     path.write_text(json.dumps(manifest))
     assert cli.main(["verify", str(path)]) == 2
-    assert "vmlinux of patched is" in capsys.readouterr().err
+    assert "vmlinux of early is" in capsys.readouterr().err
 
 
 def test_the_published_result_is_what_comes_out_here_or_it_is_said_why(

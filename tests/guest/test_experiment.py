@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from testbed.record import MEASURED
 from tests.guest.conftest import EXPERIMENT, Lab
 
 
-def experiment(directory: Path, **changes: Any) -> Path:
+def experiment(directory: Path, arms: Sequence[str] = ("unpatched", "early"), **changes: Any) -> Path:
     """The repository's experiment, made smaller."""
     data = yaml.safe_load(EXPERIMENT.read_text())
+    data["arms"] = {arm: data["arms"][arm] for arm in arms}
     for key, value in changes.items():
         data[key] = {**data[key], **value} if isinstance(value, dict) else value
     path = directory / "experiment.yaml"
@@ -41,25 +43,34 @@ def test_the_patch_does_away_with_misses(
 ) -> None:
     assert lab.kernels
     monkeypatch.chdir(tmp_path)
-    path = experiment(tmp_path, seeds=1, workload=workload(seconds=0.5))
+    arms = ("unpatched", "off", "early", "fallback")
+    path = experiment(tmp_path, arms, seeds=1, workload=workload(seconds=0.5))
     assert cli.main(["compare", "--json", str(path)]) == 0
     result = json.loads(capsys.readouterr().out)
-    unpatched, patched = (result["arms"][arm]["metrics"] for arm in ("unpatched", "patched"))
-    assert unpatched["misses"]["values"]["1"] > 0
-    assert patched["misses"]["values"]["1"] == 0
-    assert 0 < patched["captures_used"]["values"]["1"] <= patched["tries"]["values"]["1"]
-    assert unpatched["captures"]["values"]["1"] == 0
+    metrics = {arm: result["arms"][arm]["metrics"] for arm in arms}
+    value = {arm: {name: found["values"]["1"] for name, found in metrics[arm].items()} for arm in arms}
+    for arm in ("unpatched", "off"):
+        assert value[arm]["misses"] > 0
+        assert value[arm]["captures"] == 0
+    # Before the free lists are tried there is nothing to miss; as a fallback, only before the drain.
+    assert value["early"]["misses"] == 0
+    assert 0 < value["early"]["captures_used"] <= value["early"]["tries"]
+    assert value["fallback"]["misses"] >= value["fallback"]["captures_used"] > 0
+    for arm in ("early", "fallback"):
+        assert value[arm]["misses_drained"] == 0
+        assert value[arm]["captures"] == value[arm]["captures_used"] + value[arm]["captures_unused"]
     # Counter and tracepoint agree.
-    assert result["arms"]["unpatched"]["trace"]["count"] == unpatched["misses"]["values"]["1"]
+    for arm in arms:
+        assert result["arms"][arm]["trace"]["count"] == value[arm]["misses"]
     assert result["arms"]["unpatched"]["trace"]["first"][0].endswith("comm mmap_test")
-    assert set(unpatched) <= {metric.name for metric in METRICS}
+    assert set(metrics["unpatched"]) <= {metric.name for metric in METRICS}
 
     # A second time everything is there.
     began = time.monotonic()
     assert cli.main(["compare", str(path)]) == 0
     assert time.monotonic() - began < 10
     captured = capsys.readouterr()
-    assert "2 already there, 0 to run" in captured.err
+    assert "4 already there, 0 to run" in captured.err
     assert "misses before the drain" in captured.out
     assert (
         (tmp_path / "results" / "reclaim-capture" / "report.md").read_text().startswith("# reclaim-capture")
@@ -114,11 +125,9 @@ def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:
 def test_the_same_inputs_give_the_same_kernel_elsewhere(lab: Lab, tmp_path: Path) -> None:
     """The second arm's kernel was built on top of the first's objects; here it is built from nothing."""
     tree = source.resolve(lab.experiment.kernel, lab.cache)
-    plan = build.plan(
-        tree, lab.experiment.kernel.config, lab.experiment.arms["patched"], tmp_path / "x" / "y"
-    )
+    plan = build.plan(tree, lab.experiment.kernel.config, lab.experiment.arms["early"], tmp_path / "x" / "y")
     try:
         again = build.build(plan)
-        assert again.vmlinux.read_bytes() == lab.kernels["patched"].vmlinux.read_bytes()
+        assert again.vmlinux.read_bytes() == lab.kernels["early"].vmlinux.read_bytes()
     finally:
         shutil.rmtree(tmp_path / "x")

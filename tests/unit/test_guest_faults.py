@@ -50,6 +50,7 @@ def make_trial(qemu: str, **deadlines: float) -> Trial:
         shape=SHAPE,
         guest=GuestSpec(),
         workload=WorkloadSpec(),
+        sysctl={},
         deadlines=DeadlineSpec(**{"boot": 5.0, "balloon": 0.5, "workload": 5.0, **deadlines}),
         environment=("fake",),
         qemu=Qemu(qemu, "fake"),

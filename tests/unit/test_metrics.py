@@ -166,6 +166,8 @@ def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
         "misses_per_try": delta["direct_reclaim_miss"] / delta["direct_reclaim_try"],
         "captures": delta.get("reclaim_capture"),
         "captures_used": delta.get("reclaim_capture_used"),
+        "captures_unused": delta.get("reclaim_capture_unused"),
+        "captures_rejected": delta.get("reclaim_capture_reject"),
         "pages_per_second": pytest.approx(sum(t["pages"] / (t["ns"] / 1e9) for t in tasks)),
         "fault_p50": tops[(len(tops) + 1) // 2 - 1] / 1e3,
         "fault_p99": tops[-(-len(tops) * 99 // 100) - 1] / 1e3,
