@@ -34,6 +34,7 @@ from testbed.analysis.parse import Measurement, parse
 from testbed.errors import GuestLost, HostError, Interrupted, SpecError, TestbedError
 from testbed.guest import image, terminal
 from testbed.guest.machine import Guest
+from testbed.kernel import series
 from testbed.paths import cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
@@ -41,7 +42,7 @@ from testbed.proof import Repeat
 from testbed.record import LOST, MEASURED, Record, final
 from testbed.report import text
 from testbed.report.document import document
-from testbed.spec import Experiment
+from testbed.spec import Experiment, KernelSpec
 from testbed.store import Ledger
 from testbed.trial import Trial, set_up_commands
 
@@ -67,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         return failed.exit_status
     except KeyboardInterrupt:
-        _complain("stopped; what is finished is kept, and the same command goes on from there")
+        keeps = arguments.action in (_compare, _run, _build)
+        more = "; what is finished is kept, and the same command goes on from there" if keeps else ""
+        _complain(f"stopped{more}")
         return Interrupted.exit_status
     except BrokenPipeError:
         # Whoever read our output has enough.
@@ -115,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
         _add_jobs_option(sub)
         if name == "compare":
+            sub.add_argument(
+                "--line",
+                metavar="LINE",
+                help="instead of its source: a line of patches/, or all",
+            )
             sub.add_argument("--json", action="store_true", help="print the JSON document")
     experiment_verb("build", _build, "build the kernels of an experiment and print where they are")
     sub = experiment_verb("boot", _boot, "boot an arm's kernel and give a shell in the guest")
@@ -166,8 +174,25 @@ def _positive(word: str) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.line == "all":
+        return _compare_lines(arguments)
     directory = _execute(arguments)
     return _show(directory, "json" if arguments.json else "text")
+
+
+def _compare_lines(arguments: argparse.Namespace) -> int:
+    """Compare on every kernel line that can be had here; say which cannot."""
+    if arguments.results:
+        raise SpecError("--results is one directory; with --line all there is one a line, results/NAME-LINE")
+    statuses, left_out = [], []
+    for line in series.lines():
+        try:
+            statuses.append(_compare(argparse.Namespace(**{**vars(arguments), "line": line.directory})))
+        except HostError as lacking:
+            left_out.append(f"left out: {line.directory}: {lacking.message}")
+    for reason in left_out:
+        _complain(reason)
+    return max(statuses, default=HostError.exit_status)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -330,9 +355,13 @@ def _experiment(arguments: argparse.Namespace, **fixed: str) -> Experiment:
         options["mode"] = "realtime"
     elif options["mode"] == "deterministic":
         options["accel"] = "auto"
-    return spec.load(
+    experiment = spec.load(
         arguments.experiment, {key: value for key, value in options.items() if value is not None}
     )
+    if line := getattr(arguments, "line", None):
+        kernel = KernelSpec(debian=series.line(line).source, config=experiment.kernel.config)
+        experiment = experiment.model_copy(update={"kernel": kernel, "name": f"{experiment.name}-{line}"})
+    return experiment
 
 
 @contextlib.contextmanager

@@ -85,6 +85,8 @@ def emulator() -> str:
         here = qemu.system()
     except TestbedError:
         return "there is no QEMU: deterministic guests run on a private one, fetched when first needed"
+    if os.environ.get(qemu.OVERRIDE):
+        return f"{qemu.OVERRIDE} names QEMU {here.family}: it is taken for deterministic guests, sound or not"
     if here.family in qemu.FAMILIES:
         return f"QEMU {here.family} runs deterministic guests"
     return (

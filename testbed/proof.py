@@ -29,6 +29,7 @@ from testbed.store import LEDGER, Ledger
 from testbed.trial import Trial
 
 SCHEMA = 1
+_TEXTS = ("qemu_family", "booted_by", "initramfs_sha256")
 # Large enough for the second kernel to be found in the first.
 _XZ_PRESET = 9
 _HANG = "hang"
@@ -161,7 +162,6 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
     repeat = load(result, cache, cache, progress)
     trial = repeat.trials[0]
     files = {
-        "manifest.json": (json.dumps(repeat.manifest, indent=1) + "\n").encode(),
         "report.md": report.encode(),
         "initramfs": trial.initramfs.read_bytes(),
         "rendezvous.so": trial.plugin().read_bytes(),
@@ -171,6 +171,8 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
         files[f"snapshot.{trial.arm}"] = path.read_bytes()
         files[f"vmlinux.{trial.arm}"] = trial.vmlinux.read_bytes()
         files[f"System.map.{trial.arm}"] = trial.vmlinux.with_name("System.map").read_bytes()
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    files["manifest.json"] = (json.dumps({**repeat.manifest, "files": hashes}, indent=1) + "\n").encode()
     progress(f"compressing {sum(map(len, files.values())) >> 20} MiB")
     draft = target.with_name(target.name + ".tmp")
     try:
@@ -213,8 +215,8 @@ def _checked(said: Any, named: Path) -> dict[str, Any]:
         if said["schema"] != SCHEMA:
             raise SpecError(f"{named}: a manifest of version {said['schema']}; this testbed reads {SCHEMA}")
         _experiment(said)
-        for key in ("qemu_family", "booted_by", "initramfs_sha256"):
-            _text(said[key])
+        for text in (*(said[key] for key in _TEXTS), *dict(said.get("files", {})).values()):
+            _text(text)
         for expected in _expected(said).values():
             kernel = said["kernels"][expected.arm]
             for text in (kernel["vmlinux_sha256"], kernel["source"], *kernel["tools"]):
@@ -289,7 +291,11 @@ def _bundled(
         )
         for expected in _expected(said).values()
     )
-    hashes = {t.vmlinux: t.vmlinux_sha256 for t in trials} | {trials[0].initramfs: said["initramfs_sha256"]}
+    hashes = {
+        **{files / name: digest for name, digest in said.get("files", {}).items()},
+        **{trial.vmlinux: trial.vmlinux_sha256 for trial in trials},
+        trials[0].initramfs: said["initramfs_sha256"],
+    }
     for file, digest in hashes.items():
         if not file.is_file() or _sha256(file) != digest:
             raise SpecError(f"{path}: {file.name} in it is not what the manifest says")

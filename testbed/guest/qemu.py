@@ -78,7 +78,10 @@ class Qemu:
 def qemu_version(qemu: str = QEMU) -> str:
     """The first line of `qemu --version`. Raises HostError when it is not installed."""
     done = process.run([qemu, "--version"], timeout=20, error=HostError)
-    return done.stdout.decode(errors="replace").splitlines()[0]
+    lines = done.stdout.decode(errors="replace").splitlines()
+    if not lines:
+        raise HostError(f"{qemu}: is it QEMU? `--version` prints nothing")
+    return lines[0]
 
 
 def system() -> Qemu:
@@ -102,10 +105,16 @@ def deterministic(cache: Path, progress: Callable[[str], None], family: str | No
             )
         return named
     suits = [known for known in FAMILIES if family in (None, known)]
-    own = system() if shutil.which(QEMU) else None
-    if own and own.family in suits:
-        return own
-    why = f"this machine has {own.family}" if own else "this machine has none"
+    why = "this machine has none"
+    if shutil.which(QEMU):
+        try:
+            own = system()
+        except HostError as broken:
+            why = broken.message
+        else:
+            if own.family in suits:
+                return own
+            why = f"this machine has {own.family}"
     for packages in PRIVATE if suits else ():
         try:
             return _private(packages, cache, progress)

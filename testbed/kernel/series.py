@@ -23,9 +23,13 @@ PATCH_SECONDS = 60.0
 
 
 class Line(Model):
-    """A row of lines.yaml: the kernels from version `from`, before version `before`."""
+    """A row of lines.yaml: the kernels from version `from`, before version `before`.
+
+    `source` is the Debian package that has one of them.
+    """
 
     directory: str
+    source: str
     first: str = Field(alias="from")
     before: str
 
@@ -50,6 +54,23 @@ class Patch:
     path: Path
     data: bytes
     files: tuple[str, ...]
+
+
+def lines(patches: Path = PATCHES) -> list[Line]:
+    """The kernel lines that there are patches for. Raises SpecError when lines.yaml cannot be used."""
+    path = patches / "lines.yaml"
+    try:
+        return Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).lines
+    except (OSError, yaml.YAMLError, ValidationError) as bad:
+        raise SpecError(f"{path}: {bad}") from bad
+
+
+def line(name: str, patches: Path = PATCHES) -> Line:
+    """The line with its patches in a directory. Raises SpecError when there is none."""
+    known = {line.directory: line for line in lines(patches)}
+    if name not in known:
+        raise SpecError(f"there is no kernel line `{name}`: {', '.join(known)}, or all")
+    return known[name]
 
 
 def load(names: Sequence[str], version: str, patches: Path = PATCHES) -> tuple[Patch, ...]:
@@ -124,24 +145,16 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _table(patches: Path) -> list[Line]:
-    path = patches / "lines.yaml"
-    try:
-        return Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).lines
-    except (OSError, yaml.YAMLError, ValidationError) as bad:
-        raise SpecError(f"{path}: {bad}") from bad
-
-
 def _find(name: str, version: str, patches: Path) -> list[Path]:
-    table = _table(patches)
-    lines = [line for line in table if version in line]
-    if not lines:
+    table = lines(patches)
+    covering = [line for line in table if version in line]
+    if not covering:
         raise SpecError(
             f"series `{name}`: there are no patches for Linux {version}",
             f"there are for {', '.join(map(str, table))}; a patch can also be given as a path",
         )
     found: dict[str, list[Path]] = {}
-    for line in lines:
+    for line in covering:
         for path in sorted((patches / line.directory).glob("[0-9][0-9][0-9][0-9]-*.patch")):
             found.setdefault(path.stem[5:], []).append(path)
     if name not in found:

@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 
-from testbed import campaign, cli, doctor, proof, runner
+from testbed import campaign, cli, doctor, proof, runner, spec
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.campaign import Campaign
 from testbed.doctor import Need
-from testbed.errors import BuildError, GuestLost, SpecError
+from testbed.errors import BuildError, GuestLost, HostError, SpecError
+from testbed.kernel import series
+from testbed.spec import Experiment
 from testbed.store import Ledger
 from tests.unit.recorded import (
     DATA,
@@ -186,11 +188,7 @@ def test_a_log_that_was_tampered_with_is_not_reported_on(testbed: Testbed, resul
         (BuildError("`make` failed", "    gcc: error"), 3, "testbed: `make` failed\n      gcc: error\n"),
         (GuestLost("gone\x1b[2J", "said\x07"), 3, "testbed: gone\\x1b[2J\n  said\\x07\n"),
         (PermissionError(13, "Permission denied", "/x"), 3, "testbed: [Errno 13] Permission denied: '/x'\n"),
-        (
-            KeyboardInterrupt(),
-            130,
-            "testbed: stopped; what is finished is kept, and the same command goes on from there\n",
-        ),
+        (KeyboardInterrupt(), 130, "testbed: stopped\n"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -202,6 +200,17 @@ def test_what_goes_wrong_inside_is_said_and_has_its_status(
 
     monkeypatch.setattr(doctor, "examine", fail)
     assert testbed("doctor") == Ran(status, "", message)
+
+
+def test_what_is_kept_when_a_run_is_stopped_is_said(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(campaign, "prepare", stop)
+    said = "testbed: stopped; what is finished is kept, and the same command goes on from there\n"
+    assert testbed("run", EXPERIMENT) == Ran(130, "", said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -377,6 +386,28 @@ def test_fresh_sets_the_old_result_aside(testbed: Testbed, prepared: list[Any], 
     ran = testbed("run", EXPERIMENT, "--results", "r", "--fresh")
     assert "the old result is now r.1" in ran.err
     assert {path.name for path in tmp_path.iterdir()} >= {"r", "r.1"}
+
+
+def test_the_lines_that_cannot_be_had_are_named_and_left_out(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Experiment] = []
+
+    def prepare(experiment: Experiment, *_: object, **__: object) -> Campaign:
+        asked.append(experiment)
+        raise HostError(f"{experiment.kernel.debian} is not to be had")
+
+    monkeypatch.setattr(campaign, "prepare", prepare)
+    ran = testbed("compare", EXPERIMENT, "--line", "all")
+    known = series.lines()
+    assert ran.status == HostError.exit_status
+    assert ran.err == "".join(
+        f"testbed: left out: {line.directory}: {line.source} is not to be had\n" for line in known
+    )
+    assert [e.name for e in asked] == [f"reclaim-capture-{line.directory}" for line in known]
+    assert all(e.arms == spec.load(EXPERIMENT).arms for e in asked)
+    ran = testbed("compare", EXPERIMENT, "--line", "5.4")
+    assert ran.status == 2 and "there is no kernel line `5.4`: 6.1" in ran.err
 
 
 def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepared: list[Any]) -> None:

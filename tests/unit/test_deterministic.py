@@ -91,6 +91,19 @@ def test_what_is_named_is_taken_unless_results_are_of_another(
         qemu.deterministic(tmp_path, print, "10.0")
 
 
+def test_a_broken_one_of_the_machines_does_not_keep_the_private_one_away(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = path / qemu.QEMU
+    broken.write_text("#!/bin/sh\nexit 0\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(qemu, "_private", lambda *_: Qemu("private", OURS))
+    assert qemu.deterministic(tmp_path, print).program == "private"
+    monkeypatch.setenv(qemu.OVERRIDE, str(broken))
+    with pytest.raises(HostError, match="`--version` prints nothing"):
+        qemu.deterministic(tmp_path, print)
+
+
 def test_where_none_is_to_be_had_it_is_said_in_a_line(path: Path, tmp_path: Path) -> None:
     program(path, OLD)
     with pytest.raises(HostError) as caught:

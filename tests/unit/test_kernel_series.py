@@ -31,8 +31,8 @@ def load(tmp_path: Path, *texts: str) -> tuple[series.Patch, ...]:
 def patches(tmp_path: Path) -> Path:
     (tmp_path / "lines.yaml").write_text(
         "lines:\n"
-        '  - {directory: "6.1", from: "6.1", before: "6.2"}\n'
-        '  - {directory: "6.9", from: "6.9", before: "6.11"}\n'
+        '  - {directory: "6.1", source: s, from: "6.1", before: "6.2"}\n'
+        '  - {directory: "6.9", source: s, from: "6.9", before: "6.11"}\n'
     )
     for name in ("6.1/0001-instrumentation", "6.1/0002-reclaim-capture", "6.9/0007-reclaim-capture"):
         path = tmp_path / f"{name}.patch"
@@ -69,7 +69,7 @@ def test_an_unknown_series_is_refused_with_the_nearest_name(patches: Path) -> No
 
 
 def test_a_version_that_yaml_took_for_a_number_is_refused(patches: Path) -> None:
-    (patches / "lines.yaml").write_text("lines: [{directory: '6.1', from: 6.1, before: 6.10}]\n")
+    (patches / "lines.yaml").write_text("lines: [{directory: '6.1', source: s, from: 6.1, before: 6.10}]\n")
     with pytest.raises(SpecError, match=r"lines\.yaml"):
         series.load(["instrumentation"], "6.1.5", patches)
 
