@@ -15,11 +15,12 @@
  * and ends a slice early. A signal catches its thread in its wait, where it has
  * no lock that the vCPUs' thread could need, and keeps it there.
  *
- * And no timer by the host's clock expires while vCPUs run. QEMU lets no slice
- * be longer than what is left until the next one (icount_get_limit()), so many
- * ns, so many instructions. QMP's limit to the rate of events is such a timer:
- * one second after the balloon has changed. In good time before it expires we
- * stop, let the main loop run until it has, and go on.
+ * And the host's clock stands still, for QEMU's timers. It lets no slice be
+ * longer than what is left until the next one expires (icount_get_limit()), so
+ * many ns, so many instructions. QMP's limit to the rate of events is such a
+ * timer, for one second after the balloon has changed; and whether it is running
+ * decides if the guest's next change sends an event, which ends a slice, too. So
+ * before the guest goes on, we let all such timers expire.
  *
  * Every message on the socket, a SOCK_SEQPACKET, is one struct note. We say
  * where we stand; the answers are any number of breakpoints and then `go` or `free`.
@@ -35,6 +36,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,17 +65,19 @@ void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, executed,
 					    int flags, void *data);
 
 /*
- * Not of the plugin interface, but seen by whoever QEMU loads if it is built
- * with modules: ns until the next timer of a clock, -1 if there is none.
+ * Not of the plugin interface (it is include/qemu/timer.h), but seen by whoever
+ * QEMU loads if it is built with modules. ns until the next timer of a clock, -1
+ * if there is none; and whether timers of a clock expire at all.
  */
 __attribute__((weak))
 int64_t qemu_clock_deadline_ns_all(int clock, int attributes);
+__attribute__((weak))
+void qemu_clock_enable(int clock, bool enabled);
 enum { REALTIME = 0, ALL = -1 };
 
 EXPORT int qemu_plugin_version = API;
 
 static const unsigned char nop[] = { 0x0f, 0x1f, 0x80, 't', 'b', 'm', 't' };
-static const unsigned char iretq[] = { 0x48, 0xcf };
 
 struct __attribute__((packed)) note {
 	char what;		/* to the host: 'm'eeting or 'b'reakpoint */
@@ -106,9 +110,6 @@ static int vcpus;		/* the thread that executes them */
 /* What was asleep in so many looks in a row, so far apart, does not wait for a lock only. */
 #define LOOKS 10
 #define LOOK_MS 100
-
-/* In good time before a timer expires. */
-#define SOON_NS 500000000LL
 
 static int asleep(int task)
 {
@@ -157,6 +158,12 @@ static void hold(int sig, siginfo_t *info, void *context)
 
 static void hold_main_loop(void)
 {
+	/* Asleep, and so in its wait, with nothing left to do. */
+	for (int quiet = 0; quiet < 3; ) {
+		usleep(2000);
+		quiet = qemu_clock_deadline_ns_all(REALTIME, ALL) < 0 && asleep(getpid()) ? quiet + 1 : 0;
+	}
+	qemu_clock_enable(REALTIME, false);
 	vcpus = gettid();
 	while (held != HELD) {
 		held = ASKED;
@@ -170,6 +177,7 @@ static void free_main_loop(void)
 {
 	uint64_t count = 1;
 
+	qemu_clock_enable(REALTIME, true);
 	if (held != HELD)
 		return;
 	if (write(thaw, &count, sizeof(count)) != sizeof(count))
@@ -207,24 +215,6 @@ static void meet(unsigned int vcpu, void *data)
 	stand_still('m', 0);
 }
 
-/* Where the guest returns from an interrupt: every few ms of its time at least, be it busy or idle. */
-static void look_at_the_clock(unsigned int vcpu, void *data)
-{
-	int64_t left = qemu_clock_deadline_ns_all(REALTIME, ALL);
-
-	(void)vcpu;
-	(void)data;
-	if (left < 0 || left > SOON_NS)
-		return;
-	free_main_loop();
-	for (int quiet = 0; quiet < 3; ) {
-		usleep(2000);
-		left = qemu_clock_deadline_ns_all(REALTIME, ALL);
-		quiet = (left < 0 || left > SOON_NS) && asleep(getpid()) ? quiet + 1 : 0;
-	}
-	hold_main_loop();
-}
-
 /* A breakpoint that is off has a count of zero. */
 static void pass(unsigned int vcpu, void *data)
 {
@@ -235,16 +225,10 @@ static void pass(unsigned int vcpu, void *data)
 		stand_still('b', b->addr);
 }
 
-static int is(struct qemu_plugin_insn *insn, const unsigned char *code, size_t size)
-{
-	unsigned char there[16];
-
-	return qemu_plugin_insn_data(insn, there, sizeof(there)) == size && !memcmp(there, code, size);
-}
-
 static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	static int begun;
+	unsigned char code[sizeof(nop)];
 
 	(void)id;
 	if (!begun) {
@@ -257,10 +241,9 @@ static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 
 		if (b)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass, READ_REGISTERS, b);
-		if (is(insn, nop, sizeof(nop)))
+		if (qemu_plugin_insn_data(insn, code, sizeof(code)) == sizeof(code) &&
+		    !memcmp(code, nop, sizeof(code)))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, meet, 0, NULL);
-		if (is(insn, iretq, sizeof(iretq)))
-			qemu_plugin_register_vcpu_insn_exec_cb(insn, look_at_the_clock, 0, NULL);
 	}
 }
 
@@ -272,7 +255,7 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, 
 	for (int i = 0; i < argc; i++)
 		if (!strncmp(argv[i], "fd=", 3))
 			fd = atoi(argv[i] + 3);
-	if (!qemu_clock_deadline_ns_all) {
+	if (!qemu_clock_deadline_ns_all || !qemu_clock_enable) {
 		fputs("deterministic guests need a QEMU that is built with modules\n", stderr);
 		return -1;
 	}
