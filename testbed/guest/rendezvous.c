@@ -152,6 +152,8 @@ static void hold(int sig, siginfo_t *info, void *context)
 		if (poll(&console, 1, 0) == 0)
 			break;
 	}
+	/* In the vCPUs' thread it would end a slice (icount_notify_exit()). */
+	qemu_clock_enable(REALTIME, true);
 	held = FREE;
 	errno = error;
 }
@@ -177,7 +179,6 @@ static void free_main_loop(void)
 {
 	uint64_t count = 1;
 
-	qemu_clock_enable(REALTIME, true);
 	if (held != HELD)
 		return;
 	if (write(thaw, &count, sizeof(count)) != sizeof(count))
