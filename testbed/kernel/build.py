@@ -103,7 +103,7 @@ def plan(source: Source, fragments: Sequence[str], arm: ArmSpec, cache: Path) ->
     """
     patches = series.load(arm.patches, source.version)
     files = series.apply(patches, source.read)
-    config = kconfig.merge(kconfig.load(fragments))
+    config = kconfig.merge(kconfig.load(fragments, source.version))
     tools = tuple(_version_line(tool) for tool in ("gcc", "ld"))
     contents = {path: data and hashlib.sha256(data).hexdigest() for path, data in files.items()}
     key = _digest([SCHEMA, source.identity, contents, config, tools, VARIABLES])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.errors import SpecError
+from testbed.kernel.series import ordinal
 from testbed.paths import REPOSITORY
 from testbed.spec import is_path
 
@@ -18,12 +19,17 @@ _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*")')
 
 
-def load(names: Sequence[str], fragments: Path = FRAGMENTS) -> list[tuple[str, str]]:
+def load(names: Sequence[str], version: str, fragments: Path = FRAGMENTS) -> list[tuple[str, str]]:
     """Name and text of each fragment: NAME.config of the repository, or the file at a path.
 
+    FIRST/NAME.config, if there is one, comes after NAME.config for kernels from version FIRST on.
     Raises SpecError naming kernel.config.
     """
-    return [(name, _read(name, fragments)) for name in names]
+    return [
+        (part, _read(part, fragments))
+        for name in names
+        for part in ([name] if is_path(name) else [name, *_amendments(name, version, fragments)])
+    ]
 
 
 def merge(fragments: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -68,6 +74,16 @@ def _entry(line: str) -> tuple[str, str] | None:
 
 def _unset(symbol: str) -> str:
     return f"# {symbol} is not set"
+
+
+def _amendments(name: str, version: str, fragments: Path) -> list[str]:
+    """Paths of what kernels of this version are asked for beyond NAME.config, oldest first."""
+    paths = fragments.glob(f"[0-9]*/{name}.config")
+    return [
+        str(path)
+        for path in sorted(paths, key=lambda path: ordinal(path.parent.name))
+        if ordinal(path.parent.name) <= ordinal(version)
+    ]
 
 
 def _read(name: str, fragments: Path) -> str:

@@ -34,7 +34,7 @@ class Line(Model):
     before: str
 
     def __contains__(self, version: str) -> bool:
-        return _number(self.first) <= _number(version) < _number(self.before)
+        return ordinal(self.first) <= ordinal(version) < ordinal(self.before)
 
     def __str__(self) -> str:
         return f"{self.directory} (from {self.first}, before {self.before})"
@@ -54,6 +54,11 @@ class Patch:
     path: Path
     data: bytes
     files: tuple[str, ...]
+
+
+def ordinal(version: str) -> tuple[int, ...]:
+    """A version as something that can be compared: 6.10 comes after 6.9."""
+    return tuple(int(part) for part in version.split("."))
 
 
 def lines(patches: Path = PATCHES) -> list[Line]:
@@ -139,10 +144,6 @@ def _content(file: Path) -> bytes | None:
 
 
 # --- finding -------------------------------------------------------------------------------------
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split("."))
 
 
 def _find(name: str, version: str, patches: Path) -> list[Path]:

@@ -52,24 +52,61 @@ def test_fragments_come_by_name_or_by_path_in_order(tmp_path: Path) -> None:
     own = tmp_path / "elsewhere" / "own.config"
     own.parent.mkdir()
     own.write_text("CONFIG_B=y\n")
-    loaded = kconfig.load([str(own), "guest"], tmp_path)
+    loaded = kconfig.load([str(own), "guest"], "6.1.7", tmp_path)
     assert loaded == [(str(own), "CONFIG_B=y\n"), ("guest", "CONFIG_A=y\n")]
 
 
 def test_an_unknown_fragment_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "reclaim.config").write_text("")
     with pytest.raises(SpecError, match=r"kernel\.config: .*`reclam`.*\n.*did you mean `reclaim`"):
-        kconfig.load(["reclam"], tmp_path)
+        kconfig.load(["reclam"], "6.1.7", tmp_path)
     with pytest.raises(SpecError, match=r"there are: reclaim"):
-        kconfig.load(["zzz"], tmp_path)
+        kconfig.load(["zzz"], "6.1.7", tmp_path)
 
 
 def test_a_fragment_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"kernel\.config: .*gone\.config"):
-        kconfig.load([str(tmp_path / "gone.config")])
+        kconfig.load([str(tmp_path / "gone.config")], "6.1.7")
 
 
-def test_the_fragments_of_the_repository_are_well_formed() -> None:
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        ("6.1.192", "CONFIG_A=1"),
+        ("6.9", "CONFIG_A=2"),
+        ("6.10.1", "CONFIG_A=2"),
+        ("7.0.0", "CONFIG_A=3"),
+        ("10.0", "CONFIG_A=3"),
+    ],
+)
+def test_what_newer_kernels_are_asked_for_comes_after_the_fragment_it_amends(
+    tmp_path: Path, version: str, line: str
+) -> None:
+    for name, text in {"guest": "CONFIG_A=1", "6.9/guest": "CONFIG_A=2", "7.0/guest": "CONFIG_A=3"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.config").write_text(f"{text}\n")
+    (tmp_path / "reclaim.config").write_text("CONFIG_B=y\n")
+    loaded = kconfig.load(["guest", "reclaim"], version, tmp_path)
+    assert kconfig.merge(loaded) == {"CONFIG_A": line, "CONFIG_B": "CONFIG_B=y"}
+    assert loaded[-1] == ("reclaim", "CONFIG_B=y\n")
+
+
+def test_an_amendment_that_is_not_well_formed_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "guest.config").write_text("CONFIG_A=y\n")
+    (tmp_path / "7.0").mkdir()
+    (tmp_path / "7.0/guest.config").write_text("CONFIG_B\n")
+    with pytest.raises(SpecError, match=r"kernel\.config: .*7\.0/guest\.config:1: "):
+        kconfig.merge(kconfig.load(["guest"], "7.2.13", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("version", "model"),
+    [("6.1.192", "VOLUNTARY"), ("6.12.117", "VOLUNTARY"), ("7.0", "LAZY"), ("7.2.13", "LAZY")],
+)
+def test_the_fragments_of_the_repository_are_well_formed(version: str, model: str) -> None:
     names = sorted(path.stem for path in kconfig.FRAGMENTS.glob("*.config"))
-    merged = kconfig.merge(kconfig.load(names))
+    merged = kconfig.merge(kconfig.load(names, version))
     assert merged["CONFIG_VIRTIO_BALLOON"] == "CONFIG_VIRTIO_BALLOON=y"
+    assert [line for line in merged.values() if "PREEMPT" in line and line.endswith("=y")] == [
+        f"CONFIG_PREEMPT_{model}=y"
+    ]
