@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,23 @@ def test_the_version_of_the_kernel_chooses_the_line(patches: Path, version: str,
     (patch,) = series.load(["reclaim-capture"], version, patches)
     assert (patch.name, patch.path) == ("reclaim-capture", patches / file)
     assert patch.files == ("mm/vmscan.c",)
+
+
+@pytest.mark.parametrize("name", ["instrumentation", "reclaim-capture"])
+def test_every_line_of_the_repository_has_the_same_events_and_controls(name: str) -> None:
+    """What is compared between kernels, and what turns it on, must not depend on the kernel."""
+    interfaces = set()
+    for version in ("6.1.192", "6.12.117", "7.2.13"):
+        (patch,) = series.load([name], version)
+        added = "".join(
+            line[1:] for line in patch.data.decode().splitlines(True) if line[:2] != "+++" and line[0] == "+"
+        )
+        events = re.findall(r'"((?:direct_reclaim|reclaim_capture)\w*)",', added)
+        tracepoint = re.findall(r"^TRACE_EVENT.*?^\);", added, re.MULTILINE | re.DOTALL)
+        table = re.findall(r"^= =+\n.*?^= =+\n", added, re.MULTILINE | re.DOTALL)
+        interfaces.add((*events, *tracepoint, *table))
+    assert len(interfaces) == 1
+    assert len(interfaces.pop()) == {"instrumentation": 12, "reclaim-capture": 2}[name]
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "6.0.19", "6.11.0", "5.10.1"])
