@@ -10,10 +10,13 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare verify bench test lint unit doctor setup setup-dev lock clean
+.PHONY: compare lines verify bench test lint unit doctor setup setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
+
+lines: setup ## The same on every kernel line that can be had here
+	@$(RUN) compare $(EXPERIMENT) --line all $(ARGS)
 
 verify: setup ## Run the trials of the published result again: the same bytes?
 	@$(RUN) verify $(EXPERIMENT:.yaml=.manifest.json) $(ARGS)
