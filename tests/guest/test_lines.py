@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from testbed.paths import cache_directory
 from testbed.spec import KernelSpec
 
 NAMES = ("instrumentation", "reclaim-capture")
-EVENTS = re.compile(r'^\+\t.*"(\w+)",$', re.MULTILINE)
 
 
 def tree(line: Line) -> source.Source:
@@ -42,14 +40,3 @@ def test_the_series_applies_and_is_in_kernel_style(line: Line, tmp_path: Path) -
         words = ["perl", str(tmp_path / "checkpatch.pl"), "--strict", "--no-tree", str(patch.path)]
         done = process.run(words, cwd=tmp_path, timeout=60, check=False)
         assert "total: 0 errors, 0 warnings, 0 checks" in done.stdout.decode(), done.stdout.decode()
-
-
-def test_all_lines_count_the_same() -> None:
-    counted = {
-        line.directory: EVENTS.findall(
-            (series.PATCHES / line.directory / "0001-instrumentation.patch").read_text()
-        )
-        for line in series.lines()
-    }
-    assert len(counted["6.1"]) == 11
-    assert all(events == counted["6.1"] for events in counted.values())
