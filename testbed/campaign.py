@@ -154,6 +154,7 @@ def prepare(
             deadlines=experiment.deadlines,
             environment=here.environment,
             qemu=here.qemu,
+            tracepoints=experiment.tracepoints,
             cache=cache,
         )
         for arm, kernel in built.items()
@@ -173,7 +174,7 @@ def prepare(
             "fallback": here.fallback,
             "kernel_command_line": here.shape.kernel_cmdline,
             "guest_commands": [
-                *set_up_commands(guest, experiment.workload.mmap_test, {}),
+                *set_up_commands(guest, experiment.workload.mmap_test, {}, experiment.tracepoints),
                 run_command(experiment.workload.mmap_test, guest.memory, 1).removesuffix(" 1") + " SEED",
             ],
             "host": {

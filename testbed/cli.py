@@ -224,7 +224,8 @@ def _boot(arguments: argparse.Namespace) -> int:
     with Guest(here.shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
-        for line in set_up_commands(settings, experiment.workload.mmap_test, experiment.arms[arm].sysctl):
+        sysctl, tracepoints = experiment.arms[arm].sysctl, experiment.tracepoints
+        for line in set_up_commands(settings, experiment.workload.mmap_test, sysctl, tracepoints):
             guest.command(line)
         _tell(f"{arm}: {settings.vcpus} vCPUs, {spec.format_size(settings.memory)}; Ctrl-] leaves at once")
         guest.console.type("shell")

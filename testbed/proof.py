@@ -284,6 +284,7 @@ def _bundled(
             deadlines=experiment.deadlines,
             environment=campaign.environment(said["qemu_family"], said["booted_by"]),
             qemu=emulator,
+            tracepoints=experiment.tracepoints,
             # Its snapshots are not to be taken for those that are made here.
             cache=files,
             compiled_plugin=files / "rendezvous.so",

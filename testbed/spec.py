@@ -259,6 +259,8 @@ class Experiment(Model):
     arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)]
     guest: GuestSpec = GuestSpec()
     workload: WorkloadSpec = WorkloadSpec()
+    # Whether to count, beside all else, what tracepoints tell of direct reclaim: docs/stock-kernels.md.
+    tracepoints: bool = False
     seeds: Annotated[int, Field(ge=1, le=100000)] = 5
     mode: Literal["deterministic", "realtime"] = "deterministic"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -433,6 +435,7 @@ def _describe(error: Any, root: yaml.Node | None, path: Path) -> str:
 
 # What pydantic says about Python's types, in the words of somebody who writes YAML.
 _PLAIN = {
+    "bool_type": "should be true or false",
     "dict_type": "should be a mapping of keys to values",
     "float_type": "should be a number",
     "int_type": "should be a whole number",

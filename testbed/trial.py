@@ -48,6 +48,8 @@ class Trial:
     # What else numbers depend on: QEMU's family or version and, in real time, the host.
     environment: tuple[str, ...]
     qemu: Qemu
+    # Whether the guest tallies the events of its direct reclaims.
+    tracepoints: bool = False
     # Where snapshots and plugins are kept; a plugin that is there needs no compiler.
     cache: Path = field(default=Path())
     compiled_plugin: Path | None = field(default=None)
@@ -66,6 +68,7 @@ class Trial:
             "guest": self.guest.model_dump(mode="json"),
             "workload": self.workload.model_dump(mode="json"),
             "sysctl": dict(self.sysctl),
+            "tracepoints": self.tracepoints,
             "deadlines": self.deadlines.model_dump(mode="json"),
             "environment": self.environment,
         }
@@ -84,7 +87,7 @@ class Trial:
     @property
     def set_up(self) -> tuple[str, ...]:
         """Init's commands that make the guest ready for the workload."""
-        return tuple(set_up_commands(self.guest, self.workload.mmap_test, self.sysctl))
+        return tuple(set_up_commands(self.guest, self.workload.mmap_test, self.sysctl, self.tracepoints))
 
     def plugin(self) -> Path:
         """The rendezvous plugin for its QEMU."""
@@ -124,7 +127,9 @@ def meetings(guest: GuestSpec, workload: MmapTest) -> tuple[tuple[int, int], ...
     return guest.balloon.targets(guest.memory, workload.seconds) if guest.balloon else ()
 
 
-def set_up_commands(guest: GuestSpec, workload: MmapTest, sysctl: Mapping[str, int | str]) -> Iterator[str]:
+def set_up_commands(
+    guest: GuestSpec, workload: MmapTest, sysctl: Mapping[str, int | str], tracepoints: bool
+) -> Iterator[str]:
     """The lines that make the guest ready for the workload."""
     yield f"set /proc/sys/vm/swappiness {guest.swappiness}"
     if guest.swap:
@@ -137,6 +142,8 @@ def set_up_commands(guest: GuestSpec, workload: MmapTest, sysctl: Mapping[str, i
         yield f"meets {','.join(str(at) for at, _ in appointments)}"
     for name, value in sysctl.items():
         yield f"set /proc/sys/{name.replace('.', '/')} {value}"
+    if tracepoints:
+        yield "tally"
 
 
 def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:

@@ -251,7 +251,9 @@ static void snapshot(int when)
 	}
 }
 
-/* Only what happens between the snapshots is to be in the trace. */
+#define TALLY "instances/tally/tracing_on"
+
+/* Only what happens between the snapshots is to be in the trace, and be tallied. */
 static void write_trace(const char *file, const char *value, int flags)
 {
 	char path[64];
@@ -420,6 +422,7 @@ int main(int argc, char **argv)
 	for (running = 0; running < o.tasks && read(ready[0], &byte, 1) == 1;)
 		running++;
 	write_trace("trace", "", O_TRUNC);
+	write_trace(TALLY, "1", 0);
 	snapshot(0);
 	close(go[1]);
 	keep_appointments(getenv("MEETS"));
@@ -428,6 +431,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < o.tasks; i++)
 		failed |= tasks[i].status;
 	snapshot(1);
+	write_trace(TALLY, "0", 0);
 	write_trace("tracing_on", "0", 0);
 	write_snapshots();
 	write_tasks(&o, tasks);

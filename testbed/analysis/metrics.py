@@ -30,6 +30,11 @@ def _counter(name: str) -> Callable[[Measurement], float | None]:
     return lambda m: m.counters.get(name) if m.counters is not None else None
 
 
+def _tallied(name: str) -> Callable[[Measurement], float | None]:
+    """What tracepoints tell, unless some of their events were lost: what is missing changes any number."""
+    return lambda m: m.tally.get(name) if m.tally is not None and m.tally.get("lost") == 0 else None
+
+
 def _direct_reclaims(m: Measurement) -> float | None:
     if m.counters is None:
         return None
@@ -100,6 +105,15 @@ METRICS: tuple[Metric, ...] = (
         "misses_drained", "misses after the drain", "count", "lower", _counter("direct_reclaim_miss_drained")
     ),
     Metric("misses_per_try", "misses per try", "ratio", "lower", _misses_per_try),
+    Metric("stock_tries", "order-0 tries (events)", "count", "neither", _tallied("tries")),
+    Metric("stock_misses_estimated", "misses before (events)", "count", "lower", _tallied("misses")),
+    Metric("stock_misses_drained", "misses after (events)", "count", "lower", _tallied("misses_drained")),
+    Metric("stock_repeats", "repeated reclaims (events)", "count", "lower", _tallied("repeats")),
+    Metric("stock_thefts", "pages stolen (events)", "count", "neither", _tallied("thefts")),
+    Metric(
+        "stock_thefts_waiting", "pages stolen while waiting", "count", "lower", _tallied("thefts_waiting")
+    ),
+    Metric("stock_lost", "lost events", "count", "lower", lambda m: m.tally.get("lost") if m.tally else None),
     Metric("captures", "pages captured", "count", "neither", _counter("reclaim_capture")),
     Metric("captures_used", "captured pages used", "count", "neither", _counter("reclaim_capture_used")),
     Metric(

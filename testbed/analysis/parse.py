@@ -88,6 +88,8 @@ class Measurement:
     oom_victims: tuple[str, ...]
     output: str
     problems: tuple[str, ...]
+    # What the guest counted of tracepoints: images/src/tally.c. None if it was not asked to.
+    tally: Mapping[str, int] | None = None
     # Seconds from the workload's start to its end by the guest's clock, if the log tells.
     guest_seconds: float | None = None
 
@@ -114,6 +116,7 @@ def parse(log: bytes) -> Measurement:
 
     before, after = read("vmstat.before", counters), read("vmstat.after", counters)
     workload = read("mmap_test", _workload)
+    tally = read("tally", counters) if "tally" in frames.contents else None
     difference = None
     if before is not None and after is not None:
         difference = {name: after[name] - before.get(name, 0) for name in after}
@@ -126,6 +129,7 @@ def parse(log: bytes) -> Measurement:
         oom_victims=tuple(match[2].decode("utf-8", "replace") for match in _OOM.finditer(log)),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         problems=tuple(problems),
+        tally=tally,
         guest_seconds=_guest_seconds(log),
     )
 
@@ -138,7 +142,7 @@ def _guest_seconds(log: bytes) -> float | None:
 
 
 def counters(text: str) -> dict[str, int]:
-    """/proc/vmstat: name -> value. Raises ValueError on a line of another form."""
+    """/proc/vmstat, and all of its form: name -> value. Raises ValueError on a line of another form."""
     result = {}
     for line in text.splitlines():
         match = _COUNTER.fullmatch(line)

@@ -164,6 +164,8 @@ def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
         "misses": delta["direct_reclaim_miss"],
         "misses_drained": delta["direct_reclaim_miss_drained"],
         "misses_per_try": delta["direct_reclaim_miss"] / delta["direct_reclaim_try"],
+        # The recorded guests were not asked to tally events.
+        **dict.fromkeys(name for name in VALUE if name.startswith("stock_")),
         "captures": delta.get("reclaim_capture"),
         "captures_used": delta.get("reclaim_capture_used"),
         "captures_unused": delta.get("reclaim_capture_unused"),
@@ -199,6 +201,28 @@ def counted(**counters: int) -> Measurement:
 )
 def test_a_counter_that_is_not_there_is_not_zero(counters: dict[str, int], name: str, value: object) -> None:
     assert VALUE[name](counted(**counters)) == value
+
+
+TALLY = {"lost": 0, "tries": 9, "misses": 4, "misses_drained": 2, "repeats": 1, "thefts": 7}
+
+
+@pytest.mark.parametrize(
+    ("tally", "values"),
+    [
+        (None, {}),
+        (TALLY, {"stock_lost": 0, "stock_tries": 9, "stock_misses_estimated": 4, "stock_misses_drained": 2}),
+        # Of some events alone nothing follows, but that they were not all.
+        ({**TALLY, "lost": 1}, {"stock_lost": 1}),
+        ({"tries": 9}, {}),
+        # Before Linux 6.0.
+        ({"lost": 0, "tries": 9}, {"stock_lost": 0, "stock_tries": 9}),
+    ],
+)
+def test_a_tally_tells_only_if_it_is_whole(tally: dict[str, int] | None, values: dict[str, float]) -> None:
+    found = {name: VALUE[name](replace(NOTHING, tally=tally)) for name in VALUE if name.startswith("stock_")}
+    known = {name: value for name, value in found.items() if value is not None}
+    assert {name: known[name] for name in values} == values
+    assert (len(known) > len(values)) == (tally == TALLY)
 
 
 def test_a_task_that_was_killed_before_it_began_has_no_speed() -> None:

@@ -338,6 +338,19 @@ def test_a_counter_of_another_form_is_refused(part: str, line: str) -> None:
     assert found.problems == (f"frame {part}: not a counter: {line!r}",)
 
 
+def test_a_tally_is_read() -> None:
+    assert WHOLE["patched"].tally is None
+    found = parse(PATCHED + frame("tally", b"lost 0\nmisses 12\n"))
+    assert found.tally == {"lost": 0, "misses": 12} and found.complete
+
+
+@pytest.mark.parametrize("body", [b"lost", b"lost x\n", b"\xff\n", b"lost 1 2\n"])
+def test_a_tally_of_another_form_is_refused(body: bytes) -> None:
+    found = parse(PATCHED + frame("tally", body))
+    assert found.tally is None and found.counters == WHOLE["patched"].counters
+    assert len(found.problems) == 1 and found.problems[0].startswith("frame tally: ")
+
+
 LINE = "  mmap_test-91  [003] .....  5.6: mm_vmscan_direct_reclaim_alloc: "
 
 
@@ -389,6 +402,7 @@ FRAGMENTS += [
     frame("trace", b"#\n##\n"),
 ]
 FRAGMENTS += [frame("mmap_test", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), LINE.encode()]
+FRAGMENTS += [frame("tally", b"lost 0\n"), b"lost -1\n", b"tally"]
 
 
 @settings(max_examples=150)

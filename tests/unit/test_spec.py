@@ -115,7 +115,7 @@ MISTAKES = [
     (
         RIGHT + "zzzz: 1\n",
         "4: `zzzz`: unknown key; known here: accel, arms, deadlines, description, guest, kernel, mode, "
-        "name, seeds, workload",
+        "name, seeds, tracepoints, workload",
     ),
     # Missing.
     (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
@@ -178,6 +178,7 @@ MISTAKES = [
     # Wrong types, in the words of YAML and not of Python.
     (RIGHT + "seeds: true\n", "4: `seeds`: should be a whole number (found true)"),
     (RIGHT + 'seeds: "3"\n', "4: `seeds`: should be a whole number (found '3')"),
+    (RIGHT + "tracepoints: 1\n", "4: `tracepoints`: should be true or false (found 1)"),
     (RIGHT + "seeds: 3.0\n", "4: `seeds`: should be a whole number (found 3.0)"),
     (RIGHT + "seeds:\n", "4: `seeds`: should be a whole number (found nothing)"),
     (RIGHT + "seeds: 0\n", "4: `seeds`: input should be greater than or equal to 1 (found 0)"),
@@ -304,6 +305,11 @@ def test_the_least_that_loads(file: Path) -> None:
     experiment = loaded(file, RIGHT)
     assert experiment.guest == GuestSpec(vcpus=8, boot_memory=512 * MiB, memory=128 * MiB, swap=256 * MiB)
     assert (experiment.seeds, experiment.accel, experiment.arms["a"].patches) == (5, "auto", ())
+
+
+def test_tracepoints_are_counted_on_demand(file: Path) -> None:
+    assert loaded(file, RIGHT).tracepoints is False
+    assert loaded(file, RIGHT + "tracepoints: true\n").tracepoints is True
 
 
 def test_arms_keep_their_order(file: Path) -> None:
