@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +31,15 @@ class Image:
     sha256: str
 
 
-def build(cache: Path) -> Image:
-    """The initramfs of this checkout's images/, from the cache if it is there.
+def build(cache: Path, more: Sequence[Path] = ()) -> Image:
+    """The initramfs of this checkout's images/ and of `more` C sources, from the cache if it is there.
 
     Raises HostError when busybox or a static C library is missing, BuildError when a source does not
     compile.
     """
     compiler = process.run(["gcc", "--version"], timeout=10, error=HostError).stdout.splitlines()[0]
     busybox = find_busybox()
-    sources = sorted((IMAGES / "src").glob("*.c"))
+    sources = [*sorted((IMAGES / "src").glob("*.c")), *more]
     headers = sorted((IMAGES / "src").glob("*.h"))
     ingredients = [compiler, " ".join(CFLAGS).encode(), busybox.read_bytes()]
     ingredients += [

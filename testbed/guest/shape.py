@@ -34,12 +34,13 @@ _ACCEL = {
 
 @dataclass(frozen=True)
 class Shape:
-    """All that decides what machine the kernel sees. Memory is in bytes."""
+    """All that decides what machine the kernel sees. Memory is in bytes, `extra` are words for QEMU."""
 
     accel: AccelName
     vcpus: int
     boot_memory: int
     cmdline: str = ""
+    extra: tuple[str, ...] = ()
 
     @property
     def kernel_cmdline(self) -> str:
@@ -100,4 +101,5 @@ def _machine(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path) -> Sequenc
         *("-smp", str(shape.vcpus), "-m", f"{shape.boot_memory // MiB}M"),
         *("-kernel", str(vmlinux), "-initrd", str(initramfs), "-append", shape.kernel_cmdline),
         *("-device", balloon + (",ioeventfd=off" if shape.accel == "icount" else "")),
+        *shape.extra,
     ]
