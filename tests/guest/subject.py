@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A kernel under test in a guest: pressure, requests from inside the kernel, splats, pages that are lost."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from testbed import trial as trials
+from testbed.guest import image
+from testbed.guest.image import Image
+from testbed.guest.machine import Guest
+from testbed.guest.protocol import frames
+from testbed.guest.shape import Shape
+from testbed.kernel import build, source
+from testbed.kernel.build import Kernel
+from testbed.paths import cache_directory
+from testbed.spec import ArmSpec, KernelSpec, MiB, MmapTest
+
+DEBUG = ("guest", "reclaim", "debug")
+FAST = ("guest", "reclaim")
+PORT = ("instrumentation", "reclaim-capture", "reclaim-capture-test", "pvh-kasan")
+AS_POSTED = (*PORT, "reclaim-capture-as-posted")
+# As in the sysctl.
+OFF, EARLY, FALLBACK = 0, 1, 2
+
+PROGRAMS = Path(__file__).parent / "src"
+# What runs a KASAN kernel on a busy host's emulator has time.
+SECONDS = 300.0
+# RCU's patience is in the host's seconds.
+CMDLINE = "rcupdate.rcu_cpu_stall_suppress=1"
+
+_SPLAT = re.compile(
+    r".*(BUG:|WARNING:|INFO: (?:possible|trying|task)|Bad page|KASAN|Oops|general protection|corruption).*"
+)
+_HOOK = "/sys/kernel/debug/reclaim_capture"
+# Pages that have a user, in /proc/zoneinfo and /proc/vmstat: what is in none of them is lost, or the
+# kernel's own for good.
+_USED = (
+    *("nr_free_pages", "nr_anon_pages", "nr_file_pages", "nr_slab_reclaimable", "nr_slab_unreclaimable"),
+    *("nr_page_table_pages", "nr_zspages"),
+)
+
+
+def kernel(package: str, patches: Sequence[str], config: Sequence[str] = DEBUG) -> Kernel:
+    """A Debian kernel source with these series, built or from the cache."""
+    cache = cache_directory()
+    tree = source.resolve(KernelSpec(debian=package), cache)
+    return build.build(build.plan(tree, config, ArmSpec(patches=tuple(patches)), cache))
+
+
+def initramfs() -> Image:
+    """The guests' image with the programs of these tests."""
+    return image.build(cache_directory(), sorted(PROGRAMS.glob("*.c")))
+
+
+class Subject:
+    """A guest that has booted. Its commands raise GuestFailed, or what Guest raises."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+
+    def set(self, path: str, value: object) -> None:
+        self.guest.command(f"set {path} {value}", seconds=SECONDS)
+
+    def sysctl(self, name: str, value: object) -> None:
+        self.set(f"/proc/sys/vm/{name}", value)
+
+    def run(self, words: str, seconds: float = SECONDS, status: str | None = "0") -> str:
+        """What a program writes; its exit status has to be `status`, if that is given."""
+        end = self.guest.command(f"run {words}", "end", seconds)
+        output = frames(self.guest.log).contents["output"].decode(errors="replace")
+        assert status in (None, end.fields["status"]), f"{words}: {end.text}\n{output}"
+        return output
+
+    def counters(self) -> Mapping[str, int]:
+        """/proc/vmstat."""
+        return numbers(self.run("cat /proc/vmstat"))
+
+    def unaccounted(self) -> int:
+        """Pages that are neither free nor anybody's. What may move in between is dropped before."""
+        self.sysctl("drop_caches", 3)
+        # Reading it makes the counters exact.
+        self.run("cat /proc/sys/vm/stat_refresh")
+        counters = self.counters()
+        zones = self.run("cat /proc/zoneinfo")
+        managed = sum(int(n) for n in re.findall(r"^ +managed +(\d+)", zones, re.MULTILINE))
+        on_lists = sum(int(n) for n in re.findall(r"^ +count: (\d+)", zones, re.MULTILINE))
+        stacks = counters["nr_kernel_stack"] // 4
+        return managed - on_lists - stacks - sum(counters[name] for name in _USED)
+
+    def load(
+        self,
+        mode: Literal["anon", "file"],
+        seconds: float,
+        *,
+        tasks: int = 8,
+        footprint: float = 1.5,
+        seed: int = 1,
+        prefix: str = "",
+        status: str | None = "0",
+    ) -> str:
+        """mmap_test; `prefix` is a program that runs it."""
+        memory = int(self.guest.command("memory", "memory", SECONDS).fields["total_kb"]) * 1024
+        workload = MmapTest(mode=mode, tasks=tasks, seconds=seconds, footprint=footprint)
+        words = trials.run_command(workload, memory, seed).removeprefix("run ")
+        return self.run(f"{prefix} {words}", SECONDS + 4 * seconds, status)
+
+    def fill_cache(self, mib: int) -> None:
+        """Page cache that is clean and not mapped."""
+        self.run(f"dd if=/mnt/cached of=/dev/null bs=1M count={mib}")
+
+    def request(self, count: int, *words: str) -> Mapping[str, int]:
+        """Make requests inside the kernel, one after the other; what came of them."""
+        self.set(f"{_HOOK}/request", ",".join([str(count), *words]))
+        return numbers(self.run(f"cat {_HOOK}/result"))
+
+    @contextlib.contextmanager
+    def faults(self, percent: int, times: int) -> Iterator[None]:
+        """Let so many in a hundred page allocations of `failing` programs fail, so many times at most."""
+        home = "/sys/kernel/debug/fail_page_alloc"
+        settings = {
+            "verbose": 0,
+            "task-filter": "Y",
+            "min-order": 0,
+            "ignore-gfp-wait": "N",
+            "ignore-gfp-highmem": "N",
+        }
+        # Not while processes are started.
+        settings |= {"space": 5_000, "times": times, "probability": percent}
+        for name, value in settings.items():
+            self.set(f"{home}/{name}", value)
+        try:
+            yield
+        finally:
+            self.set(f"{home}/probability", 0)
+
+    def faults_left(self) -> int:
+        """How often an allocation may still fail."""
+        return int(self.run("cat /sys/kernel/debug/fail_page_alloc/times"))
+
+    def require_sound(self) -> None:
+        """Fail if the kernel has complained of anything since it booted."""
+        said = self.run("dmesg") + self.guest.log.decode(errors="replace")
+        splats = [match[0] for match in map(_SPLAT.match, said.splitlines()) if match]
+        assert not splats, "\n".join(splats[:5])
+        assert self.run("cat /proc/sys/kernel/tainted").strip() == "0"
+
+
+def numbers(text: str) -> Mapping[str, int]:
+    """Lines of a name and a number."""
+    return {name: int(value) for name, value in re.findall(r"^(\w+) (\d+)$", text, re.MULTILINE)}
+
+
+def bad(result: Mapping[str, int]) -> Mapping[str, int]:
+    """What of a request's result is against the rules."""
+    return {name: count for name, count in result.items() if name.startswith("bad_") and count}
+
+
+@contextlib.contextmanager
+def booted(
+    kernel: Kernel,
+    image: Image,
+    *,
+    memory: int = 256 * MiB,
+    vcpus: int = 4,
+    cmdline: str = "",
+    extra: tuple[str, ...] = (),
+) -> Iterator[Subject]:
+    """A guest of that kernel with swap and a disk, under emulation in real time."""
+    shape = Shape("tcg", vcpus, memory, f"{CMDLINE} {cmdline}".strip(), extra)
+    with Guest(shape, kernel.vmlinux, image.path) as guest:
+        guest.boot(SECONDS)
+        subject = Subject(guest)
+        # A trace would be sent again with every command.
+        subject.run("umount /sys/kernel/tracing")
+        guest.command("swap 268435456", seconds=SECONDS)
+        guest.command("disk", seconds=SECONDS)
+        subject.run("truncate -s 1G /mnt/cached")
+        yield subject
