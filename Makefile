@@ -10,7 +10,7 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench test lint unit doctor setup setup-dev lock clean
+.PHONY: compare lines verify bench test soak lint unit doctor setup setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -26,6 +26,9 @@ bench: setup ## The noise of every metric in both modes, and what a trial costs
 
 test: setup-dev lint ## All tests; builds a kernel and boots guests
 	@.venv/bin/pytest $(ARGS)
+
+soak: setup-dev ## The patch under fire for 10 minutes in each mode, then a million captures
+	@.venv/bin/python -m tests.soak $(ARGS)
 
 unit: setup-dev lint ## The tests that need no kernel
 	@.venv/bin/pytest -m "not guest" $(ARGS)

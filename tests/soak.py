@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The patch under fire for a long time: `make soak`, or `python -m tests.soak [MINUTES [CAPTURES]]`.
+
+For so many minutes in each mode, anonymous and file pages by turns on a debug kernel, now with requests from
+inside the kernel, now with allocations that fail. Then so many captures on a kernel that is fast. Ends with
+an AssertionError at the first splat, at a page that is not as it should be, or when pages are lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from typing import Literal
+
+from testbed.guest.image import Image
+from tests.guest import subject
+from tests.guest.subject import EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
+from tests.guest.test_correctness import LINES, NOISE, capture
+
+ROUND_SECONDS = 15.0
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def under_fire(guest: Subject, mode: int, seconds: float) -> None:
+    """Keep it under pressure."""
+    guest.sysctl("reclaim_capture", mode)
+    end = time.monotonic() + seconds
+    for seed in itertools.count(1):
+        load: Literal["anon", "file"] = "anon" if seed % 2 else "file"
+        asked = guest.load(load, ROUND_SECONDS, seed=seed, prefix="ask 50,direct,movable,zero")
+        assert not (wrong := bad(subject.numbers(asked))), wrong
+        with guest.faults(percent=2, times=10_000):
+            guest.load("anon", ROUND_SECONDS, seed=seed, prefix="failing", status=None)
+        guest.require_sound()
+        if time.monotonic() > end:
+            return
+
+
+def soak(package: str, image: Image, minutes: float, captures: int) -> None:
+    """All of it, for one kernel line."""
+    kernel = subject.kernel(package, PORT)
+    for name, mode in {"off": OFF, "early": EARLY, "fallback": FALLBACK}.items():
+        with subject.booted(kernel, image, cmdline="page_owner=on page_poison=1") as guest:
+            under_fire(guest, mode, minutes * 60)
+            counters = guest.counters()
+        said = {key: value for key, value in counters.items() if key.startswith("reclaim_capture")}
+        say(f"{package} {name}: {minutes:g} min, no complaint; {said}")
+    with subject.booted(subject.kernel(package, PORT, FAST), image) as guest:
+        began = time.monotonic()
+        expected, lost = capture(guest, captures)
+        guest.require_sound()
+    assert expected == 0, expected
+    assert abs(lost) < NOISE, lost
+    rate = captures / (time.monotonic() - began)
+    say(f"{package}: {captures} captures, {rate:.0f}/s, {lost} pages away at their end")
+
+
+def main(arguments: list[str]) -> None:
+    minutes = float(arguments[0]) if arguments else 10.0
+    captures = int(arguments[1]) if len(arguments) > 1 else 1_000_000
+    image = subject.initramfs()
+    for package in LINES.values():
+        soak(package, image, minutes, captures)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
