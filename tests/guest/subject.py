@@ -33,7 +33,7 @@ SECONDS = 300.0
 # RCU's patience is in the host's seconds.
 CMDLINE = "rcupdate.rcu_cpu_stall_suppress=1"
 
-_SPLAT = re.compile(
+SPLAT = re.compile(
     r".*(BUG:|WARNING:|INFO: (?:possible|trying|task)|Bad page|KASAN|Oops|general protection|corruption).*"
 )
 _HOOK = "/sys/kernel/debug/reclaim_capture"
@@ -145,7 +145,7 @@ class Subject:
     def require_sound(self) -> None:
         """Fail if the kernel has complained of anything since it booted."""
         said = self.run("dmesg") + self.guest.log.decode(errors="replace")
-        splats = [match[0] for match in map(_SPLAT.match, said.splitlines()) if match]
+        splats = [match[0] for match in map(SPLAT.match, said.splitlines()) if match]
         assert not splats, "\n".join(splats[:5])
         assert self.run("cat /proc/sys/kernel/tainted").strip() == "0"
 
