@@ -21,6 +21,7 @@ from testbed.spec import MiB
 from tests.guest import subject
 from tests.guest.subject import AS_POSTED, DEBUG, EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
 
+pytestmark = pytest.mark.fire
 # Kernel lines that have all the series: the Debian source package of each.
 LINES = {"6.1": "linux-source-6.1"}
 MODES = {"off": OFF, "early": EARLY, "fallback": FALLBACK}
