@@ -47,7 +47,7 @@ from testbed.store import Ledger
 from testbed.trial import Trial, set_up_commands
 
 OK, NOTHING_TO_COMPARE, UNFIT, DIFFERS = 0, 1, 1, 1
-PIPE_COLUMNS = 110
+PIPE_COLUMNS = 120
 
 
 def main(argv: Sequence[str] | None = None) -> int:
