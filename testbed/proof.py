@@ -23,6 +23,7 @@ from testbed import campaign
 from testbed.errors import SpecError, StoreError
 from testbed.guest import qemu, snapshot
 from testbed.guest.shape import Shape
+from testbed.paths import sha256
 from testbed.record import LOST, Record, final
 from testbed.spec import Experiment
 from testbed.store import LEDGER, Ledger
@@ -298,7 +299,7 @@ def _bundled(
         trials[0].initramfs: said["initramfs_sha256"],
     }
     for file, digest in hashes.items():
-        if not file.is_file() or _sha256(file) != digest:
+        if not file.is_file() or sha256(file) != digest:
             raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
     for trial in _one_of_each_arm(trials):
         snapshot.adopt(trial.start, (files / f"snapshot.{trial.arm}").read_bytes(), files)
@@ -307,11 +308,6 @@ def _bundled(
 
 def _one_of_each_arm(trials: Sequence[Trial]) -> Iterable[Trial]:
     return {trial.arm: trial for trial in trials}.values()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _matched(said: Mapping[str, Any], trials: Sequence[Trial], path: Path) -> Repeat:

@@ -35,20 +35,14 @@ def _tallied(name: str) -> Callable[[Measurement], float | None]:
     return lambda m: m.tally.get(name) if m.tally is not None and m.tally.get("lost") == 0 else None
 
 
-def _direct_reclaims(m: Measurement) -> float | None:
-    if m.counters is None:
-        return None
-    # One counter a zone since 4.10; on an older kernel this is not known, rather than none.
-    stalls = [value for name, value in m.counters.items() if name.startswith("allocstall_")]
-    return sum(stalls) if stalls else None
+def _sum_of_counters(prefix: str) -> Callable[[Measurement], float | None]:
+    """All counters whose names begin so; where there is none, this is not known, rather than none."""
 
+    def value(m: Measurement) -> float | None:
+        parts = [n for name, n in (m.counters or {}).items() if name.startswith(prefix)]
+        return sum(parts) if parts else None
 
-def _rejected(m: Measurement) -> float | None:
-    """Pages that did not suit the request, whatever the reason."""
-    if m.counters is None:
-        return None
-    reasons = [n for name, n in m.counters.items() if name.startswith("reclaim_capture_reject")]
-    return sum(reasons) if reasons else None
+    return value
 
 
 def _misses_per_try(m: Measurement) -> float | None:
@@ -98,7 +92,8 @@ def _oom_kills(m: Measurement) -> float | None:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("direct_reclaims", "direct reclaims", "count", "lower", _direct_reclaims),
+    # One counter a zone since 4.10.
+    Metric("direct_reclaims", "direct reclaims", "count", "lower", _sum_of_counters("allocstall_")),
     Metric("tries", "order-0 tries", "count", "neither", _counter("direct_reclaim_try")),
     Metric("misses", "misses before the drain", "count", "lower", _counter("direct_reclaim_miss")),
     Metric(
@@ -119,7 +114,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "captures_unused", "captured pages unused", "count", "neither", _counter("reclaim_capture_unused")
     ),
-    Metric("captures_rejected", "pages not captured", "count", "neither", _rejected),
+    Metric(
+        "captures_rejected",
+        "pages not captured",
+        "count",
+        "neither",
+        _sum_of_counters("reclaim_capture_reject"),
+    ),
     Metric("pages_per_second", "pages touched", "pages/s", "higher", _pages_per_second),
     Metric("fault_p50", "fault p50", "us", "lower", _latency(0.5)),
     Metric("fault_p99", "fault p99", "us", "lower", _latency(0.99)),

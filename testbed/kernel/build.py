@@ -27,6 +27,7 @@ from testbed.kernel import kconfig, series
 from testbed.kernel.series import Patch
 from testbed.kernel.source import Progress, Source, silent
 from testbed.lock import locked
+from testbed.paths import sha256
 from testbed.spec import ArmSpec
 
 SCHEMA = 1  # of the key and of build.json: another number, another kernel
@@ -114,7 +115,7 @@ def published(plan: Plan) -> Kernel | None:
     """The kernel of a plan, if it is in the cache and whole."""
     try:
         facts = json.loads((plan.directory / "build.json").read_text())
-        digest = _file_digest(plan.directory / "vmlinux")
+        digest = sha256(plan.directory / "vmlinux")
     except (OSError, ValueError):
         return None
     if digest != facts["vmlinux_sha256"]:
@@ -263,7 +264,7 @@ def _publish(plan: Plan, work: Path, seconds: float) -> None:
         "patches": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
         "tools": plan.tools,
         "release": (obj / "include/config/kernel.release").read_text().strip(),
-        "vmlinux_sha256": _file_digest(staging / "vmlinux"),
+        "vmlinux_sha256": sha256(staging / "vmlinux"),
         "seconds": round(seconds, 1),
     }
     (staging / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -287,8 +288,3 @@ def _version_line(tool: str) -> str:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -24,6 +24,7 @@ from pathlib import Path
 from testbed import debian, process
 from testbed.errors import BuildError, HostError, SpecError, TestbedError
 from testbed.lock import locked
+from testbed.paths import sha256
 from testbed.process import Deadline
 from testbed.spec import GitSource, KernelSpec, TarballSource
 
@@ -162,7 +163,7 @@ def _remove(path: Path) -> None:
 
 def _debian(package: str, cache: Path, progress: Progress) -> Source:
     archive, version = _debian_archive(package, cache, progress)
-    digest = _digest(archive)
+    digest = sha256(archive)
     tree = cache / "sources" / digest
     if not tree.is_dir():
         with locked(tree.with_suffix(".lock"), progress):
@@ -221,13 +222,8 @@ def _release(spec: TarballSource, cache: Path, progress: Progress) -> Source:
 
 
 def _verify(archive: Path, spec: TarballSource) -> None:
-    if (actual := _digest(archive)) != spec.sha256:
+    if (actual := sha256(archive)) != spec.sha256:
         raise SpecError(f"kernel.tarball.sha256: {spec.url} has {actual}, not {spec.sha256}")
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

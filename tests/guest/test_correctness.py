@@ -16,6 +16,7 @@ from typing import Literal
 import pytest
 
 from testbed.guest.image import Image
+from testbed.kernel import series
 from testbed.kernel.build import Kernel
 from testbed.spec import MiB
 from tests.guest import subject
@@ -23,7 +24,7 @@ from tests.guest.subject import AS_POSTED, DEBUG, EARLY, FALLBACK, FAST, OFF, PO
 
 pytestmark = pytest.mark.fire
 # Kernel lines that have all the series: the Debian source package of each.
-LINES = {"6.1": "linux-source-6.1"}
+LINES = {name: series.line(name).source for name in ("6.1",)}
 MODES = {"off": OFF, "early": EARLY, "fallback": FALLBACK}
 # Stacks, stackdepots and per-CPU caches come and go, in some tens of pages.
 NOISE = 256
