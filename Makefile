@@ -15,8 +15,8 @@ COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hash
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
 
-lines: setup ## The same on every kernel line that can be had here
-	@$(RUN) compare $(EXPERIMENT) --line all $(ARGS)
+lines: setup ## All modes of the patch, on every kernel line that can be had here
+	@$(RUN) compare experiments/modes.yaml --line all $(ARGS)
 
 verify: setup ## Run the trials of the published result again: the same bytes?
 	@$(RUN) verify $(EXPERIMENT:.yaml=.manifest.json) $(ARGS)

@@ -20,11 +20,12 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
-from testbed.kernel import build, source
+from testbed.kernel import build, series, source
 from testbed.kernel.build import Kernel, Plan
 from testbed.paths import REPOSITORY
-from testbed.spec import Experiment
-from testbed.trial import Trial, run_command, set_up_commands
+from testbed.script import script
+from testbed.spec import Experiment, GuestSpec, MiB
+from testbed.trial import Trial
 
 DOCUMENT_SCHEMA = 1
 
@@ -84,7 +85,7 @@ def machine(
 
     With a `family` of QEMU it has to be that one; HostError if there is none.
     """
-    shape = Shape("icount", experiment.guest.vcpus, experiment.guest.boot_memory)
+    shape = shape_of(experiment)
     fallback = ""
     if experiment.mode == "deterministic":
         try:
@@ -116,6 +117,33 @@ def machine(
     return Machine(replace(shape, accel=chosen.name), emulator, chosen, depends_on, fallback)
 
 
+def shape_of(experiment: Experiment) -> Shape:
+    """The deterministic machine of an experiment."""
+    guest = experiment.guest
+    return Shape("icount", guest.vcpus, guest.boot_memory, extra=numa(guest))
+
+
+def numa(guest: GuestSpec) -> tuple[str, ...]:
+    """QEMU's words for nodes with equal shares of vCPUs and memory; none for one node."""
+    if guest.nodes == 1:
+        return ()
+    vcpus, mebibytes = guest.vcpus // guest.nodes, guest.boot_memory // guest.nodes // MiB
+    words: list[str] = []
+    for node in range(guest.nodes):
+        cpus = f"cpus={node * vcpus}-{(node + 1) * vcpus - 1}"
+        words += ["-object", f"memory-backend-ram,id=node{node},size={mebibytes}M"]
+        words += ["-numa", f"node,nodeid={node},memdev=node{node},{cpus}"]
+    return tuple(words)
+
+
+def initramfs(experiment: Experiment, cache: Path) -> Image:
+    """The image of an experiment's guests, with what its own command needs. Raises SpecError."""
+    workload = experiment.workload
+    if workload.command is None:
+        return image.build(cache)
+    return image.build(cache, files=image.gather(workload.command[0], workload.files))
+
+
 def environment(family: str, booted_by: str) -> tuple[str, ...]:
     """What deterministic trials depend on beside what they are made of: QEMU's family, a build's version."""
     return (f"QEMU {family}", f"booted by {booted_by}")
@@ -135,26 +163,23 @@ def prepare(
     """
     planned = plans(experiment, cache, progress)
     built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
-    initramfs = image.build(cache)
-    guest = experiment.guest
+    made = initramfs(experiment, cache)
     first = next(iter(built.values()))
-    here = machine(experiment, first, initramfs, cache, progress, cancel=cancel, family=family)
+    here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
     trials = tuple(
         Trial(
             arm=arm,
             seed=seed,
             vmlinux=kernel.vmlinux,
             vmlinux_sha256=kernel.vmlinux_sha256,
-            initramfs=initramfs.path,
-            initramfs_sha256=initramfs.sha256,
+            initramfs=made.path,
+            initramfs_sha256=made.sha256,
             shape=here.shape,
-            guest=guest,
-            workload=experiment.workload,
-            sysctl=experiment.arms[arm].sysctl,
+            memory=experiment.guest.memory,
+            script=script(experiment, arm, seed),
             deadlines=experiment.deadlines,
             environment=here.environment,
             qemu=here.qemu,
-            tracepoints=experiment.tracepoints,
             cache=cache,
         )
         for arm, kernel in built.items()
@@ -167,16 +192,13 @@ def prepare(
         "provenance": {
             "kernels": {arm: _kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
             "testbed": own_version(),
-            "initramfs": {"sha256": initramfs.sha256},
+            "initramfs": {"sha256": made.sha256},
             "qemu": here.qemu.version,
             "qemu_family": here.qemu.family,
             "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
             "fallback": here.fallback,
             "kernel_command_line": here.shape.kernel_cmdline,
-            "guest_commands": [
-                *set_up_commands(guest, experiment.workload.mmap_test, {}, experiment.tracepoints),
-                run_command(experiment.workload.mmap_test, guest.memory, 1).removesuffix(" 1") + " SEED",
-            ],
+            "guest_commands": {arm: guest_commands(experiment, arm) for arm in experiment.arms},
             "host": {
                 "cpu": host_cpu(),
                 "cores": len(os.sched_getaffinity(0)),
@@ -188,12 +210,19 @@ def prepare(
     return Campaign(trials, document)
 
 
+def guest_commands(experiment: Experiment, arm: str) -> list[str]:
+    """What the guests of an arm are told, in order."""
+    told = script(experiment, arm, "SEED")
+    return [*told.set_up, told.run]
+
+
 def _kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
     return {
         "source": kernel.source,
         "source_identity": plan.source.identity,
         "release": kernel.release,
         "patches": list(kernel.patches),
+        "diffstat": {patch.name: series.diffstat(patch) for patch in plan.patches},
         "patches_sha256": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
         "config_sha256": hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
         "build_key": kernel.key,

@@ -2,8 +2,8 @@
 """The command line: the only place that prints results and decides the exit status.
 
 Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
-compared, a trial gave something else when run again, or the doctor found a problem; 2 bad input; 3 the
-machine or the infrastructure failed; 130 interrupted.
+compared, a condition of --fail-on was met, a trial gave something else when run again, or the doctor found a
+problem; 2 bad input; 3 the machine or the infrastructure failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,33 +20,38 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from testbed import campaign, doctor, microscope, proof, runner, spec, store
+from testbed import campaign, cells, doctor, explain, microscope, proof, results, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
+from testbed.analysis.metrics import table as metrics_table
 from testbed.analysis.parse import Measurement, parse
 from testbed.errors import GuestLost, HostError, Interrupted, SpecError, TestbedError
-from testbed.guest import image, terminal
+from testbed.guest import terminal
 from testbed.guest.machine import Guest
 from testbed.kernel import series
 from testbed.paths import cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
 from testbed.proof import Repeat
-from testbed.record import LOST, MEASURED, Record, final
-from testbed.report import text
-from testbed.report.document import document
-from testbed.spec import Experiment, KernelSpec
+from testbed.record import LOST, MEASURED
+from testbed.report import matrix, text
+from testbed.report.document import ALPHA
+from testbed.report.gate import Condition, condition, failures
+from testbed.script import script
+from testbed.spec import LEAST_SEEDS, Cell, Experiment, KernelSpec
 from testbed.store import Ledger
-from testbed.trial import Trial, set_up_commands
+from testbed.trial import Trial
 
-OK, NOTHING_TO_COMPARE, UNFIT, DIFFERS = 0, 1, 1, 1
+OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS = 0, 1, 1, 1, 1
 PIPE_COLUMNS = 120
 
 
@@ -99,42 +104,79 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(action=action)
         return sub
 
-    def experiment_verb(
-        name: str, action: Callable[[argparse.Namespace], int], about: str
-    ) -> argparse.ArgumentParser:
-        sub = verb(name, action, about)
-        sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-        sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
-        sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
-        return sub
+    _add_experiment_verbs(verb)
+    _add_result_verbs(verb)
+    verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
+    verb("metrics", _metrics, "list the metrics: name, unit, which direction is better, and where it is from")
+    verb("doctor", _doctor, "check what this machine lacks for the main job")
+    return parser
 
+
+class Verb(Protocol):
+    """Adds a verb to the command line."""
+
+    def __call__(
+        self, name: str, action: Callable[[argparse.Namespace], int], about: str
+    ) -> argparse.ArgumentParser: ...
+
+
+def _add_experiment_verbs(verb: Verb) -> None:
     for name, action, about in (
         ("compare", _compare, "run what is missing of an experiment and put its arms side by side"),
         ("run", _run, "run what is missing of an experiment"),
+        ("explain", _explain, "say what an experiment comes to, without running anything"),
+        ("build", _build, "build the kernels of an experiment and print where they are"),
+        ("boot", _boot, "boot an arm's kernel and give a shell in the guest"),
     ):
-        sub = experiment_verb(name, action, about)
-        sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
-        sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
-        sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
-        _add_jobs_option(sub)
+        sub = verb(name, action, about)
+        sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
         if name == "compare":
             sub.add_argument(
-                "--line",
-                metavar="LINE",
-                help="instead of its source: a line of patches/, or all",
+                "other",
+                nargs="?",
+                type=Path,
+                metavar="RESULT",
+                help="two stored results instead of an experiment; RESULT:ARM for another arm than the first",
+            )
+        sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+        sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+        if name in ("compare", "run", "explain"):
+            sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
+        if name in ("compare", "run"):
+            sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
+            sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+            _add_jobs_option(sub)
+        if name == "compare":
+            sub.add_argument(
+                "--line", metavar="LINE", help="instead of its source: a line of patches/, or all"
             )
             sub.add_argument("--json", action="store_true", help="print the JSON document")
-    experiment_verb("build", _build, "build the kernels of an experiment and print where they are")
-    sub = experiment_verb("boot", _boot, "boot an arm's kernel and give a shell in the guest")
-    sub.add_argument("--arm", help="default: the first")
+            _add_report_options(sub)
+        if name == "boot":
+            sub.add_argument("--arm", help="default: the first")
+
+
+def _add_result_verbs(verb: Verb) -> None:
     sub = verb("parse", _parse, "parse the console logs of a result, or one log, again; prints JSON lines")
     sub.add_argument("path", type=Path, metavar="RESULT|LOG")
     sub = verb("report", _report, "report on a result without running anything")
     sub.add_argument("result", type=Path, metavar="RESULT")
     form = sub.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print the JSON document")
-    form.add_argument("--markdown", action="store_true", help="print Markdown")
-    form.add_argument("--manifest", action="store_true", help="print the hashes of a deterministic result")
+    for name, about in (
+        ("json", "the JSON document"),
+        ("markdown", "Markdown"),
+        ("junit", "JUnit XML"),
+        ("ktap", "KTAP"),
+        ("manifest", "the hashes of a deterministic result"),
+    ):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {about}")
+    sub.set_defaults(form="text")
+    _add_report_options(sub)
+    sub = verb("history", _history, "a metric over stored results of many kernels, and where it changed")
+    sub.add_argument("results", type=Path, nargs="+", metavar="RESULT[:ARM]")
+    sub.add_argument("--metric", default="direct_reclaims", help="default: direct_reclaims")
+    sub.add_argument("--margin", type=float, default=0.01, help="a change that nobody minds; default: 0.01")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="a picture, .svg or .png")
     sub = verb("verify", _verify, "run finished trials again; fails unless every one gives the same bytes")
     sub.add_argument("path", type=Path, metavar="RESULT|MANIFEST|BUNDLE")
     _add_sample_options(sub)
@@ -147,8 +189,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
     sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
     sub.add_argument("--break-at-miss", type=_positive, metavar="N", help="and stop at its Nth reclaim miss")
-    verb("doctor", _doctor, "check what this machine lacks for the main job")
-    return parser
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--all", action="store_true", help="all metrics in the table, not only the usual ones"
+    )
+    parser.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help='exit status 1 if so: "fault_p99 regressed", "any primary inconclusive"; may be repeated',
+    )
 
 
 def _add_jobs_option(parser: argparse.ArgumentParser) -> None:
@@ -176,8 +229,28 @@ def _positive(word: str) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if arguments.line == "all":
         return _compare_lines(arguments)
-    directory = _execute(arguments)
-    return _show(directory, "json" if arguments.json else "text")
+    conditions, form = _conditions(arguments), "json" if arguments.json else "text"
+    if arguments.other:
+        return _compare_results(arguments, form, conditions)
+    return _show(_execute(arguments), form, conditions, arguments.all)
+
+
+def _compare_results(arguments: argparse.Namespace, form: str, conditions: Sequence[Condition]) -> int:
+    """Compare an arm of one stored result with an arm of another."""
+    result = results.joined([arguments.experiment, arguments.other])
+    made = results.report(result)
+    if form == "text":
+        _print(text.render(made, arguments.all))
+    else:
+        print(results.FORMS[form][1](made), end="")
+    return _verdict_status(made, conditions, result.observations)
+
+
+def _conditions(arguments: argparse.Namespace) -> list[Condition]:
+    try:
+        return [condition(words, [metric.name for metric in METRICS]) for words in arguments.fail_on]
+    except ValueError as bad:
+        raise SpecError(f"--fail-on: {bad}") from bad
 
 
 def _compare_lines(arguments: argparse.Namespace) -> int:
@@ -198,14 +271,19 @@ def _compare_lines(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     directory = _execute(arguments)
     print(directory)
-    return _status(_observations(directory)[1])
+    if results.is_matrix(directory):
+        return max(cell.exit_status for cell in cells.load(directory)[1])
+    return _status(results.load(directory).observations)
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    found: dict[tuple[str, str], None] = {}
     with Watcher() as watcher, _naming(arguments.experiment):
-        built = campaign.kernels(_experiment(arguments), cache_directory(), watcher.note)
-    for arm, kernel in built.items():
-        print(f"{arm}\t{kernel.vmlinux}")
+        for cell in _cells(arguments):
+            built = campaign.kernels(cell.experiment, cache_directory(), watcher.note)
+            found |= dict.fromkeys((arm, str(kernel.vmlinux)) for arm, kernel in built.items())
+    for arm, vmlinux in found:
+        print(f"{arm}\t{vmlinux}")
     return OK
 
 
@@ -219,13 +297,12 @@ def _boot(arguments: argparse.Namespace) -> int:
     cache, settings = cache_directory(), experiment.guest
     with Watcher() as watcher, _naming(arguments.experiment):
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
-        initramfs = image.build(cache)
+        initramfs = campaign.initramfs(experiment, cache)
         here = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
     with Guest(here.shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
-        sysctl, tracepoints = experiment.arms[arm].sysctl, experiment.tracepoints
-        for line in set_up_commands(settings, experiment.workload.mmap_test, sysctl, tracepoints):
+        for line in script(experiment, arm, 1).set_up:
             guest.command(line)
         _tell(f"{arm}: {settings.vcpus} vCPUs, {spec.format_size(settings.memory)}; Ctrl-] leaves at once")
         guest.console.type("shell")
@@ -236,7 +313,7 @@ def _boot(arguments: argparse.Namespace) -> int:
 def _parse(arguments: argparse.Namespace) -> int:
     path: Path = arguments.path
     if path.is_dir():
-        for observation in _observations(path)[1]:
+        for observation in results.load(path).observations:
             record, facts = observation.record, _facts(observation.measurement)
             print(json.dumps({"arm": record.arm, "seed": record.seed, "outcome": record.outcome, **facts}))
         return OK
@@ -250,13 +327,12 @@ def _parse(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    if arguments.manifest:
+    if arguments.form == "manifest":
         with Ledger.open(arguments.result) as ledger:
             manifest = proof.manifest(ledger.plan(), ledger.records(), arguments.result)
         print(json.dumps(manifest, indent=1))
         return OK
-    form = "json" if arguments.json else "markdown" if arguments.markdown else "text"
-    return _show(arguments.result, form)
+    return _show(arguments.result, arguments.form, _conditions(arguments), arguments.all)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -292,11 +368,10 @@ def _sample(trials: Sequence[Trial], wanted: int | None) -> list[Trial]:
 
 
 def _bundle(arguments: argparse.Namespace) -> int:
-    plan, observations, records = _observations(arguments.result)
-    report = text.markdown(document(plan, observations, records))
-    target = arguments.output or Path(f"{plan['experiment']['name']}.testbed")
+    made = results.report(results.load(arguments.result))
+    target = arguments.output or Path(f"{made['name']}.testbed")
     with Watcher() as watcher:
-        proof.bundle(arguments.result, target, report, cache_directory(), watcher.note)
+        proof.bundle(arguments.result, target, text.markdown(made), cache_directory(), watcher.note)
     _tell(f"{target.stat().st_size / 1e6:.1f} MB")
     print(target)
     return OK
@@ -327,6 +402,46 @@ def _replay(arguments: argparse.Namespace) -> int:
         return OK if same else DIFFERS
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    with Watcher() as watcher, _naming(arguments.experiment):
+        for line in explain.explain(_cells(arguments), cache_directory(), watcher.note):
+            print(line)
+    return OK
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from testbed.report import plots, timeline  # noqa: PLC0415  (slow, with matplotlib)
+
+    if not 0 < arguments.margin < 1:
+        raise SpecError(f"--margin: {arguments.margin:g} is not between 0 and 1")
+    suffix = arguments.output.suffix.removeprefix(".") if arguments.output else ""
+    if arguments.output and suffix not in ("svg", "png"):
+        raise SpecError(f"{arguments.output}: a picture is .svg or .png")
+    found = results.history(arguments.results, arguments.metric, ALPHA, arguments.margin)
+    _print(timeline.render(found.title, found.unit, found.points, found.decisions))
+    if arguments.output:
+        changed = [decision.direction is not None for decision in found.decisions]
+        figure = plots.history(
+            found.title,
+            [p.label for p in found.points],
+            [list(p.values.values()) for p in found.points],
+            changed,
+        )
+        # Asked for by name: that it cannot be written is an error, one line and status 3.
+        arguments.output.write_bytes(plots.rendered(figure, suffix))
+    return OK
+
+
+def _schema(_arguments: argparse.Namespace) -> int:
+    print(json.dumps(spec.schema(), indent=2))
+    return OK
+
+
+def _metrics(_arguments: argparse.Namespace) -> int:
+    print(metrics_table(), end="")
+    return OK
+
+
 def _doctor(_arguments: argparse.Namespace) -> int:
     needs = doctor.examine(cache_directory())
     for need in needs:
@@ -348,7 +463,12 @@ def _doctor(_arguments: argparse.Namespace) -> int:
 
 
 def _experiment(arguments: argparse.Namespace, **fixed: str) -> Experiment:
-    """The experiment file, with the options of the command line in place of what it says."""
+    """The experiment file, of a matrix its first cell."""
+    return _cells(arguments, **fixed)[0].experiment
+
+
+def _cells(arguments: argparse.Namespace, **fixed: str) -> list[Cell]:
+    """The experiment file, expanded, with the options of the command line in place of what it says."""
     options = {name: getattr(arguments, name, None) for name in ("accel", "mode", "seeds")} | fixed
     if options["accel"] and options["mode"] == "deterministic":
         raise SpecError("--accel is a choice for `--mode realtime`; deterministic guests are emulated")
@@ -356,13 +476,18 @@ def _experiment(arguments: argparse.Namespace, **fixed: str) -> Experiment:
         options["mode"] = "realtime"
     elif options["mode"] == "deterministic":
         options["accel"] = "auto"
-    experiment = spec.load(
-        arguments.experiment, {key: value for key, value in options.items() if value is not None}
-    )
-    if line := getattr(arguments, "line", None):
-        kernel = KernelSpec(debian=series.line(line).source, config=experiment.kernel.config)
-        experiment = experiment.model_copy(update={"kernel": kernel, "name": f"{experiment.name}-{line}"})
-    return experiment
+    given = {key: value for key, value in options.items() if value is not None}
+    expanded = spec.expand(arguments.experiment, given, [metric.name for metric in METRICS])
+    line = getattr(arguments, "line", None)
+    return [_on_line(cell, line) if line else cell for cell in expanded]
+
+
+def _on_line(cell: Cell, line: str) -> Cell:
+    """The same on a kernel line of patches/."""
+    experiment = cell.experiment
+    kernel = KernelSpec(debian=series.line(line).source, config=experiment.kernel.config)
+    changes = {"kernel": kernel, "name": f"{experiment.name}-{line}"}
+    return replace(cell, experiment=experiment.model_copy(update=changes))
 
 
 @contextlib.contextmanager
@@ -377,48 +502,116 @@ def _naming(experiment: Path) -> Iterator[None]:
 
 
 def _execute(arguments: argparse.Namespace) -> Path:
-    """Run what is missing of an experiment; return its result directory."""
-    experiment = _experiment(arguments)
-    directory: Path = arguments.results or Path("results") / experiment.name
+    """Run what is missing of an experiment, in every cell of its matrix; return its result directory."""
+    expanded = _cells(arguments)
+    experiment = expanded[0].experiment
+    home: Path = arguments.results or Path("results") / experiment.name
     with Watcher() as watcher, _naming(arguments.experiment):
-        ready = campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
-        # Only now: an experiment that cannot run moves nothing.
-        if arguments.fresh and (old := store.set_aside(directory)):
+        if not expanded[0].at:
+            _execute_one(arguments, experiment, home, watcher)
+            return home
+        if arguments.fresh and (old := store.set_aside(home)):
             watcher.note(f"the old result is now {old}")
-        with Ledger.create(directory) as ledger:
-            ledger.set_plan(ready.document)
-            runner.run(ready.trials, ledger, arguments.jobs, watcher)
-    return directory
+        kept = argparse.Namespace(**{**vars(arguments), "fresh": False})
+        cells.run(
+            expanded, home, lambda e, directory: _execute_one(kept, e, directory, watcher), watcher.note
+        )
+    return home
 
 
-def _observations(directory: Path) -> tuple[Any, list[Observation], list[Record]]:
-    """The plan, the trials of it that have ended, and the records of all their attempts."""
-    with Ledger.open(directory) as ledger:
-        plan = ledger.plan()
-        records = [record for record in ledger.records() if record.trial in plan["trials"]]
-        chosen = final(records).values()
-        return plan, [Observation(record, parse(ledger.log(record))) for record in chosen], records
+def _execute_one(
+    arguments: argparse.Namespace, experiment: Experiment, directory: Path, watcher: Watcher
+) -> None:
+    ready = campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
+    # Only now: an experiment that cannot run moves nothing.
+    if arguments.fresh and (old := store.set_aside(directory)):
+        watcher.note(f"the old result is now {old}")
+    with Ledger.create(directory) as ledger:
+        ledger.set_plan(ready.document)
+        _run_until_decided(experiment, ready.trials, ledger, arguments.jobs, watcher)
 
 
-def _show(directory: Path, form: str) -> int:
-    """Write report.json and report.md into the result directory and print the report."""
-    plan, observations, records = _observations(directory)
-    result = document(plan, observations, records)
-    as_json = json.dumps(result, indent=2) + "\n"
-    as_markdown = text.markdown(result)
-    for name, content in (("report.json", as_json), ("report.md", as_markdown)):
-        _replace(directory / name, content)
+def _run_until_decided(
+    experiment: Experiment, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, watcher: Watcher
+) -> None:
+    """Run the trials of all seeds; with primary metrics, of no more than it takes to decide them."""
+    began = time.monotonic()
+    # In pairs, whatever the cores: at the end of each batch some are idle, and when it is decided must be the
+    # same everywhere.
+    looks = range(LEAST_SEEDS, experiment.seeds, 2) if experiment.looks else ()
+    stops = range(1, experiment.seeds) if experiment.minutes else looks
+    for seed in (*stops, experiment.seeds):
+        runner.run([trial for trial in trials if trial.seed <= seed], ledger, jobs, watcher)
+        if seed == experiment.seeds:
+            return
+        so_far = results.read(ledger)
+        if missing := results.untold(so_far):
+            raise SpecError(
+                f"primary: no trial has the metric {', '.join(missing)}",
+                "`testbed parse RESULT` shows which there are with this kernel and this workload",
+            )
+        if seed in looks and results.decided(so_far):
+            watcher.note(f"decided after {seed} seeds")
+            return
+        if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
+            watcher.note(f"no further seed: {experiment.minutes:g} minutes are over")
+            return
+
+
+def _show(directory: Path, form: str, fail_on: Sequence[Condition] = (), everything: bool = False) -> int:
+    """Write the report in all its forms into the result directory and print one of them."""
+    if results.is_matrix(directory):
+        return _show_matrix(directory, form, fail_on)
+    result = results.load(directory)
+    made = results.report(result)
     if form == "text":
-        width = None if sys.stdout.isatty() else PIPE_COLUMNS
-        console = Console(highlight=False, width=width)
-        # Written by us: of a closed pipe rich makes an exit status of its own.
-        with console.capture() as captured:
-            console.print(text.render(result))
-        print(captured.get(), end="")
-        _tell(f"also in {directory}/report.json and report.md; raw console logs in {directory}/logs")
+        # Before the pictures, which take some seconds.
+        _print(text.render(made, everything))
+        sys.stdout.flush()
+    results.write(directory, result, made, _tell)
+    if form == "text":
+        _tell(f"also in {directory}: report.html, with pictures; .md, .json, .xml (JUnit), .ktap; logs/")
     else:
-        print(as_json if form == "json" else as_markdown, end="")
-    return OK if result["seeds"] else max(_status(observations), NOTHING_TO_COMPARE)
+        print(results.FORMS[form][1](made), end="")
+    return _verdict_status(made, fail_on, result.observations)
+
+
+def _verdict_status(made: Any, fail_on: Sequence[Condition], observations: Sequence[Observation]) -> int:
+    """The exit status for a comparison."""
+    if not made["seeds"]:
+        return max(_status(observations), NOTHING_TO_COMPARE)
+    return _gate(made, fail_on)
+
+
+def _gate(made: Any, fail_on: Sequence[Condition], where: str = "") -> int:
+    """The exit status for the conditions of --fail-on."""
+    if fail_on and not made["verdicts"]:
+        raise SpecError("--fail-on: nothing is judged here: it takes a primary metric and a second arm")
+    met = list(failures(made, fail_on))
+    for line in met:
+        _tell(f"failed: {where}{line}")
+    return GATE if met else OK
+
+
+def _show_matrix(home: Path, form: str, fail_on: Sequence[Condition]) -> int:
+    """The same for a matrix: a table with a row per cell, and heat maps."""
+    if form not in ("text", "json", "markdown"):
+        raise SpecError(f"{home}: a matrix has no such report, but each of its cells has one")
+    made, documents, status = results.write_matrix(home, _tell)
+    if form == "text":
+        _print(matrix.render(made))
+        _tell(f"also in {home}: report.json, report.md, heat maps in pictures/, and a result per cell")
+    else:
+        print(json.dumps(made, indent=2) if form == "json" else matrix.markdown(made), end="")
+    return max([status, *(_gate(cell, fail_on, f"{name}: ") for name, cell in documents.items())])
+
+
+def _print(renderable: RenderableType) -> None:
+    # Written by us: of a closed pipe rich makes an exit status of its own.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+    with console.capture() as captured:
+        console.print(renderable)
+    print(captured.get(), end="")
 
 
 def _status(observations: Sequence[Observation]) -> int:
@@ -427,16 +620,6 @@ def _status(observations: Sequence[Observation]) -> int:
     if outcomes == {LOST}:
         return GuestLost.exit_status
     return OK if MEASURED in outcomes else NOTHING_TO_COMPARE
-
-
-def _replace(path: Path, content: str) -> None:
-    draft = path.with_suffix(".tmp")
-    try:
-        draft.write_text(content, encoding="utf-8")
-        draft.replace(path)
-    except OSError as unwritable:
-        # A result on read-only media can still be reported on.
-        _tell(f"{path}: not written: {unwritable.strerror}")
 
 
 def _facts(measurement: Measurement) -> dict[str, Any]:

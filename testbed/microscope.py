@@ -56,7 +56,7 @@ class Microscope:
         self._breakpoints: set[int] = set()
         self._cpu = self._running = self._stopped_at = 0
         self._started = False
-        self._sizes = iter([size for _, size in trial.meetings])
+        self._sizes = iter([size for _, size in trial.script.meetings])
 
     def __enter__(self) -> Microscope:
         with contextlib.ExitStack() as stack:

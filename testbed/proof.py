@@ -22,9 +22,9 @@ from typing import Any
 from testbed import campaign
 from testbed.errors import SpecError, StoreError
 from testbed.guest import qemu, snapshot
-from testbed.guest.shape import Shape
 from testbed.paths import sha256
 from testbed.record import LOST, Record, final
+from testbed.script import script
 from testbed.spec import Experiment
 from testbed.store import LEDGER, Ledger
 from testbed.trial import Trial
@@ -278,14 +278,12 @@ def _bundled(
             vmlinux_sha256=said["kernels"][expected.arm]["vmlinux_sha256"],
             initramfs=files / "initramfs",
             initramfs_sha256=said["initramfs_sha256"],
-            shape=Shape("icount", experiment.guest.vcpus, experiment.guest.boot_memory),
-            guest=experiment.guest,
-            workload=experiment.workload,
-            sysctl=experiment.arms[expected.arm].sysctl,
+            shape=campaign.shape_of(experiment),
+            memory=experiment.guest.memory,
+            script=script(experiment, expected.arm, expected.seed),
             deadlines=experiment.deadlines,
             environment=campaign.environment(said["qemu_family"], said["booted_by"]),
             qemu=emulator,
-            tracepoints=experiment.tracepoints,
             # Its snapshots are not to be taken for those that are made here.
             cache=files,
             compiled_plugin=files / "rendezvous.so",

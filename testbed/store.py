@@ -26,6 +26,8 @@ from testbed.record import Record
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
+# In a directory that has a result per cell of a matrix.
+MATRIX = "matrix.json"
 
 _TABLES = """
 CREATE TABLE plans (id INTEGER PRIMARY KEY, document TEXT NOT NULL);
@@ -145,7 +147,7 @@ def set_aside(directory: Path) -> Path | None:
     """
     if not directory.exists():
         return None
-    if not (directory / LEDGER).is_file():
+    if not any((directory / name).is_file() for name in (LEDGER, MATRIX)):
         raise SpecError(f"{directory}: not moved aside: there is no {LEDGER} in it, so it is not a result")
     if directory.name in ("", ".."):
         directory = directory.resolve()

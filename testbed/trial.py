@@ -10,8 +10,8 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from testbed.analysis.parse import Measurement, parse
@@ -23,11 +23,8 @@ from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
 from testbed.guest.snapshot import Start
 from testbed.record import LOST, MEASURED, Record
-from testbed.spec import DeadlineSpec, GuestSpec, MmapTest, WorkloadSpec
-
-PAGE = 4096
-# mmap_test lets pages go in chunks of this many; a window is a whole number of them.
-CHUNK_PAGES = 64
+from testbed.script import Script
+from testbed.spec import DeadlineSpec
 
 
 @dataclass(frozen=True)
@@ -41,15 +38,13 @@ class Trial:
     initramfs: Path
     initramfs_sha256: str
     shape: Shape
-    guest: GuestSpec
-    workload: WorkloadSpec
-    sysctl: Mapping[str, int | str]
+    # The balloon's target in bytes.
+    memory: int
+    script: Script
     deadlines: DeadlineSpec
     # What else numbers depend on: QEMU's family or version and, in real time, the host.
     environment: tuple[str, ...]
     qemu: Qemu
-    # Whether the guest tallies the events of its direct reclaims.
-    tracepoints: bool = False
     # Where snapshots and plugins are kept; a plugin that is there needs no compiler.
     cache: Path = field(default=Path())
     compiled_plugin: Path | None = field(default=None)
@@ -65,10 +60,8 @@ class Trial:
             "vmlinux": self.vmlinux_sha256,
             "initramfs": self.initramfs_sha256,
             "machine": identity(self.shape),
-            "guest": self.guest.model_dump(mode="json"),
-            "workload": self.workload.model_dump(mode="json"),
-            "sysctl": dict(self.sysctl),
-            "tracepoints": self.tracepoints,
+            "memory": self.memory,
+            "script": asdict(self.script),
             "deadlines": self.deadlines.model_dump(mode="json"),
             "environment": self.environment,
         }
@@ -78,16 +71,6 @@ class Trial:
     def deterministic(self) -> bool:
         """Whether the same trial gives the same bytes every time."""
         return self.shape.accel == "icount"
-
-    @property
-    def meetings(self) -> tuple[tuple[int, int], ...]:
-        """When the workload meets the host, and the memory from then on: (ms, bytes)."""
-        return meetings(self.guest, self.workload.mmap_test)
-
-    @property
-    def set_up(self) -> tuple[str, ...]:
-        """Init's commands that make the guest ready for the workload."""
-        return tuple(set_up_commands(self.guest, self.workload.mmap_test, self.sysctl, self.tracepoints))
 
     def plugin(self) -> Path:
         """The rendezvous plugin for its QEMU."""
@@ -102,48 +85,11 @@ class Trial:
             self.vmlinux_sha256,
             self.initramfs,
             self.initramfs_sha256,
-            self.guest.memory,
-            self.set_up,
+            self.memory,
+            self.script.set_up,
             self.qemu,
             self.booted_by or self.qemu.version,
         )
-
-
-def window_pages(workload: MmapTest, memory: int) -> int:
-    """Pages of one task's window, so that all tasks together map `footprint` x memory (bytes)."""
-    share = workload.footprint * memory / workload.tasks / PAGE
-    return max(1, int(share) // CHUNK_PAGES) * CHUNK_PAGES
-
-
-def run_command(workload: MmapTest, memory: int, seed: int) -> str:
-    """The line that starts the workload."""
-    milliseconds = max(1, round(workload.seconds * 1000))
-    pages = window_pages(workload, memory)
-    return f"run mmap_test {workload.mode} {workload.tasks} {milliseconds} {pages} {seed}"
-
-
-def meetings(guest: GuestSpec, workload: MmapTest) -> tuple[tuple[int, int], ...]:
-    """When the workload meets the host, and the memory from then on: (ms, bytes)."""
-    return guest.balloon.targets(guest.memory, workload.seconds) if guest.balloon else ()
-
-
-def set_up_commands(
-    guest: GuestSpec, workload: MmapTest, sysctl: Mapping[str, int | str], tracepoints: bool
-) -> Iterator[str]:
-    """The lines that make the guest ready for the workload."""
-    yield f"set /proc/sys/vm/swappiness {guest.swappiness}"
-    if guest.swap:
-        yield f"swap {guest.swap}"
-    if workload.mode == "file":
-        yield "disk"
-        # One page a fault, or a touch would map its neighbours and their touches be no faults.
-        yield f"set /sys/kernel/debug/fault_around_bytes {PAGE}"
-    if appointments := meetings(guest, workload):
-        yield f"meets {','.join(str(at) for at, _ in appointments)}"
-    for name, value in sysctl.items():
-        yield f"set /proc/sys/{name.replace('.', '/')} {value}"
-    if tracepoints:
-        yield "tally"
 
 
 def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
@@ -213,9 +159,7 @@ def guest(trial: Trial, cancel: threading.Event, took: Stages | None = None) -> 
         trial.initramfs,
         qemu=trial.qemu.program,
         cancel=cancel,
-        given=trial.start.given(
-            "memory", run_command(trial.workload.mmap_test, trial.guest.memory, trial.seed)
-        ),
+        given=trial.start.given("memory", trial.script.run),
         plugin=trial.plugin(),
         snapshot=path,
     )
@@ -228,7 +172,7 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: Stages) -> 
         with took.stage("boot"):
             guest.resume(deadlines.boot)
             mark = guest.answer("memory")
-        memory["balloon"] = trial.guest.memory
+        memory["balloon"] = trial.memory
         _note_memory(mark, memory)
         with took.stage("workload"):
             return _work(guest, trial)
@@ -236,12 +180,12 @@ def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: Stages) -> 
         ready = guest.boot(deadlines.boot)
     guest.require_all_cpus(ready)
     with took.stage("balloon"):
-        memory["balloon"] = guest.balloon(trial.guest.memory, deadlines.balloon)
+        memory["balloon"] = guest.balloon(trial.memory, deadlines.balloon)
     _note_memory(guest.command("memory", "memory"), memory)
-    for line in trial.set_up:
+    for line in trial.script.set_up:
         guest.command(line)
     with took.stage("workload"):
-        guest.console.type(run_command(trial.workload.mmap_test, trial.guest.memory, trial.seed))
+        guest.console.type(trial.script.run)
         return _work(guest, trial)
 
 
@@ -257,7 +201,7 @@ def _note_memory(mark: Mark, memory: dict[str, int]) -> None:
 
 def _work(guest: Guest, trial: Trial) -> Mark:
     """Wait for the workload's end; change the guest's memory whenever it meets us."""
-    sizes = iter([size for _, size in trial.meetings])
+    sizes = iter([size for _, size in trial.script.meetings])
 
     def meet() -> None:
         if (size := next(sizes, None)) is None:

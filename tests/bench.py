@@ -61,7 +61,7 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     for metric in METRICS:
         values = [value for m in measurements if (value := metric.value(m)) is not None]
         if len(values) > 2 and statistics.fmean(values):
-            noise[metric.title] = statistics.stdev(values) / statistics.fmean(values)
+            noise[metric.title_of("mmap_test")] = statistics.stdev(values) / statistics.fmean(values)
     return records, noise
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The patch under fire for a long time: `make soak`, or `python -m tests.soak [MINUTES [CAPTURES]]`.
+"""The patch under fire for a long time: `make soak`, or
+`python -m tests.soak [MINUTES [CAPTURES]] [--line 6.1|all]`.
 
 For so many minutes in each mode, anonymous and file pages by turns on a debug kernel, now with requests from
 inside the kernel, now with allocations that fail. Then so many captures on a kernel that is fast. Ends with
@@ -8,15 +9,18 @@ an AssertionError at the first splat, at a page that is not as it should be, or 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 import time
 from typing import Literal
 
 from testbed.guest.image import Image
+from testbed.kernel import series
+from testbed.kernel.series import Line
 from tests.guest import subject
 from tests.guest.subject import EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
-from tests.guest.test_correctness import LINES, NOISE, capture
+from tests.guest.test_correctness import NOISE, capture
 
 ROUND_SECONDS = 15.0
 
@@ -40,32 +44,36 @@ def under_fire(guest: Subject, mode: int, seconds: float) -> None:
             return
 
 
-def soak(package: str, image: Image, minutes: float, captures: int) -> None:
+def soak(line: Line, image: Image, minutes: float, captures: int) -> None:
     """All of it, for one kernel line."""
-    kernel = subject.kernel(package, PORT)
+    pristine = subject.tree(line)
+    kernel = subject.kernel(pristine, PORT)
     for name, mode in {"off": OFF, "early": EARLY, "fallback": FALLBACK}.items():
         with subject.booted(kernel, image, cmdline="page_owner=on page_poison=1") as guest:
             under_fire(guest, mode, minutes * 60)
             counters = guest.counters()
         said = {key: value for key, value in counters.items() if key.startswith("reclaim_capture")}
-        say(f"{package} {name}: {minutes:g} min, no complaint; {said}")
-    with subject.booted(subject.kernel(package, PORT, FAST), image) as guest:
+        say(f"{pristine.label}, {name}: {minutes:g} min, no complaint; {said}")
+    with subject.booted(subject.kernel(pristine, PORT, FAST), image) as guest:
         began = time.monotonic()
         expected, lost = capture(guest, captures)
         guest.require_sound()
     assert expected == 0, expected
     assert abs(lost) < NOISE, lost
     rate = captures / (time.monotonic() - began)
-    say(f"{package}: {captures} captures, {rate:.0f}/s, {lost} pages away at their end")
+    say(f"{pristine.label}: {captures} captures, {rate:.0f}/s, {lost} pages away at their end")
 
 
-def main(arguments: list[str]) -> None:
-    minutes = float(arguments[0]) if arguments else 10.0
-    captures = int(arguments[1]) if len(arguments) > 1 else 1_000_000
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak")
+    parser.add_argument("minutes", nargs="?", type=float, default=10.0, help="in each mode")
+    parser.add_argument("captures", nargs="?", type=int, default=1_000_000)
+    parser.add_argument("--line", default="6.1", help="one of patches/lines.yaml, or all")
+    wanted = parser.parse_args()
     image = subject.initramfs()
-    for package in LINES.values():
-        soak(package, image, minutes, captures)
+    for line in series.lines() if wanted.line == "all" else [series.line(wanted.line)]:
+        soak(line, image, wanted.minutes, wanted.captures)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -18,6 +18,10 @@
  *	thefts		... that somebody else was the next to get
  *	thefts_waiting	... before the one that had freed them got any
  *
+ * and /run/result/episodes, as JSON: direct reclaims of any order, from begin
+ * to end: a histogram of their durations, how often how many pages were freed
+ * (1024: or more), and per task its pid, episodes, pages and ns.
+ *
  * See docs/stock-kernels.md.
  *
  * Events are taken in the order of their times. Every CPU has them in order;
@@ -39,8 +43,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "load.h"
+
 #define INSTANCE "/sys/kernel/tracing/instances/tally/"
-#define PAGE 4096
 #define LOOK_NS 2000000		/* from one look at the buffers to the next */
 #define MAX_CPUS 64
 #define PIDS (1 << 22)		/* PID_MAX_LIMIT of 64-bit kernels */
@@ -89,10 +94,17 @@ enum {
 	MISSED_DRAINED = 8,	/* ... nor after the drain */
 };
 
-static struct task {
+static struct claim {
 	uint8_t state;
+	uint8_t inside;		/* a direct reclaim, of any order */
 	uint16_t round;		/* counts the requests that had to reclaim */
-} tasks[PIDS];
+	uint32_t episodes, pages;
+	uint64_t began, ns;
+} *claims;			/* PIDS of them */
+
+/* Direct reclaims from begin to end: how long they took, and how much they freed. */
+#define MOST_PAGES 1024
+static uint32_t durations[BUCKETS], pages_freed[MOST_PAGES + 1], highest_pid;
 
 /* Who freed a page that nobody has got since: its pid, and in which round. */
 #define ROUNDS 1024		/* 10 bits beside 22 of the pid */
@@ -102,20 +114,6 @@ static struct {
 	uint64_t lost, tries, misses, misses_drained, repeats;
 	uint64_t freed, thefts, thefts_waiting;
 } count;
-
-static void die(const char *what)
-{
-	fprintf(stderr, "tally: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static void read_file(const char *path, char *text, size_t size)
 {
@@ -238,7 +236,7 @@ static void advance(struct cpu *cpu)
 
 static int is_waiting(uint32_t owner)
 {
-	struct task *task = &tasks[owner % PIDS];
+	struct claim *task = &claims[owner % PIDS];
 
 	return task->state && task->round % ROUNDS == owner / PIDS;
 }
@@ -264,7 +262,7 @@ static void note_thefts(uint64_t pfn, uint64_t order, uint32_t thief)
 	}
 }
 
-static void miss(struct task *task)
+static void miss(struct claim *task)
 {
 	if ((task->state & (TRIED | MISSED)) == TRIED) {
 		task->state |= MISSED;
@@ -272,7 +270,7 @@ static void miss(struct task *task)
 	}
 }
 
-static void miss_drained(struct task *task)
+static void miss_drained(struct claim *task)
 {
 	miss(task);
 	if ((task->state & (TRIED | MISSED_DRAINED)) == TRIED) {
@@ -281,10 +279,24 @@ static void miss_drained(struct task *task)
 	}
 }
 
-static void take(const char *data)
+static void end_episode(struct claim *task, uint64_t time, uint64_t pages)
+{
+	if (!task->inside)
+		return;
+	task->inside = 0;
+	task->episodes++;
+	task->pages += pages;
+	task->ns += time - task->began;
+	durations[bucket(time - task->began)]++;
+	pages_freed[pages < MOST_PAGES ? pages : MOST_PAGES]++;
+	if (task - claims > highest_pid)
+		highest_pid = task - claims;
+}
+
+static void take(const char *data, uint64_t time)
 {
 	uint32_t id = get(data, type), who = get(data, pid) % PIDS;
-	struct task *task = &tasks[who];
+	struct claim *task = &claims[who];
 	int interrupt = !!(get(data, flags) & IN_INTERRUPT);
 	struct kind *kind = kinds;
 
@@ -295,6 +307,8 @@ static void take(const char *data)
 
 	switch (kind - kinds) {
 	case BEGIN:
+		task->inside = 1;
+		task->began = time;
 		if (task->state & TRIED)
 			count.repeats++;
 		if (!task->state)
@@ -302,6 +316,7 @@ static void take(const char *data)
 		task->state = a ? 0 : RECLAIMS;
 		break;
 	case END:
+		end_episode(task, time, a);
 		if (task->state & RECLAIMS) {
 			count.tries += !!a;
 			task->state = a ? TRIED : 0;
@@ -352,7 +367,7 @@ static void look(uint64_t until)
 		if (first->time < latest)
 			count.lost++;
 		latest = first->time;
-		take(first->data);
+		take(first->data, first->time);
 		advance(first);
 	}
 }
@@ -401,14 +416,28 @@ static void open_cpus(void)
 	}
 }
 
+/*
+ * More than a small guest has, of which next to nothing is used: as part of the
+ * program it would keep it from being started.
+ */
+static void *reserved(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (memory == MAP_FAILED)
+		die("memory");
+	return memory;
+}
+
 /* Its own memory must stay where it is, and nobody's work keep it waiting. */
 static void prepare(void)
 {
 	struct sched_param param = { .sched_priority = 1 };
 
-	owners = mmap(NULL, PFNS * sizeof(*owners), PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (owners == MAP_FAILED || mlockall(MCL_CURRENT | MCL_ONFAULT))
+	owners = reserved(PFNS * sizeof(*owners));
+	claims = reserved(PIDS * sizeof(*claims));
+	if (mlockall(MCL_CURRENT | MCL_ONFAULT))
 		die("memory");
 	if (sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param))
 		die("sched_setscheduler");
@@ -424,10 +453,8 @@ static int drains_itself(void)
 
 static void write_result(void)
 {
-	FILE *out = fopen("/run/result/tally", "w");
+	FILE *out = result("tally");
 
-	if (!out)
-		die("/run/result/tally");
 	fprintf(out, "lost %" PRIu64 "\ntries %" PRIu64 "\n", count.lost, count.tries);
 	if (drains_itself())
 		fprintf(out, "misses %" PRIu64 "\n", count.misses);
@@ -435,6 +462,20 @@ static void write_result(void)
 		"\nthefts %" PRIu64 "\nthefts_waiting %" PRIu64 "\n",
 		count.misses_drained, count.repeats, count.freed,
 		count.thefts, count.thefts_waiting);
+	fclose(out);
+	out = result("episodes");
+	fprintf(out, "{\"duration\": ");
+	print_histogram(out, durations);
+	fprintf(out, ",\n\"pages\": [");
+	for (int i = 0, some = 0; i <= MOST_PAGES; i++)
+		if (pages_freed[i])
+			fprintf(out, "%s[%d,%" PRIu32 "]", some++ ? "," : "", i, pages_freed[i]);
+	fprintf(out, "],\n\"tasks\": [");
+	for (uint32_t i = 0, some = 0; i <= highest_pid; i++)
+		if (claims[i].episodes)
+			fprintf(out, "%s[%" PRIu32 ",%" PRIu32 ",%" PRIu32 ",%" PRIu64 "]", some++ ? "," : "",
+				i, claims[i].episodes, claims[i].pages, claims[i].ns);
+	fprintf(out, "]}\n");
 	fclose(out);
 }
 

@@ -32,11 +32,14 @@ class Observation:
 class Arm:
     """One arm. `values`: metric -> seed -> value, of every seed that this arm has measured.
 
+    `phases`: metric -> number of a phase, as "0" -> seed -> value, where there is more than one phase.
+
     Of the comparison's seeds only: `memory`, seed -> the guest's MemTotal in bytes, and `misses`.
     """
 
     name: str
     values: Mapping[str, Mapping[int, float]]
+    phases: Mapping[str, Mapping[str, Mapping[int, float]]]
     memory: Mapping[int, int]
     misses: tuple[Miss, ...]
     outcomes: Mapping[str, int]
@@ -119,10 +122,21 @@ def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -
     return Arm(
         name=name,
         values=values,
+        phases=_phases([o for o in measured if o.record.seed in seeds]),
         memory={o.record.seed: o.record.memory["total"] for o in measured if o.record.seed in seeds},
         misses=tuple(miss for o in measured if o.record.seed in seeds for miss in o.measurement.misses),
         outcomes=Counter(o.record.outcome for o in observations),
     )
+
+
+def _phases(observations: Sequence[Observation]) -> dict[str, dict[str, dict[int, float]]]:
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for metric in METRICS:
+        for o in observations:
+            values = metric.per_phase(o.measurement)
+            for phase, value in values.items() if len(values) > 1 else ():
+                found.setdefault(metric.name, {}).setdefault(phase, {})[o.record.seed] = value
+    return found
 
 
 def median(values: Mapping[int, float]) -> float | None:

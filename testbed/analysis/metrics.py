@@ -1,78 +1,344 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The registry of metrics: name, unit, which direction is better, and how one trial's value is had."""
+"""The registry of metrics: name, unit, which direction is better, and how one trial's value is had.
+
+Most are declared once, as an expression over a reading of counters, and are had from it in three ways: of
+the whole workload (what was counted at its end less at its start), of each phase, and over time (from
+differences of rows of the samples).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 
-from testbed.analysis.histogram import merged, quantile
-from testbed.analysis.parse import Measurement
+from testbed.analysis.histogram import bucket, highest, merged, quantile
+from testbed.analysis.parse import Measurement, Samples, Task
 
 Better = Literal["lower", "higher", "neither"]
+Kind = Literal["rate", "count", "tail", "fairness", "outcome"]
+"""How values are to be compared: as ratios of rates or counts, as quantiles of a distribution, as an index of
+which 1 is the best, or as whether a trial ended badly (above 0)."""
+Level = Literal["main", "more"]
+Series = Sequence[tuple[float, float]]
+Counts = Mapping[str, int]
+
+# A quantile is told if at least so many operations took longer: of fewer it is a matter of luck.
+EXCEEDANCES = 100
+# Workloads of which each operation takes one page.
+PAGEWISE = {"mmap_test", "swap_thrash", "memcg", "stutter"}
+
+
+# --- expressions over counters --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A number of one trial. `value` gives None where the kernel or the log does not tell it."""
+class Expression:
+    """A number that follows from how far counters went; None where one of them is not there, or fell."""
 
-    name: str
-    title: str
-    unit: str
-    better: Better
+    text: str
+    of: Callable[[Counts], float | None]
+
+
+def counter(*names: str) -> Expression:
+    """The sum of counters."""
+
+    def of(counts: Counts) -> float | None:
+        parts = [counts.get(name, -1) for name in names]
+        return sum(parts) if min(parts) >= 0 else None
+
+    return Expression(" + ".join(names), of)
+
+
+def every(prefix: str) -> Expression:
+    """The sum of all counters whose names begin so; where there is none, it is not known, rather than 0."""
+
+    def of(counts: Counts) -> float | None:
+        parts = [n for name, n in counts.items() if name.startswith(prefix)]
+        return sum(parts) if parts and min(parts) >= 0 else None
+
+    return Expression(f"{prefix}*", of)
+
+
+def ratio(top: Expression, bottom: Expression, scale: float = 1.0) -> Expression:
+    """One by the other, times `scale`; None where that is 0."""
+
+    def of(counts: Counts) -> float | None:
+        over, under = top.of(counts), bottom.of(counts)
+        return over / under * scale if over is not None and under else None
+
+    sides = [f"({side.text})" if " " in side.text else side.text for side in (top, bottom)]
+    times = f"{scale:g} x " if scale != 1 else ""
+    return Expression(times + " / ".join(sides), of)
+
+
+@dataclass(frozen=True)
+class _Change(Mapping[str, int]):
+    """How far the counters of a table went from one row to another."""
+
+    columns: Mapping[str, int]
+    before: Sequence[int]
+    after: Sequence[int]
+
+    def __getitem__(self, name: str) -> int:
+        return self.after[self.columns[name]] - self.before[self.columns[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+def _columns(m: Measurement, samples: Samples) -> Mapping[str, int]:
+    """Where each counter is in a row. The guest writes 0 for what its kernel does not tell."""
+    absent = {"psi_some_us", "psi_full_us"} if m.pressure is None else set()
+    if not m.kswapd or not m.kswapd.difference:
+        absent.add("kswapd_ns")
+    return {name: index for name, index in samples.place.items() if name not in absent}
+
+
+def _totals(m: Measurement) -> Counts:
+    """What was counted of the whole workload, with the names that the samples have."""
+    totals = dict(m.counters or {})
+    if m.pressure:
+        totals |= {f"psi_{name}_us": n for name, n in m.pressure.difference.items()}
+    if m.kswapd and m.kswapd.difference:
+        totals["kswapd_ns"] = sum(m.kswapd.difference.values())
+    if m.samples and not m.samples.lost:
+        totals["ns"] = m.samples["ns"][-1] - m.samples["ns"][0]
+    return totals
+
+
+# --- how values are had ---------------------------------------------------------------------------
+
+
+class View(Protocol):
+    """A number of one trial, and of its phases and over time, as far as its source allows."""
+
+    def value(self, m: Measurement) -> float | None:
+        """Of the whole workload; None where the kernel or the log does not tell it."""
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Of each phase, by its number, from "0" on."""
+
+    def series(self, m: Measurement) -> Series:
+        """Over time, as (seconds from the start, value)."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Of the whole workload only."""
+
     value: Callable[[Measurement], float | None]
-    # Whether trials whose workload failed have it, too, and would be missed if they were left out.
-    of_failures: bool = False
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
+    def series(self, m: Measurement) -> Series:
+        """Nothing."""
+        return ()
 
 
-def _counter(name: str) -> Callable[[Measurement], float | None]:
-    return lambda m: m.counters.get(name) if m.counters is not None else None
+@dataclass(frozen=True)
+class Counted:
+    """An expression over counters. What is `extensive` is per second in a series."""
+
+    expression: Expression
+    extensive: bool
+
+    def value(self, m: Measurement) -> float | None:
+        """Of what was counted at the end, less at the start."""
+        return self.expression.of(_totals(m))
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """From a phase's first row to the next one's."""
+        if not m.samples:
+            return {}
+        columns, rows = _columns(m, m.samples), m.samples.rows
+        return _known(
+            (str(phase), self.expression.of(_Change(columns, rows[start], rows[end])))
+            for phase, (start, end) in m.samples.phases.items()
+        )
+
+    def series(self, m: Measurement) -> Series:
+        """From row to row, at the time of the later one."""
+        if not m.samples:
+            return ()
+        columns, rows, seconds = _columns(m, m.samples), m.samples.rows, m.samples.seconds
+        found = []
+        for i in range(1, len(rows)):
+            value = self.expression.of(_Change(columns, rows[i - 1], rows[i]))
+            took = seconds[i] - seconds[i - 1]
+            if value is not None and took > 0:
+                found.append((seconds[i], value / took if self.extensive else value))
+        return found
 
 
-def _tallied(name: str) -> Callable[[Measurement], float | None]:
-    """What tracepoints tell, unless some of their events were lost: what is missing changes any number."""
-    return lambda m: m.tally.get(name) if m.tally is not None and m.tally.get("lost") == 0 else None
+@dataclass(frozen=True)
+class Sampled:
+    """The mean over time of something that every row of the samples tells, had samples been asked for."""
+
+    of: Callable[[Mapping[str, int]], float]
+    columns: tuple[str, ...]
+
+    def value(self, m: Measurement) -> float | None:
+        """Weighted with how long each row was the last one."""
+        series = self.series(m)
+        return _mean(series) if not (m.samples and m.samples.lost) else None
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Of the rows of each phase."""
+        series = self.series(m)
+        phases = m.samples.phases.items() if m.samples and series else ()
+        return _known((str(phase), _mean(series[start : end + 1])) for phase, (start, end) in phases)
+
+    def series(self, m: Measurement) -> Series:
+        """Row by row."""
+        samples = m.samples
+        asked = m.sampling and m.sampling.get("period_ns")
+        if not samples or not asked or not all(name in samples for name in self.columns):
+            return ()
+        values = zip(*(samples[name] for name in self.columns), strict=True)
+        rows = (dict(zip(self.columns, row, strict=True)) for row in values)
+        return [(seconds, self.of(row)) for seconds, row in zip(samples.seconds, rows, strict=True)]
 
 
-def _sum_of_counters(prefix: str) -> Callable[[Measurement], float | None]:
-    """All counters whose names begin so; where there is none, this is not known, rather than none."""
-
-    def value(m: Measurement) -> float | None:
-        parts = [n for name, n in (m.counters or {}).items() if name.startswith(prefix)]
-        return sum(parts) if parts else None
-
-    return value
-
-
-def _misses_per_try(m: Measurement) -> float | None:
-    tries, misses = (_counter(f"direct_reclaim_{name}")(m) for name in ("try", "miss"))
-    return misses / tries if tries and misses is not None else None
-
-
-def _pages_per_second(m: Measurement) -> float | None:
-    if m.workload is None:
+def _mean(series: Series) -> float | None:
+    """Of a step function, whose last point is its end."""
+    length = series[-1][0] - series[0][0] if series else 0
+    if length <= 0:
         return None
-    return sum(task.pages / task.ns * 1e9 for task in m.workload.tasks if task.ns)
+    steps = pairwise(series)
+    return sum(value * (until - since) for (since, value), (until, _) in steps) / length
 
 
-def _latency(q: float) -> Callable[[Measurement], float | None]:
-    """A quantile of all tasks' faults taken together, in microseconds."""
-
-    def value(m: Measurement) -> float | None:
-        if m.workload is None:
-            return None
-        ns = quantile(merged(dict(task.histogram) for task in m.workload.tasks), q)
-        return None if ns is None else ns / 1e3
-
-    return value
+def _known(pairs: Iterable[tuple[str, float | None]]) -> dict[str, float]:
+    return {name: value for name, value in pairs if value is not None}
 
 
-def _slowest(m: Measurement) -> float | None:
-    return max(task.max_ns for task in m.workload.tasks) / 1e3 if m.workload else None
+def _tasks(m: Measurement, group: str) -> list[Task]:
+    return [task for task in m.workload.tasks if task.group == group] if m.workload else []
 
 
-def jain(shares: list[int]) -> float | None:
+def _by_phase(tasks: Sequence[Task]) -> Iterator[tuple[str, list[Mapping[int, int]]]]:
+    """The histograms of all tasks, phase by phase; where a task has none, not of any."""
+    for phase in range(min((len(task.phases) for task in tasks), default=0)):
+        yield str(phase), [task.phases[phase] for task in tasks]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Something of how long the operations of a group took, all its tasks taken together."""
+
+    group: str
+    of: Callable[[Mapping[int, int]], float | None]
+
+    def value(self, m: Measurement) -> float | None:
+        """Of all operations."""
+        return self.of(merged(task.histogram for task in _tasks(m, self.group)))
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Of the operations that began in each phase."""
+        phases = _by_phase(_tasks(m, self.group))
+        return _known((phase, self.of(merged(histograms))) for phase, histograms in phases)
+
+    def series(self, m: Measurement) -> Series:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Slowest(Latency):
+    """The longest operation: exactly, where there are no phases."""
+
+    of: Callable[[Mapping[int, int]], float | None] = lambda found: (
+        highest(max(found)) / 1e3 if found else None
+    )
+
+    def value(self, m: Measurement) -> float | None:
+        """Of all operations."""
+        return max((task.max_ns / 1e3 for task in _tasks(m, self.group) if task.ops), default=None)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Something of how the operations of a group are shared among its tasks."""
+
+    group: str
+    of: Callable[[Sequence[int]], float | None]
+
+    def value(self, m: Measurement) -> float | None:
+        """Of all operations."""
+        return self.of([task.ops for task in _tasks(m, self.group)])
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Of the operations that began in each phase."""
+        phases = _by_phase(_tasks(m, self.group))
+        return _known((phase, self.of([sum(h.values()) for h in histograms])) for phase, histograms in phases)
+
+    def series(self, m: Measurement) -> Series:
+        """Nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations per second of all tasks of a group; a task's seconds end with its last operation."""
+
+    group: str
+
+    def value(self, m: Measurement) -> float | None:
+        """Of all operations."""
+        tasks = _tasks(m, self.group)
+        return sum(task.ops / task.ns * 1e9 for task in tasks if task.ns) if tasks else None
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Of the operations that began in each phase, by its length."""
+        took: dict[str, float] = {}
+        if m.samples:
+            seconds = m.samples.seconds
+            took = {str(phase): seconds[b] - seconds[a] for phase, (a, b) in m.samples.phases.items()}
+        return {
+            phase: sum(sum(h.values()) for h in histograms) / took[phase]
+            for phase, histograms in _by_phase(_tasks(m, self.group))
+            if took.get(phase)
+        }
+
+    def series(self, m: Measurement) -> Series:
+        """Nothing."""
+        return ()
+
+
+# --- what they say --------------------------------------------------------------------------------
+
+
+def quantile_us(histogram: Mapping[int, int], q: float) -> float | None:
+    """A quantile in microseconds; None unless EXCEEDANCES operations took longer."""
+    count = sum(histogram.values())
+    ns = quantile(histogram, q) if count - math.ceil(q * count) >= EXCEEDANCES else None
+    return None if ns is None else ns / 1e3
+
+
+def _quantile(q: float) -> Callable[[Mapping[int, int]], float | None]:
+    return lambda histogram: quantile_us(histogram, q)
+
+
+def _over(ns: int) -> Callable[[Mapping[int, int]], float | None]:
+    """The share of operations that took longer, to the accuracy of a bucket."""
+    limit = bucket(ns)
+
+    def share(histogram: Mapping[int, int]) -> float | None:
+        count = sum(histogram.values())
+        return sum(n for index, n in histogram.items() if index > limit) / count if count else None
+
+    return share
+
+
+def jain(shares: Sequence[int]) -> float | None:
     """Jain's fairness index: (sum x)^2 / (n sum x^2), from 1/n (one has all) to 1 (all have the same).
 
     Jain, Chiu, Hawe: DEC Research Report TR-301, 1984. None when nobody has anything.
@@ -81,51 +347,382 @@ def jain(shares: list[int]) -> float | None:
     return sum(shares) ** 2 / (len(shares) * squares) if squares else None
 
 
-def _fairness(m: Measurement) -> float | None:
-    return jain([task.pages for task in m.workload.tasks]) if m.workload else None
+def worst(shares: Sequence[int]) -> float | None:
+    """What the one with the least has, as a share of the mean: from 0 to 1 (all have the same)."""
+    return min(shares) * len(shares) / sum(shares) if any(shares) else None
 
 
-def _oom_kills(m: Measurement) -> float | None:
-    # The counter knows nothing of kills while the windows are filled; the console may have lost lines.
-    counted = m.counters.get("oom_kill") if m.counters is not None else None
-    return counted if not m.oom_victims else max(counted or 0, len(m.oom_victims))
+def _tallied(name: str, per: str = "") -> Whole:
+    """What tracepoints tell, unless some of their events were lost: what is missing changes any number."""
+
+    def value(m: Measurement) -> float | None:
+        if m.tally is None or m.tally.get("lost") != 0:
+            return None
+        if not per:
+            return m.tally.get(name)
+        return m.tally[name] / m.tally[per] if name in m.tally and m.tally.get(per) else None
+
+    return Whole(value)
+
+
+def _episodes(of: Callable[[Measurement], float | None]) -> Whole:
+    """Something of `Measurement.episodes`, if they are all."""
+    whole = _tallied("lost")
+    return Whole(lambda m: of(m) if m.episodes and whole.value(m) == 0 else None)
+
+
+def _episode_quantile(q: float) -> Whole:
+    return _episodes(lambda m: quantile_us(m.episodes.duration, q) if m.episodes else None)
+
+
+def _pages_per_episode(m: Measurement) -> float | None:
+    # Not from the histogram, whose last bucket is `or more`.
+    tasks = m.episodes.tasks if m.episodes else ()
+    count = sum(task.episodes for task in tasks)
+    return sum(task.pages for task in tasks) / count if count else None
+
+
+def _freed_for_others(m: Measurement) -> float | None:
+    """Of the pages that tasks freed in direct reclaim, the share that was freed beyond each one's part.
+
+    A task's part of all freed pages is its part of all pages touched. 0: everybody freed as much as came of
+    its own touches; near 1: some freed what others got. It is the Hoover index (E. M. Hoover, Review of
+    Economic Statistics 18(4), 1936) of reclaim over touches.
+    """
+    if m.workload is None or m.workload.name not in PAGEWISE or m.episodes is None:
+        return None
+    freed = {task.pid: task.pages for task in m.episodes.tasks}
+    pairs = [(freed.get(task.pid, 0), task.ops) for task in m.workload.tasks]
+    all_freed, all_got = sum(mine for mine, _ in pairs), sum(got for _, got in pairs)
+    if not all_freed or not all_got:
+        return None
+    beyond = (max(0.0, mine / all_freed - got / all_got) for mine, got in pairs)
+    return sum(beyond)
+
+
+def _stalls(m: Measurement) -> list[float] | None:
+    """The share of its time that each task of the workload spent in direct reclaim."""
+    if m.workload is None or m.episodes is None:
+        return None
+    stalled = {task.pid: task.ns for task in m.episodes.tasks}
+    return [stalled.get(task.pid, 0) / task.ns for task in m.workload.tasks if task.ns] or None
+
+
+def _mean_stall(m: Measurement) -> float | None:
+    shares = _stalls(m)
+    return sum(shares) / len(shares) if shares else None
+
+
+def _worst_stall(m: Measurement) -> float | None:
+    shares = _stalls(m)
+    return max(shares) if shares else None
+
+
+def _oom_kills(m: Measurement) -> int | None:
+    # Since the guest's start, as there may be kills while memory is filled, before the workload's clock.
+    return m.vmstat.after.get("oom_kill") if m.vmstat else None
+
+
+def _sampling_cost(m: Measurement) -> float | None:
+    took = _totals(m).get("ns")
+    return m.sampling["cpu_ns"] / took if took and m.sampling and "cpu_ns" in m.sampling else None
+
+
+def _zram_compression(m: Measurement) -> float | None:
+    if m.zram is None:
+        return None
+    # A workload that ends leaves hardly anything in swap, and not the most compressible.
+    fuller = max(m.zram.before, m.zram.after, key=lambda said: said["orig_data_size"])
+    return fuller["orig_data_size"] / fuller["compr_data_size"] if fuller["compr_data_size"] else None
+
+
+def _below(mark: str) -> Callable[[Counts], float]:
+    return lambda row: float(row["nr_free_pages"] < row[mark])
+
+
+# --- the registry ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of one trial.
+
+    `source` is the frame and what is read in it, `kernels` those that tell it, if not all do. `titles` are
+    other titles for some workloads. With level "main" it is shown by default, with "more" on demand.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    kind: Kind
+    view: View
+    source: str
+    level: Level = "main"
+    kernels: str = ""
+    # Whether trials whose workload failed have it, too, and would be missed if they were left out.
+    of_failures: bool = False
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def value(self, m: Measurement) -> float | None:
+        """Of the whole workload; None where the kernel or the log does not tell it."""
+        return self.view.value(m)
+
+    def per_phase(self, m: Measurement) -> Mapping[str, float]:
+        """Of each phase, by its number ("0" is the first); empty where the source does not tell."""
+        return self.view.per_phase(m)
+
+    def series(self, m: Measurement) -> Series:
+        """Over time, as (seconds from the start, value in `series_unit`); empty where it is not told."""
+        return self.view.series(m)
+
+    @property
+    def series_unit(self) -> str:
+        """Counts are per second in a series."""
+        return f"{self.unit}/s" if isinstance(self.view, Counted) and self.view.extensive else self.unit
+
+    def title_of(self, workload: str) -> str:
+        """Its title where that workload ran."""
+        return self.titles.get(workload, self.title)
+
+
+def _count(
+    name: str,
+    title: str,
+    better: Better,
+    expression: Expression,
+    *,
+    unit: str = "count",
+    level: Level = "more",
+    kernels: str = "",
+) -> Metric:
+    view, source = Counted(expression, extensive=True), f"vmstat: {expression.text}"
+    return Metric(name, title, unit, better, "count", view, source, level, kernels)
+
+
+def _share(
+    name: str,
+    title: str,
+    better: Better,
+    expression: Expression,
+    *,
+    source: str = "vmstat",
+    level: Level = "more",
+    kernels: str = "",
+) -> Metric:
+    view = Counted(expression, extensive=False)
+    return Metric(name, title, "ratio", better, "rate", view, f"{source}: {expression.text}", level, kernels)
+
+
+# Before, these were one a zone, or one for anonymous memory and files together.
+_SINCE = {"allocstall": ">= 4.8", "pgscan": ">= 4.8", "pgsteal": ">= 4.8", "workingset": ">= 5.9"}
+
+
+def _pages(name: str, title: str, better: Better, key: str, level: Level = "more") -> Metric:
+    kernels = _SINCE.get(key.partition("_")[0], "")
+    return _count(name, title, better, counter(key), unit="pages", level=level, kernels=kernels)
+
+
+def _event(name: str, title: str, better: Better, key: str, kernels: str = "") -> Metric:
+    return Metric(name, title, "count", better, "count", _tallied(key), f"tally: {key}", "main", kernels)
+
+
+def _latencies(group: str, prefix: str, title: str, usual: tuple[str, ...]) -> Iterator[Metric]:
+    """What is told of the latencies of a group: by default what is named in `usual`, all else on demand."""
+    source = f"tasks: histogram, group {group}"
+    for name, q in {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}.items():
+        shown = f"{title} p{100 * q:g}"
+        level: Level = "main" if name in usual else "more"
+        view = Latency(group, _quantile(q))
+        yield Metric(f"{prefix}_{name}", shown, "us", "lower", "tail", view, source, level)
+    level = "main" if "max" in usual else "more"
+    slowest, longest = Slowest(group), f"tasks: max_ns, group {group}"
+    yield Metric(f"{prefix}_max", f"{title} max", "us", "lower", "tail", slowest, longest, level)
+    for ms in (1, 10):
+        view = Latency(group, _over(ms * 1_000_000))
+        name, shown = f"over_{ms}ms", f"{title} over {ms} ms"
+        level = "main" if name in usual else "more"
+        yield Metric(f"{prefix}_{name}", shown, "ratio", "lower", "rate", view, source, level)
+
+
+# The other groups that workloads of this project have, docs/workloads.md.
+GROUPS = ("bystander", "probe", "hog", "limited", "unlimited", "writer", "reader", "parent")
+
+
+def _of_the_patch() -> Iterator[Metric]:
+    """What the instrumentation counts, and reclaim-capture, and what tracepoints tell instead."""
+    yield _count(
+        "direct_reclaims",
+        "direct reclaims",
+        "lower",
+        every("allocstall_"),
+        level="main",
+        kernels=_SINCE["allocstall"],
+    )
+    told: Any = {"level": "main", "kernels": "with the instrumentation"}
+    tries, misses = counter("direct_reclaim_try"), counter("direct_reclaim_miss")
+    yield _count("tries", "order-0 tries", "neither", tries, **told)
+    yield _count("misses", "misses before the drain", "lower", misses, **told)
+    drained = counter("direct_reclaim_miss_drained")
+    yield _count("misses_drained", "misses after the drain", "lower", drained, **told)
+    yield _share("misses_per_try", "misses per try", "lower", ratio(misses, tries), **told)
+    yield _event("stock_tries", "order-0 tries (events)", "neither", "tries")
+    yield _event("stock_misses_estimated", "misses before (events)", "lower", "misses", ">= 6.0")
+    yield _event("stock_misses_drained", "misses after (events)", "lower", "misses_drained")
+    yield _event("stock_repeats", "repeated reclaims (events)", "lower", "repeats")
+    yield _event("stock_thefts", "pages stolen (events)", "neither", "thefts")
+    yield _event("stock_thefts_waiting", "pages stolen while waiting", "lower", "thefts_waiting")
+    lost = Whole(lambda m: m.tally.get("lost") if m.tally else None)
+    yield Metric("stock_lost", "lost events", "count", "lower", "count", lost, "tally: lost")
+    yield Metric(
+        "stock_theft_share",
+        "pages stolen of those freed",
+        "ratio",
+        "lower",
+        "rate",
+        _tallied("thefts", per="freed"),
+        "tally: thefts / freed",
+        "more",
+    )
+    told = {"level": "main", "kernels": "with reclaim-capture"}
+    for name, title in {
+        "": "pages captured",
+        "_used": "captured pages used",
+        "_unused": "captured pages unused",
+    }.items():
+        yield _count(f"captures{name}", title, "neither", counter(f"reclaim_capture{name}"), **told)
+    rejected = every("reclaim_capture_reject")
+    yield _count("captures_rejected", "pages not captured", "neither", rejected, **told)
+
+
+def _of_tasks() -> Iterator[Metric]:
+    """What the tasks of group `main` did, and whether they lived."""
+    yield Metric(
+        "pages_per_second",
+        "operations",
+        "1/s",
+        "higher",
+        "rate",
+        Speed("main"),
+        "tasks: ops / ns, group main",
+        titles={"mmap_test": "pages touched"},
+    )
+    yield from _latencies("main", "fault", "fault", ("p50", "p99", "p999", "max"))
+    source, index, share = "tasks: ops, group main", Shared("main", jain), Shared("main", worst)
+    yield Metric("fairness", "Jain's fairness", "index", "higher", "fairness", index, source)
+    title = "worst task's share of the mean"
+    yield Metric("worst_share", title, "ratio", "higher", "rate", share, source, "more")
+    yield Metric(
+        "oom_kills",
+        "OOM kills",
+        "count",
+        "lower",
+        "outcome",
+        Whole(_oom_kills),
+        "vmstat.after: oom_kill",
+        kernels=">= 4.13",
+        of_failures=True,
+    )
+
+
+def _of_reclaim() -> Iterator[Metric]:
+    """Reclaim: how much, by whom, to what avail."""
+    yield _pages("pgscan_direct", "pages scanned directly", "lower", "pgscan_direct")
+    yield _pages("pgscan_kswapd", "pages scanned by kswapd", "lower", "pgscan_kswapd")
+    yield _pages("pgsteal_direct", "pages freed directly", "lower", "pgsteal_direct")
+    yield _pages("pgsteal_kswapd", "pages freed by kswapd", "neither", "pgsteal_kswapd")
+    told: Any = {"level": "main", "kernels": _SINCE["pgscan"]}
+    scanned = {who: counter(f"pgscan_{who}") for who in ("direct", "kswapd")}
+    freed = {who: counter(f"pgsteal_{who}") for who in scanned}
+    for who, title in {"direct": "direct reclaim's efficiency", "kswapd": "kswapd's efficiency"}.items():
+        yield _share(f"efficiency_{who}", title, "higher", ratio(freed[who], scanned[who]), **told)
+    direct = ratio(scanned["direct"], counter("pgscan_direct", "pgscan_kswapd"))
+    yield _share("direct_share", "scanned by direct reclaim", "lower", direct, **told)
+    yield _pages("refaults_anon", "refaults, anon", "lower", "workingset_refault_anon", "main")
+    yield _pages("refaults_file", "refaults, file", "lower", "workingset_refault_file", "main")
+    for kind in ("anon", "file"):
+        name, title = f"refault_activations_{kind}", f"refaults of the working set, {kind}"
+        yield _pages(name, title, "lower", f"workingset_activate_{kind}")
+    yield _pages("activations", "pages activated", "neither", "pgactivate")
+    yield _pages("swap_ins", "pages swapped in", "lower", "pswpin")
+    yield _pages("swap_outs", "pages swapped out", "lower", "pswpout")
+    yield _count("major_faults", "major faults", "lower", counter("pgmajfault"))
+
+
+def _of_episodes() -> Iterator[Metric]:
+    """Direct reclaims one by one."""
+    source = "episodes: duration"
+    count = _episodes(lambda m: sum(m.episodes.duration.values()) if m.episodes else None)
+    yield Metric("episodes", "direct reclaims (events)", "count", "lower", "count", count, source, "more")
+    for name, q in {"p50": 0.5, "p90": 0.9, "p99": 0.99}.items():
+        view = _episode_quantile(q)
+        yield Metric(f"episode_{name}", f"direct reclaim {name}", "us", "lower", "tail", view, source)
+    view, title = _episodes(_pages_per_episode), "pages freed per direct reclaim"
+    yield Metric(
+        "pages_per_episode", title, "pages", "neither", "rate", view, "episodes: pages / episodes", "more"
+    )
+    view, title = _episodes(_freed_for_others), "freed beyond one's own part"
+    source = f"episodes: pages, tasks: ops; of {', '.join(sorted(PAGEWISE))}"
+    yield Metric("freed_for_others", title, "ratio", "lower", "rate", view, source)
+    source = "episodes: tasks (ns), tasks: ns"
+    view, title = _episodes(_mean_stall), "a task's time in direct reclaim"
+    yield Metric("stall", title, "ratio", "lower", "rate", view, source)
+    view, title = _episodes(_worst_stall), "worst task's time in direct reclaim"
+    yield Metric("stall_worst", title, "ratio", "lower", "rate", view, source)
+
+
+def _of_the_system() -> Iterator[Metric]:
+    """Pressure, watermarks, and what watching costs."""
+    took = counter("ns")
+    for name, title in {"some": "time in which a task waits", "full": "time in which all wait"}.items():
+        waited = ratio(counter(f"psi_{name}_us"), took, 1e3)
+        level: Level = "main" if name == "some" else "more"
+        yield _share(
+            f"psi_{name}", title, "lower", waited, source="pressure, samples", level=level, kernels=">= 4.20"
+        )
+    busy = ratio(counter("kswapd_ns"), took)
+    yield _share("kswapd_cpu", "kswapd's CPU time", "lower", busy, source="kswapd, samples")
+    free = Sampled(lambda row: row["nr_free_pages"], ("nr_free_pages",))
+    source = "samples: nr_free_pages, mean over time"
+    yield Metric("free_pages", "free pages", "pages", "neither", "rate", free, source, "more")
+    for mark in ("low", "min"):
+        title, source = f"time below the {mark} watermark", f"samples: nr_free_pages < {mark}"
+        below = Sampled(_below(mark), ("nr_free_pages", mark))
+        yield Metric(f"below_{mark}", title, "ratio", "lower", "rate", below, source, "more")
+    view, source = (
+        Whole(_zram_compression),
+        "zram, when there was more in it: orig_data_size / compr_data_size",
+    )
+    title = "zram's compression"
+    yield Metric("zram_compression", title, "ratio", "neither", "rate", view, source, "more")
+    view = Whole(lambda m: m.guest_seconds)
+    yield Metric("workload_seconds", "workload's time", "s", "neither", "rate", view, "samples: ns", "more")
+    view, source = Whole(_sampling_cost), "sampling: cpu_ns, samples: ns"
+    yield Metric("sampling_cpu", "sampling's CPU time", "ratio", "neither", "rate", view, source, "more")
+
+
+def _of_group(group: str) -> Iterator[Metric]:
+    """What the tasks of another group did."""
+    title, source = f"{group}: operations", f"tasks: ops / ns, group {group}"
+    yield Metric(f"{group}_per_second", title, "1/s", "higher", "rate", Speed(group), source)
+    yield from _latencies(group, group, f"{group}:", ("p50", "p99", "max", "over_10ms"))
 
 
 METRICS: tuple[Metric, ...] = (
-    # One counter a zone since 4.10.
-    Metric("direct_reclaims", "direct reclaims", "count", "lower", _sum_of_counters("allocstall_")),
-    Metric("tries", "order-0 tries", "count", "neither", _counter("direct_reclaim_try")),
-    Metric("misses", "misses before the drain", "count", "lower", _counter("direct_reclaim_miss")),
-    Metric(
-        "misses_drained", "misses after the drain", "count", "lower", _counter("direct_reclaim_miss_drained")
-    ),
-    Metric("misses_per_try", "misses per try", "ratio", "lower", _misses_per_try),
-    Metric("stock_tries", "order-0 tries (events)", "count", "neither", _tallied("tries")),
-    Metric("stock_misses_estimated", "misses before (events)", "count", "lower", _tallied("misses")),
-    Metric("stock_misses_drained", "misses after (events)", "count", "lower", _tallied("misses_drained")),
-    Metric("stock_repeats", "repeated reclaims (events)", "count", "lower", _tallied("repeats")),
-    Metric("stock_thefts", "pages stolen (events)", "count", "neither", _tallied("thefts")),
-    Metric(
-        "stock_thefts_waiting", "pages stolen while waiting", "count", "lower", _tallied("thefts_waiting")
-    ),
-    Metric("stock_lost", "lost events", "count", "lower", lambda m: m.tally.get("lost") if m.tally else None),
-    Metric("captures", "pages captured", "count", "neither", _counter("reclaim_capture")),
-    Metric("captures_used", "captured pages used", "count", "neither", _counter("reclaim_capture_used")),
-    Metric(
-        "captures_unused", "captured pages unused", "count", "neither", _counter("reclaim_capture_unused")
-    ),
-    Metric(
-        "captures_rejected",
-        "pages not captured",
-        "count",
-        "neither",
-        _sum_of_counters("reclaim_capture_reject"),
-    ),
-    Metric("pages_per_second", "pages touched", "pages/s", "higher", _pages_per_second),
-    Metric("fault_p50", "fault p50", "us", "lower", _latency(0.5)),
-    Metric("fault_p99", "fault p99", "us", "lower", _latency(0.99)),
-    Metric("fault_p999", "fault p99.9", "us", "lower", _latency(0.999)),
-    Metric("fault_max", "fault max", "us", "lower", _slowest),
-    Metric("fairness", "Jain's fairness", "index", "higher", _fairness),
-    Metric("oom_kills", "OOM kills", "count", "lower", _oom_kills, of_failures=True),
+    *_of_the_patch(),
+    *_of_tasks(),
+    *_of_reclaim(),
+    *_of_episodes(),
+    *_of_the_system(),
+    *(metric for group in GROUPS for metric in _of_group(group)),
 )
+
+
+def table() -> str:
+    """The registry as a Markdown table."""
+    heads = ("name", "title", "unit", "better", "kind", "shown", "source", "kernels")
+    lines: list[tuple[str, ...]] = [heads, (":--",) * len(heads)]
+    for m in METRICS:
+        shown = "by default" if m.level == "main" else "with --all"
+        lines.append((f"`{m.name}`", m.title, m.unit, m.better, m.kind, shown, m.source, m.kernels))
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -1,64 +1,200 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A console log becomes a measurement. Pure, and never raises, whatever the log holds.
 
-Only frames that arrived whole are used; what could not be used is named in `Measurement.problems`.
+Only frames that arrived whole are used; what could not be used is named in `Measurement.problems`. No
+number is taken from outside of a frame: only frames have a checksum.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from functools import cached_property
+from itertools import pairwise
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from testbed.analysis.histogram import BUCKETS
 from testbed.guest import protocol
 
 T = TypeVar("T")
 
-_COUNTER = re.compile(r"([a-z0-9_]{1,64}) (-?\d{1,20})")
-_OOM = re.compile(rb"Out of memory: Killed process (\d+) \(([^)\r\n]*)\)")
-_TIME = re.compile(rb"^#tb:(start|end) ns=(\d{1,18})\b", re.MULTILINE)
+_COUNTER = re.compile(r"([a-z0-9_]{1,64}) (-?[0-9]{1,20})")
+_MEMINFO = re.compile(r"([A-Za-z0-9_()]{1,64}): +([0-9]{1,18})( kB)?")
+_PRESSURE = re.compile(r"(some|full) avg10=[0-9.]+ avg60=[0-9.]+ avg300=[0-9.]+ total=([0-9]{1,20})")
+_MM_STAT = re.compile(r" *[0-9]{1,20}(?: +[0-9]{1,20}){6,15}\n?")
+_COLUMN = re.compile(r"[a-z0-9_]{1,64}")
+_ROWS = re.compile(r"[-0-9 \n]*")
+_OOM = re.compile(
+    rb"(?:Out of memory|Memory cgroup out of memory)(?: \([a-z_]+\))?: "
+    # A name has 15 characters at most; without any limit, a log of nothing but beginnings would take minutes.
+    rb"Killed process ([0-9]{1,10}) \(([^)\r\n]{0,64})\)"
+)
+_USER = re.compile(rb"(?:^|\n)#tb:user(?: [^\r\n]*)?\r?\n")
 _TRACE = re.compile(
-    r"^ *(?P<comm>.{1,16}?)-(?P<pid>\d+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
+    r"^ *(?P<comm>.{1,16}?)-(?P<pid>[0-9]+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
 )
 
 # A kernel with this counter has the tracepoint, too; on others there is no frame `trace` to miss.
 INSTRUMENTED = "direct_reclaim_try"
 
-Count = Annotated[int, Field(ge=0, lt=2**64)]
+# The columns of /sys/block/zram0/mm_stat, in bytes and pages: Documentation/admin-guide/blockdev/zram.rst.
+ZRAM = (
+    *("orig_data_size", "compr_data_size", "mem_used_total", "mem_limit", "mem_used_max"),
+    *("same_pages", "pages_compacted", "huge_pages", "huge_pages_since"),
+)
+# Of more the first are told: a log may be nothing but damaged frames.
+TOLD = 50
+
+_LARGEST = 2**64
+Count = Annotated[int, Field(ge=0, lt=_LARGEST)]
+
+
+def _counts(highest: int) -> Any:
+    """A JSON array of pairs of key and count becomes a mapping; keys are below `highest`, none twice.
+
+    By hand: pydantic would take 500 tasks' histograms apart ten times as slowly.
+    """
+
+    def validate(value: object) -> Mapping[int, int]:
+        found: dict[int, int] = {}
+        if not isinstance(value, list):
+            raise ValueError("not an array")
+        for position, pair in enumerate(value):
+            # `type`, since True is an int, too.
+            if type(pair) is not list or [type(number) for number in pair] != [int, int]:
+                raise ValueError(f"entry {position} is not a pair of integers")
+            key, count = pair
+            if not 0 <= key < highest or not 0 <= count < _LARGEST or key in found:
+                raise ValueError(f"entry {position} is out of range or there twice")
+            found[key] = count
+        return found
+
+    return PlainValidator(validate)
+
+
+def _number(value: object) -> float:
+    # pydantic would make a float of an integer that is too large, and lose digits.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -_LARGEST < value < _LARGEST:
+        raise ValueError("not a number, or too large")
+    return value
+
+
+# Bucket (analysis/histogram.py) -> how many operations took so long.
+Histogram = Annotated[Mapping[int, int], _counts(BUCKETS)]
+Many = {"strict": False, "fail_fast": True}
 
 
 class Task(BaseModel):
-    """One task of the workload; times in ns, `histogram` as pairs of bucket and count."""
+    """One task of a workload; times in ns. `phases` has a histogram per phase, if there are some."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
+    group: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
     pid: Count
     signal: Count
-    pages: Count
+    status: Count
+    ops: Count
     ns: Count
     max_ns: Count
     minor_faults: Count
     major_faults: Count
-    histogram: Annotated[
-        tuple[Annotated[tuple[Annotated[int, Field(ge=0, lt=BUCKETS)], Count], Field(strict=False)], ...],
-        Field(strict=False),
-    ]
+    histogram: Histogram
+    phases: Annotated[tuple[Histogram, ...], Field(**Many)] = ()
 
 
-class MmapTestResult(BaseModel):
-    """What mmap_test leaves in its frame."""
+class Workload(BaseModel):
+    """What a workload says of itself and its tasks: the frame `tasks`."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    mode: str
+    name: Annotated[str, Field(alias="workload", pattern=r"^[a-z][a-z0-9_]{0,31}$")]
     seed: Count
-    pages_per_task: Count
-    tasks: Annotated[tuple[Task, ...], Field(strict=False, min_length=1)]
+    clock_ns: Count
+    facts: Mapping[
+        Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")],
+        Annotated[float, PlainValidator(_number)],
+    ]
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1, **Many)]
+
+
+class Reclaimer(BaseModel):
+    """What one task's direct reclaims came to."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    pid: Count
+    episodes: Count
+    pages: Count
+    ns: Count
+
+
+class Episodes(BaseModel):
+    """Direct reclaims from begin to end. `pages`: how many have freed so many pages (1024: or more)."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    duration: Histogram
+    pages: Annotated[Mapping[int, int], _counts(1025)]
+    tasks: Annotated[tuple[Reclaimer, ...], Field(**Many)]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters at the start of the workload's clock, and when it had ended."""
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+
+    @cached_property
+    def difference(self) -> Mapping[str, int]:
+        """After less before, of what was there at both times."""
+        return {name: n - self.before[name] for name, n in self.after.items() if name in self.before}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Counters over time. `rows` are one value per column; `ns` and `phase` never fall.
+
+    A phase has a row at its start; the last row is the workload's end, unless rows were `lost`.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[int, ...], ...]
+    lost: int = 0
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Name -> where in a row it is."""
+        return {name: index for index, name in enumerate(self.columns)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.place
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        """A column from top to bottom. Raises KeyError."""
+        at = self.place[name]
+        return tuple(row[at] for row in self.rows)
+
+    @cached_property
+    def seconds(self) -> tuple[float, ...]:
+        """When each row was taken, from the first on."""
+        ns = self["ns"]
+        return tuple((at - ns[0]) / 1e9 for at in ns)
+
+    @cached_property
+    def phases(self) -> Mapping[int, tuple[int, int]]:
+        """Phase -> its first row, and the next one's or else the last of all; nothing if rows were lost."""
+        if self.lost:
+            return {}
+        starts: dict[int, int] = {}
+        for index, phase in enumerate(self["phase"]):
+            starts.setdefault(phase, index)
+        ends = [*list(starts.values())[1:], len(self.rows) - 1]
+        return {phase: (start, end) for (phase, start), end in zip(starts.items(), ends, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -77,79 +213,189 @@ class Miss:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one trial's log says. Counters are the workload's: after less before.
+    """What one trial's log says. A part that did not arrive is None (or empty).
 
-    A part that did not arrive is None (or empty), with a line in `problems`.
+    `problems` has a line for each part that is missing or damaged, `damaged` the share of the log that is in
+    damaged frames, from where one begins to where it, or the next one, ends or begins.
     """
 
-    workload: MmapTestResult | None
-    counters: Mapping[str, int] | None
-    misses: tuple[Miss, ...]
-    oom_victims: tuple[str, ...]
-    output: str
-    problems: tuple[str, ...]
+    workload: Workload | None = None
+    # Whether it was somebody's own program, which leaves no frame `tasks`.
+    user: bool = False
+    vmstat: Reading | None = None
+    # In bytes, where the kernel says kB.
+    meminfo: Reading | None = None
+    # `some` and `full`: microseconds in which tasks have waited for memory.
+    pressure: Reading | None = None
+    zram: Reading | None = None
+    # Per kswapd, ns of CPU time.
+    kswapd: Reading | None = None
+    samples: Samples | None = None
+    # What taking samples has cost: samples, lost, cpu_ns, period_ns.
+    sampling: Mapping[str, int] | None = None
     # What the guest counted of tracepoints: images/src/tally.c. None if it was not asked to.
     tally: Mapping[str, int] | None = None
-    # Seconds from the workload's start to its end by the guest's clock, if the log tells.
-    guest_seconds: float | None = None
+    episodes: Episodes | None = None
+    misses: tuple[Miss, ...] = ()
+    oom_victims: tuple[str, ...] = ()
+    output: str = ""
+    problems: tuple[str, ...] = ()
+    damaged: float = 0.0
 
     @property
     def complete(self) -> bool:
         """Whether everything that a workload leaves has arrived, and whole."""
-        return self.workload is not None and self.counters is not None and not self.problems
+        return self.vmstat is not None and (self.workload is not None or self.user) and not self.problems
+
+    @property
+    def counters(self) -> Mapping[str, int] | None:
+        """What /proc/vmstat counted while the workload ran; of its gauges, by how much they rose."""
+        return self.vmstat.difference if self.vmstat else None
+
+    @property
+    def guest_seconds(self) -> float | None:
+        """Seconds from the start of the workload's clock to its end, by the guest's clock."""
+        return self.samples.seconds[-1] if self.samples and not self.samples.lost else None
+
+
+class _Reader:
+    """Takes frames apart, and notes what could not be."""
+
+    def __init__(self, frames: protocol.Frames) -> None:
+        self.contents = frames.contents
+        self.problems = list(frames.damaged)
+
+    def read(self, name: str, reader: Callable[[str], T], needed: bool = False) -> T | None:
+        """What the frame says, None if it is not there or of another form."""
+        if name not in self.contents:
+            if needed:
+                self.problems.append(f"frame {name}: missing")
+            return None
+        try:
+            return reader(self.contents[name].decode("utf-8"))
+        except (ValueError, RecursionError) as bad:
+            self.problems.append(f"frame {name}: {_first_line(bad)}")
+            return None
+
+    def pair(
+        self, name: str, reader: Callable[[str], Mapping[str, int]], needed: bool = False
+    ) -> Reading | None:
+        """Two frames, of which one alone says nothing."""
+        names = f"{name}.before", f"{name}.after"
+        needed = needed or any(n in self.contents for n in names)
+        before, after = (self.read(n, reader, needed) for n in names)
+        return Reading(before, after) if before is not None and after is not None else None
 
 
 def parse(log: bytes) -> Measurement:
     """Read a console log, whole or not."""
     frames = protocol.frames(log)
-    problems = list(frames.damaged)
-
-    def read(name: str, reader: Callable[[str], T]) -> T | None:
-        if name not in frames.contents:
-            problems.append(f"frame {name}: missing")
-            return None
-        try:
-            return reader(frames.contents[name].decode("utf-8"))
-        except (ValueError, RecursionError) as bad:
-            problems.append(f"frame {name}: {_first_line(bad)}")
-            return None
-
-    before, after = read("vmstat.before", counters), read("vmstat.after", counters)
-    workload = read("mmap_test", _workload)
-    tally = read("tally", counters) if "tally" in frames.contents else None
-    difference = None
-    if before is not None and after is not None:
-        difference = {name: after[name] - before.get(name, 0) for name in after}
-    if "trace" not in frames.contents and (difference is None or INSTRUMENTED in difference):
-        problems.append("frame trace: missing")
+    reader = _Reader(frames)
+    user = _USER.search(frames.between) is not None
+    vmstat = reader.pair("vmstat", counters, needed=True)
+    workload = reader.read("tasks", _workload, needed=not user)
+    if "trace" not in frames.contents and (vmstat is None or INSTRUMENTED in vmstat.after):
+        reader.problems.append("frame trace: missing")
+    samples, sampling = _samples(reader)
+    victims = dict.fromkeys(match.groups() for match in _OOM.finditer(frames.between))
     return Measurement(
         workload=workload,
-        counters=difference,
+        user=user,
+        vmstat=vmstat,
+        meminfo=reader.pair("meminfo", _meminfo),
+        pressure=reader.pair("pressure", _pressure),
+        zram=reader.pair("zram", _zram),
+        kswapd=reader.pair("kswapd", counters),
+        samples=samples,
+        sampling=sampling,
+        tally=reader.read("tally", counters),
+        episodes=reader.read("episodes", _episodes),
         misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
-        oom_victims=tuple(match[2].decode("utf-8", "replace") for match in _OOM.finditer(log)),
+        oom_victims=tuple(comm.decode("utf-8", "replace") for _, comm in victims),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
-        problems=tuple(problems),
-        tally=tally,
-        guest_seconds=_guest_seconds(log),
+        problems=_told(reader.problems, frames.lost, len(log)),
+        damaged=frames.lost / len(log) if log else 0.0,
     )
 
 
-def _guest_seconds(log: bytes) -> float | None:
-    times = {match[1]: int(match[2]) for match in _TIME.finditer(log)}
-    if not {b"start", b"end"} <= times.keys() or times[b"end"] < times[b"start"]:
-        return None
-    return (times[b"end"] - times[b"start"]) / 1e9
+def _samples(reader: _Reader) -> tuple[Samples | None, Mapping[str, int] | None]:
+    """Both or neither: whether rows were lost is what only `sampling` says."""
+    needed = "samples" in reader.contents or "sampling" in reader.contents
+    samples = reader.read("samples", table, needed)
+    sampling = reader.read("sampling", counters, needed)
+    if samples is None or sampling is None:
+        return None, sampling
+    if sampling.get("samples") != len(samples.rows) or "lost" not in sampling:
+        reader.problems.append(f"frame samples: has {len(samples.rows)} rows, which is not what was sampled")
+        return None, sampling
+    return Samples(samples.columns, samples.rows, sampling["lost"]), sampling
 
 
-def counters(text: str) -> dict[str, int]:
+def _told(problems: Sequence[str], lost: int, length: int) -> tuple[str, ...]:
+    """Problems, of which there may be very many, in a few lines."""
+    told = list(problems[:TOLD])
+    if len(problems) > TOLD:
+        told.append(f"and {len(problems) - TOLD} problems more")
+    if lost:
+        told.append(f"{lost / length:.1%} of the log is in damaged frames")
+    return tuple(told)
+
+
+def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """A mapping of pairs. Raises ValueError where a name is there twice."""
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name[:80]!r} is there twice")
+        found[name] = value
+    return found
+
+
+def counters(text: str) -> Mapping[str, int]:
     """/proc/vmstat, and all of its form: name -> value. Raises ValueError on a line of another form."""
-    result = {}
-    for line in text.splitlines():
-        match = _COUNTER.fullmatch(line)
+    return _unique((match[1], int(match[2])) for match in _lines(_COUNTER, text, "counter"))
+
+
+def _meminfo(text: str) -> Mapping[str, int]:
+    lines = _lines(_MEMINFO, text, "line of meminfo")
+    return _unique((match[1], int(match[2]) << (10 if match[3] else 0)) for match in lines)
+
+
+def _pressure(text: str) -> Mapping[str, int]:
+    return _unique((match[1], int(match[2])) for match in _lines(_PRESSURE, text, "pressure"))
+
+
+def _lines(pattern: re.Pattern[str], text: str, what: str) -> Iterable[re.Match[str]]:
+    # Not splitlines(), which knows more line ends than a file in /proc has.
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        match = pattern.fullmatch(line)
         if match is None:
-            raise ValueError(f"not a counter: {line[:80]!r}")
-        result[match[1]] = int(match[2])
-    return result
+            raise ValueError(f"not a {what}: {line[:80]!r}")
+        yield match
+
+
+def _zram(text: str) -> Mapping[str, int]:
+    if not _MM_STAT.fullmatch(text):
+        raise ValueError("not the mm_stat of zram")
+    return dict(zip(ZRAM, map(int, text.split()), strict=False))
+
+
+def table(text: str) -> Samples:
+    """Rows of integers below the names of their columns. Raises ValueError when it is something else."""
+    heading, _, body = text.partition("\n")
+    columns = tuple(heading.split(" "))
+    if not all(map(_COLUMN.fullmatch, columns)) or len(set(columns)) < len(columns):
+        raise ValueError("the columns have no names, or the same")
+    if not {"ns", "phase"} <= set(columns) or not body.endswith("\n") or not _ROWS.fullmatch(body):
+        raise ValueError("not a table of integers with columns `ns` and `phase`")
+    rows = tuple(tuple(map(int, line.split(" "))) for line in body[:-1].split("\n"))
+    if any(len(row) != len(columns) or max(row) >= _LARGEST or min(row) <= -_LARGEST for row in rows):
+        raise ValueError("a row has too few values, too many, or too large ones")
+    for name in ("ns", "phase"):
+        values = [row[columns.index(name)] for row in rows]
+        if values[0] < 0 or any(later < earlier for earlier, later in pairwise(values)):
+            raise ValueError(f"column {name} falls")
+    return Samples(columns, rows)
 
 
 def misses(text: str) -> tuple[Miss, ...]:
@@ -167,12 +413,31 @@ def misses(text: str) -> tuple[Miss, ...]:
     return tuple(found)
 
 
-def _workload(text: str) -> MmapTestResult:
-    return MmapTestResult.model_validate(json.loads(text))
+def _json(text: str) -> Any:
+    """JSON as RFC 8259 has it, in which no object has a key twice. Raises ValueError, RecursionError."""
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a number")
+
+    return json.loads(text, object_pairs_hook=_unique, parse_constant=refuse)
+
+
+def _workload(text: str) -> Workload:
+    return Workload.model_validate(_json(text))
+
+
+def _episodes(text: str) -> Episodes:
+    said = _json(text)
+    if isinstance(said, dict) and isinstance(said.get("tasks"), list):
+        said["tasks"] = [
+            dict(zip(Reclaimer.model_fields, task, strict=True)) if isinstance(task, list) else task
+            for task in said["tasks"]
+        ]
+    return Episodes.model_validate(said)
 
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

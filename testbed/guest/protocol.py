@@ -15,15 +15,21 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MARK = re.compile(rb"(?:^|\n)#tb:([a-z]+)(?: ([^\r\n]*))?\r?\n")
 # The last that a trial says.
 END = re.compile(rb"\n#tb:end(?: [^\r\n]*)?\r?\n")
-_FRAME = re.compile(rb"(?:^|\n)#tb:frame ([A-Za-z0-9_.-]{1,64}) (\d{1,9}) ([0-9a-f]{8})\n")
+# Where a frame begins or ends, or would have if its mark were whole.
+_BORDER = re.compile(rb"(?:^|\n)#tb:(frame|close)\b([^\r\n]{0,100})")
+_HEADER = re.compile(rb" ([A-Za-z0-9_.-]{1,64}) (\d{1,9}) ([0-9a-f]{8})")
+_NAME = re.compile(rb" ([A-Za-z0-9_.-]{1,64})")
 _CLOSE = b"\n#tb:close "
 _STUFFED = re.compile(rb"^##", re.MULTILINE)
+# A log may end with a mark whose line end is still to come.
+_LINE_END = (b"\n", b"\r", b"")
+_MISMATCH = "checksum or end does not match"
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Frames:
-    """The frames of a log that arrived whole, and a line for each that did not."""
+    """The frames of a log that arrived whole, and a line for each that did not.
+
+    `lost`: bytes of the log from where a damaged frame begins to where it ends, or else to the next mark.
+    `between`: the log without the whole frames.
+    """
 
     contents: Mapping[str, bytes]
     damaged: tuple[str, ...] = field(default=())
+    lost: int = 0
+    between: bytes = b""
 
 
 def mark(match: re.Match[bytes]) -> Mark:
@@ -51,19 +63,90 @@ def mark(match: re.Match[bytes]) -> Mark:
 
 
 def frames(log: bytes) -> Frames:
-    """All frames in a console log. Of two whole frames with one name the last counts."""
-    contents: dict[str, bytes] = {}
+    """All frames in a console log. One that arrived twice counts if both say the same, else neither does.
+
+    A guest sends one frame after the other: what lies between the marks of a damaged one, or within its
+    length if its end is missing, is its content, even if it looks like a frame.
+    """
+    whole: dict[str, set[bytes]] = {}
     damaged: list[str] = []
-    position = 0
-    while match := _FRAME.search(log, position):
-        name, length, crc = match[1].decode("ascii"), int(match[2]), int(match[3], 16)
-        position, end = match.end(), match.end() + length
-        # The cheap checks first: a log may be nothing but damaged headers.
-        if end > len(log):
-            damaged.append(f"frame {name}: cut off after {len(log) - position} of {length} bytes")
-        elif not log.startswith(_CLOSE + match[1], end) or zlib.crc32(log[position:end]) != crc:
-            damaged.append(f"frame {name}: checksum or end does not match")
+    between: list[bytes] = []
+    borders = list(_BORDER.finditer(log))
+    closes = _closes(borders)
+    index = kept = lost = 0
+    while index < len(borders):
+        border, name = borders[index], _name(borders[index])
+        begin, index = border.start(), index + 1
+        following = borders[index].start() if index < len(borders) else len(log)
+        if border[1] == b"close":
+            damaged.append(f"frame {name.decode('ascii') or '?'}: its beginning is missing")
+            lost += border.end() - begin
+            continue
+        end, reason = _end(log, border, following)
+        if end:
+            between.append(log[kept:begin])
+            body = _STUFFED.sub(b"#", log[border.end() + 1 : end])
+            whole.setdefault(name.decode("ascii"), set()).add(body)
+            kept, index = end + len(_CLOSE + name), index + 1
+            continue
+        damaged.append(f"frame {name.decode('ascii') or '?'}: {reason}")
+        if close := closes.get(index - 1):
+            lost += borders[close].end() - begin
+            index = close + 1
         else:
-            contents[name] = _STUFFED.sub(b"#", log[position:end])
-            position = end
-    return Frames(contents, tuple(damaged))
+            # Nor is there anything else in the length that it was to have.
+            while index < len(borders) and borders[index].start() < _expected_end(border):
+                index += 1
+            lost += (borders[index].start() if index < len(borders) else len(log)) - begin
+    between.append(log[kept:])
+    unlike = {name: len(bodies) for name, bodies in whole.items() if len(bodies) > 1}
+    damaged += [f"frame {name}: arrived with {count} contents" for name, count in unlike.items()]
+    contents = {name: next(iter(bodies)) for name, bodies in whole.items() if name not in unlike}
+    return Frames(contents, tuple(damaged), lost, b"".join(between))
+
+
+def _name(border: re.Match[bytes]) -> bytes:
+    """The name in a mark, as far as it can be told."""
+    match = _NAME.fullmatch(border[2]) if border[1] == b"close" else _NAME.match(border[2])
+    return match[1] if match else b""
+
+
+def _closes(borders: Sequence[re.Match[bytes]]) -> Mapping[int, int]:
+    """Of each mark that begins a frame, which one ends it, if that comes before the next of the same name."""
+    found: dict[int, int] = {}
+    ahead: dict[bytes, int] = {}
+    for index in range(len(borders) - 1, -1, -1):
+        name = _name(borders[index])
+        if borders[index][1] == b"close":
+            ahead[name] = index
+        elif name in ahead:
+            found[index] = ahead.pop(name)
+    return found
+
+
+def _expected_end(border: re.Match[bytes]) -> int:
+    """Where the content of the frame that begins here would end, had it come whole."""
+    header = _HEADER.fullmatch(border[2])
+    return border.end() + 1 + int(header[2]) if header else border.end()
+
+
+def _end(log: bytes, border: re.Match[bytes], following: int) -> tuple[int | None, str]:
+    """Where the content of the frame that begins here ends; None, and why, if it is not whole.
+
+    `following` is where the next mark begins, which has to be its own: there is none in a stuffed content.
+    """
+    header = _HEADER.fullmatch(border[2])
+    begin, end = border.end() + 1, _expected_end(border)
+    if header is None or log[border.end() : begin] != b"\n":
+        return None, "its header is damaged"
+    close = _CLOSE + header[1]
+    if end > len(log):
+        return None, f"cut off after {len(log) - begin} of {int(header[2])} bytes"
+    # The cheap checks first: a log may be nothing but damaged headers.
+    if end != following or not log.startswith(close, end):
+        return None, _MISMATCH
+    if log[end + len(close) : end + len(close) + 1] not in _LINE_END:
+        return None, _MISMATCH
+    if zlib.crc32(log[begin:end]) != int(header[3], 16):
+        return None, _MISMATCH
+    return end, ""

@@ -13,8 +13,9 @@ from testbed.spec import MiB
 # `icount` is emulation in which virtual time is the number of instructions executed.
 AccelName = Literal["kvm", "tcg", "icount"]
 
+# The RAM disk takes no memory but for what is written to it; init gives it a file system as large as memory.
 # `panic=-1` with -no-reboot ends QEMU when the kernel panics, so nobody waits for a dead guest.
-_CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=4096"
+_CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=67108864 transparent_hugepage=never"
 # What QEMU and the kernel are told, per accelerator. Under emulation on a busy host, calibrating delay
 # loops takes seconds and the TSCs look unstable. For icount, see docs/determinism.md.
 _ACCEL = {

@@ -21,10 +21,10 @@ from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
 from testbed.lock import locked
+from testbed.spec import PAGE
 
-PAGE = 4096
 # What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
-RUN_BYTES = 512
+RUN_BYTES = 4096
 # Of older snapshots there is no need: taking one again costs some seconds.
 KEEP = 16
 

@@ -141,7 +141,7 @@ def build(plan: Plan, jobs: int | None = None, progress: Progress = silent) -> K
     """
     if kernel := published(plan):
         return kernel
-    work = plan.cache / "work" / _digest([plan.source.family, plan.config, plan.tools])[:16]
+    work = _work(plan)
     # Being the standard output of make, the log stays locked until the last compiler is gone, even when
     # this process is killed and they are not.
     with locked(work / "log", progress) as log:
@@ -226,16 +226,29 @@ def _configure(plan: Plan, work: Path, log: IO[bytes]) -> None:
     _put(work / "obj" / ".config", dotconfig.read_bytes())
 
 
-def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout: float) -> None:
-    """Run kbuild with nothing in its environment but what is given here.
+def command(plan: Plan) -> list[str]:
+    """What compiles a plan's kernel once source and configuration are in place, for a person to see."""
+    return _command(_work(plan), "obj", ["vmlinux"])
+
+
+def _work(plan: Plan) -> Path:
+    """Where it is built: kernels of one family follow each other there, so that little is compiled anew."""
+    return plan.cache / "work" / _digest([plan.source.family, plan.config, plan.tools])[:16]
+
+
+def _command(work: Path, output: str, words: Sequence[str]) -> list[str]:
+    """kbuild with nothing in its environment but what is given here.
 
     Variables such as MAKEFLAGS, CROSS_COMPILE, KCFLAGS and CPATH change kernels.
     """
-    (work / output).mkdir(exist_ok=True)
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     variables = [f"{name}={value}" for name, value in {**inherited, **VARIABLES}.items()]
-    make = ["make", "-C", str(work / "src"), f"O={work / output}", *words]
-    argv = ["env", "-i", *variables, *make]
+    return ["env", "-i", *variables, "make", "-C", str(work / "src"), f"O={work / output}", *words]
+
+
+def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout: float) -> None:
+    (work / output).mkdir(exist_ok=True)
+    argv = _command(work, output, words)
     done = process.run(argv, timeout=timeout, log=log, check=False)
     if done.returncode != 0:
         raise BuildError(

@@ -91,6 +91,24 @@ def load(names: Sequence[str], version: str, patches: Path = PATCHES) -> tuple[P
     )
 
 
+def diffstat(patch: Patch) -> dict[str, tuple[int, int]]:
+    """Lines that a patch adds to and removes from each file."""
+    found = dict.fromkeys(patch.files, (0, 0))
+    path = ""
+    for line in patch.data.decode("utf-8", "replace").splitlines():
+        if line.startswith("+++ "):
+            path = line.split("\t")[0].removeprefix("+++ ").partition("/")[2]
+        elif path in found and line.startswith(("+", "-")) and not line.startswith("--- "):
+            added, removed = found[path]
+            found[path] = (added + line.startswith("+"), removed + line.startswith("-"))
+    return found
+
+
+def names(version: str, patches: Path = PATCHES) -> tuple[str, ...]:
+    """All the series that there are for a kernel of this version, in the order in which they apply."""
+    return tuple(_series(version, patches))
+
+
 def apply(series: Sequence[Patch], read: Callable[[str], bytes | None]) -> dict[str, bytes | None]:
     """What the series makes of the files it touches: their new contents, None for one that is gone.
 
@@ -148,16 +166,12 @@ def _content(file: Path) -> bytes | None:
 
 def _find(name: str, version: str, patches: Path) -> list[Path]:
     table = lines(patches)
-    covering = [line for line in table if version in line]
-    if not covering:
+    if not any(version in line for line in table):
         raise SpecError(
             f"series `{name}`: there are no patches for Linux {version}",
             f"there are for {', '.join(map(str, table))}; a patch can also be given as a path",
         )
-    found: dict[str, list[Path]] = {}
-    for line in covering:
-        for path in sorted((patches / line.directory).glob("[0-9][0-9][0-9][0-9]-*.patch")):
-            found.setdefault(path.stem[5:], []).append(path)
+    found = _series(version, patches)
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
         raise SpecError(
@@ -165,6 +179,15 @@ def _find(name: str, version: str, patches: Path) -> list[Path]:
             f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(sorted(found)) or 'none'}",
         )
     return found[name]
+
+
+def _series(version: str, patches: Path) -> dict[str, list[Path]]:
+    """The files of every series for a version, by the numbers of their first patches."""
+    found: dict[str, list[Path]] = {}
+    for line in (line for line in lines(patches) if version in line):
+        for path in sorted((patches / line.directory).glob("[0-9][0-9][0-9][0-9]-*.patch")):
+            found.setdefault(path.stem[5:], []).append(path)
+    return found
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The result as one JSON document, from which every other form is made. Pure.
 
-    arms.ARM.metrics.NAME = {"unit", "better", "of_failures", "values": {SEED: value}, "median"}
+    arms.ARM.metrics.NAME = {
+        "title", "unit", "better", "kind", "level", "of_failures", "values": {SEED: value}, "median",
+        "phases": {PHASE: {SEED: value}}
+    }
+    verdicts.ARM.primary.NAME = the fields of analysis.verdict.Decision; so is verdicts.ARM.exploratory
 
 `values` has every seed that the arm has measured; `median` is over `seeds`, those of all arms. With
 `of_failures`, both are over all trials, those whose workload failed as well.
@@ -13,28 +17,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from testbed.analysis.compare import Arm, Comparison, Observation, compare, lost_attempts, median
 from testbed.analysis.metrics import METRICS
 from testbed.record import Record
+from testbed.spec import Experiment, WorkloadSpec
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    # Slow: with it comes scipy.
+    from testbed.analysis.verdict import Judgement
+
+SCHEMA = 2
+# Of plans of before there were verdicts.
+ALPHA = 0.05
 # A trial has up to some hundred misses; the report shows the first.
 TRACE_LINES = 10
 
 
-def document(plan: Mapping[str, Any], observations: Sequence[Observation], attempts: Sequence[Record]) -> Any:
+def document(
+    plan: Mapping[str, Any],
+    comparison: Comparison,
+    observations: Sequence[Observation],
+    attempts: Sequence[Record],
+    verdicts: Mapping[str, Judgement],
+) -> Any:
     """The document of a plan's trials that have ended; `attempts` has all records, lost ones too."""
     experiment = plan["experiment"]
-    comparison = compare(list(experiment["arms"]), observations)
+    workload = WorkloadSpec.model_validate(experiment["workload"]).name
     return {
         "schema": SCHEMA,
         "name": experiment["name"],
         "description": experiment["description"],
         "experiment": experiment,
         "seeds": list(comparison.seeds),
-        "arms": {name: _arm(arm, comparison.seeds) for name, arm in comparison.arms.items()},
+        "arms": {
+            name: _arm(arm, comparison.seeds, workload, list(experiment.get("phases", {})))
+            for name, arm in comparison.arms.items()
+        },
+        "alpha": experiment.get("alpha", ALPHA),
+        "sequential": looks(experiment),
+        "verdicts": {arm: _judgement(judgement) for arm, judgement in verdicts.items()},
         "trials": {"planned": len(plan["trials"]), "ended": len(observations)},
         "lost_attempts": lost_attempts(attempts),
         "excluded": [asdict(exclusion) for exclusion in comparison.excluded],
@@ -49,16 +72,49 @@ def document(plan: Mapping[str, Any], observations: Sequence[Observation], attem
     }
 
 
-def _arm(arm: Arm, seeds: Sequence[int]) -> dict[str, Any]:
+def compared(plan: Mapping[str, Any], observations: Sequence[Observation]) -> Comparison:
+    """The arms of a plan, side by side."""
+    return compare(list(plan["experiment"]["arms"]), observations)
+
+
+def looks(experiment: Mapping[str, Any]) -> bool:
+    """Whether seeds were added until all was decided. Plans of before there were verdicts do not say."""
+    return bool(experiment.get("primary")) and Experiment.looks_if(
+        experiment["sequential"], experiment["seeds"], len(experiment["arms"])
+    )
+
+
+def margins(plan: Mapping[str, Any]) -> dict[str, float]:
+    """The primary metrics of a plan, and the change of each that nobody minds."""
+    return {name: said["margin"] for name, said in plan["experiment"].get("primary", {}).items()}
+
+
+def _judgement(judgement: Judgement) -> dict[str, Any]:
+    return {
+        "decided": judgement.decided,
+        "more_pairs": judgement.more_pairs,
+        "primary": {name: asdict(decision) for name, decision in judgement.primaries.items()},
+        "exploratory": {name: asdict(decision) for name, decision in judgement.exploratory.items()},
+    }
+
+
+def _arm(arm: Arm, seeds: Sequence[int], workload: str, phases: Sequence[str]) -> dict[str, Any]:
     return {
         "outcomes": dict(arm.outcomes),
         "memory_bytes": {str(seed): size for seed, size in arm.memory.items()},
         "metrics": {
             metric.name: {
-                "title": metric.title,
+                "title": metric.title_of(workload),
                 "unit": metric.unit,
                 "better": metric.better,
+                "kind": metric.kind,
+                "level": metric.level,
                 "of_failures": metric.of_failures,
+                "phases": {
+                    phases[int(number)]: {str(seed): value for seed, value in values.items()}
+                    for number, values in arm.phases.get(metric.name, {}).items()
+                    if int(number) < len(phases)
+                },
                 "values": {str(seed): value for seed, value in arm.values[metric.name].items()},
                 "median": median(
                     {s: v for s, v in arm.values[metric.name].items() if s in seeds or metric.of_failures}

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.record import MEASURED
-from testbed.spec import format_size
+from testbed.report import words
+from testbed.spec import WorkloadSpec, format_size
 
 NO_SEEDS = "no seed was measured in every arm"
 # A unit of the registry, as it is shown: a divisor and a name, the largest that suits first.
-_SHOWN = {"us": ((1000.0, "ms"), (1.0, "µs")), "pages/s": ((1.0, "1/s"),)}
+_SHOWN = {"us": ((1000.0, "ms"), (1.0, "µs")), **dict.fromkeys(("1/s", "pages/s"), ((1.0, "1/s"),))}
 
 
 def visible(text: str) -> str:
@@ -58,19 +60,46 @@ def change(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) ->
     return f"{after['median'] / before['median'] - 1:+.1%}" if before["median"] else ""
 
 
-def rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Metric, one cell per arm, and the change when there are two."""
+def rows(document: Mapping[str, Any], everything: bool = False) -> Iterator[list[str]]:
+    """Metric, one cell per arm, and the change when there are two.
+
+    Without `everything`, of metrics that are of interest now and then only the primary ones. Where there are
+    phases, a metric's row is followed by one for each.
+    """
     arms = [arm["metrics"] for arm in document["arms"].values()]
     names = list(dict.fromkeys(name for metrics in arms for name in metrics))
     for name in names:
         cells = [metrics.get(name) for metrics in arms]
         known = [cell for cell in cells if cell]
+        # A document of before there were levels had the usual ones.
+        usual = known[0].get("level", "main") == "main" or name in document["experiment"].get("primary", {})
+        if not usual and not everything:
+            continue
         largest = max(cell["median"] or 0 for cell in known)
         units = _SHOWN.get(known[0]["unit"], ((1.0, ""),))
         divisor, unit = next((u for u in units if largest >= u[0]), units[-1])
         title = known[0]["title"] + (f" ({unit})" if unit else "")
-        row = [title, *(spread(cell, document["seeds"], divisor) for cell in cells)]
-        yield [*row, change(*cells)] if len(arms) == 2 else row
+        yield _row(title, cells, document["seeds"], divisor)
+        for phase in known[0].get("phases", {}):
+            parts = [_of_phase(cell, phase) for cell in cells]
+            yield _row(f"  {phase}", parts, document["seeds"], divisor)
+
+
+def _row(
+    title: str, cells: Sequence[Mapping[str, Any] | None], seeds: Sequence[int], divisor: float
+) -> list[str]:
+    row = [title, *(spread(cell, seeds, divisor) for cell in cells)]
+    return [*row, change(*cells)] if len(cells) == 2 else row
+
+
+def _of_phase(cell: Mapping[str, Any] | None, phase: str) -> Mapping[str, Any] | None:
+    """A metric in one phase, as if it were one of its own."""
+    values = cell["phases"].get(phase, {}) if cell else {}
+    return cell and {
+        **cell,
+        "values": values,
+        "median": statistics.median(values.values()) if values else None,
+    }
 
 
 def headings(document: Mapping[str, Any]) -> list[str]:
@@ -81,7 +110,6 @@ def headings(document: Mapping[str, Any]) -> list[str]:
 def setting(document: Mapping[str, Any]) -> list[str]:
     """What ran, in a few lines."""
     guest, provenance = document["experiment"]["guest"], document["provenance"]
-    workload = document["experiment"]["workload"]["mmap_test"]
     memory = sorted({size for arm in document["arms"].values() for size in arm["memory_bytes"].values()})
     shown = " … ".join(f"{size >> 10:,}" for size in sorted({memory[0], memory[-1]})) if memory else "?"
     kernels = provenance["kernels"]
@@ -91,14 +119,13 @@ def setting(document: Mapping[str, Any]) -> list[str]:
         *(f"  {arm}: {_differs(document, arm)}" for arm in kernels),
         f"guest: {guest['vcpus']} vCPUs, {format_size(guest['boot_memory'])} ballooned down to "
         f"{format_size(guest['memory'])} (MemTotal {shown} KiB), zram {format_size(guest['swap'])}",
-        f"workload: mmap_test, {workload['mode']}, {workload['tasks']} tasks, "
-        f"{workload['footprint']:g} x memory, {workload['seconds']:g} s",
+        f"workload: {WorkloadSpec.model_validate(document['experiment']['workload']).describe()}",
         *_balloon(guest),
         f"acceleration: {provenance['accelerator']['name']} ({provenance['accelerator']['reason']})",
         *_time(document),
         f"seeds: {len(document['seeds'])} in every arm; a cell is their median [lowest-highest]",
     ]
-    if len({(kernels[arm]["vmlinux_sha256"], *_sysctl(document, arm)) for arm in kernels}) < len(kernels):
+    if len({(kernels[arm]["vmlinux_sha256"], *_settings(document, arm)) for arm in kernels}) < len(kernels):
         lines.append("note: some arms are the same kernel, bit for bit")
     return lines
 
@@ -106,16 +133,17 @@ def setting(document: Mapping[str, Any]) -> list[str]:
 def _differs(document: Mapping[str, Any], arm: str) -> str:
     """What makes an arm what it is."""
     patches = document["provenance"]["kernels"][arm]["patches"]
-    return "; ".join([", ".join(patches) or "no patches", *_sysctl(document, arm)])
+    return "; ".join([", ".join(patches) or "no patches", *_settings(document, arm)])
 
 
-def _sysctl(document: Mapping[str, Any], arm: str) -> list[str]:
+def _settings(document: Mapping[str, Any], arm: str) -> list[str]:
     # Plans of before there was any are still worth a report.
-    settings = document["experiment"]["arms"].get(arm, {}).get("sysctl", {})
+    said = document["experiment"]["arms"].get(arm, {})
+    settings = {**said.get("sysctl", {}), **said.get("sysfs", {})}
     return [f"{name}={value}" for name, value in settings.items()]
 
 
-def _fallback(document: Mapping[str, Any]) -> list[str]:
+def fallback(document: Mapping[str, Any]) -> list[str]:
     """Why it ran otherwise than it was meant to, if it did."""
     return list(filter(None, [document["provenance"].get("fallback", "")]))
 
@@ -146,6 +174,20 @@ def _time(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {document['guest_seconds']:.2f} s of it took {wall:.1f} s of wall time: 1 : " + (
             f"{wall / document['guest_seconds']:.1f}"
         )
+
+
+def diffstat(document: Mapping[str, Any]) -> Iterator[str]:
+    """What the patches of every arm change, as `git diff --stat` has it."""
+    told: set[str] = set()
+    for kernel in document["provenance"]["kernels"].values():
+        for patch, files in kernel.get("diffstat", {}).items():
+            if patch in told:
+                continue
+            told.add(patch)
+            yield patch
+            width = max(map(len, files), default=0)
+            for path, (added, removed) in files.items():
+                yield f"  {path:<{width}} | {added + removed:4} (+{added}, -{removed})"
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
@@ -189,15 +231,19 @@ def provenance(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"testbed {facts.get('testbed', 'unknown')}, first trial {facts['started'] or 'unknown'}"
 
 
-def render(document: Mapping[str, Any]) -> RenderableType:
-    """The report for a terminal."""
+def render(document: Mapping[str, Any], everything: bool = False) -> RenderableType:
+    """The report for a terminal; `everything` as in `rows`."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings(document)):
         table.add_column(_text(heading), justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows(document):
+    for row in rows(document, everything):
         table.add_row(*map(_text, row))
     parts: list[RenderableType] = [_text(document["name"], "bold"), _text(document["description"])]
-    parts += [_text(line, "bold") for line in _fallback(document)]
+    parts += [_text(line, "bold") for line in fallback(document)]
+    parts += [_text(f"{arm}: {said}", "bold") for arm, said in words.verdicts(document)]
+    if document["verdicts"]:
+        parts.append(_text(words.how(document)))
+    parts += [_text(line, "bold") for line in words.disagreements(document)]
     parts += [_text(line) for line in setting(document)]
     parts.append(table if document["seeds"] else _text(NO_SEEDS, "bold"))
     for heading, lines in traces(document):
@@ -210,30 +256,36 @@ def _text(line: str, style: str = "") -> Text:
     return Text(visible(line), style)
 
 
-def markdown(document: Mapping[str, Any]) -> str:
-    """The report as GitHub-flavoured Markdown."""
+def markdown(document: Mapping[str, Any], everything: bool = False) -> str:
+    """The report as GitHub-flavoured Markdown; `everything` as in `rows`."""
     heads = headings(document)
     lines = [f"# {document['name']}", "", visible(document["description"]), ""]
-    for line in _fallback(document):
-        lines += [f"**{_escaped(line)}**", ""]
-    lines += [f"- {_escaped(line.strip())}" for line in setting(document)]
+    for line in fallback(document):
+        lines += [f"**{escaped(line)}**", ""]
+    lines += [f"- **{escaped(arm)}**: {escaped(said)}" for arm, said in words.verdicts(document)]
+    if document["verdicts"]:
+        lines += ["", escaped(words.how(document)), ""]
+    lines += [f"- **{escaped(line)}**" for line in words.disagreements(document)]
+    lines += [f"- {escaped(line.strip())}" for line in setting(document)]
     if document["seeds"]:
-        lines += ["", _line(heads), _line([":--", *["--:"] * (len(heads) - 1)])]
-        lines += [_line([_escaped(cell) for cell in row]) for row in rows(document)]
+        lines += ["", markdown_line(heads), markdown_line([":--", *["--:"] * (len(heads) - 1)])]
+        lines += [markdown_line([escaped(cell) for cell in row]) for row in rows(document, everything)]
     else:
         lines += ["", f"**{NO_SEEDS}**"]
     for heading, trace in traces(document):
-        lines += ["", f"{_escaped(heading)}", *(["", "```", *map(visible, trace), "```"] if trace else [])]
-    if bold := [f"- **{_escaped(line)}**" for line in notes(document)]:
+        lines += ["", f"{escaped(heading)}", *(["", "```", *map(visible, trace), "```"] if trace else [])]
+    if bold := [f"- **{escaped(line)}**" for line in notes(document)]:
         lines += ["", *bold]
-    lines += ["", "## Provenance", "", *(f"- {_escaped(line)}" for line in provenance(document))]
+    lines += ["", "## Provenance", "", *(f"- {escaped(line)}" for line in provenance(document))]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _line(cells: list[str]) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """A row of a table."""
     return "| " + " | ".join(cells) + " |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text of which nothing is markup."""
     # Console text may be anything: nothing in it is markup.
     return "".join("\\" + char if char in "\\`*_|<>[]#~&$" else char for char in visible(text))

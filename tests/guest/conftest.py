@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from testbed import campaign, spec
+from testbed.errors import HostError
 from testbed.guest import image
 from testbed.guest.image import Image
 from testbed.guest.machine import Guest
 from testbed.guest.shape import Shape
+from testbed.kernel import series
 from testbed.kernel.build import Kernel
+from testbed.kernel.series import Line
+from testbed.kernel.source import Source
 from testbed.paths import REPOSITORY, cache_directory
 from testbed.spec import Experiment, MiB
+from tests.guest import subject
 
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
 
@@ -48,3 +53,19 @@ def lab() -> Lab:
     # Minutes on an empty cache: say so, or it looks as if nothing happened.
     kernels = campaign.kernels(experiment, cache, lambda text: print(f"\n{text}", file=sys.__stderr__))
     return Lab(experiment, kernels, image.build(cache), cache)
+
+
+@pytest.fixture(scope="module", params=series.lines(), ids=lambda line: str(line.directory))
+def line(request: pytest.FixtureRequest) -> Line:
+    """Each of the kernel lines."""
+    assert isinstance(request.param, Line)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pristine(line: Line) -> Source:
+    """Its source. Debian's newer suites, which have some of them, may be out of reach."""
+    try:
+        return subject.tree(line)
+    except HostError as lacking:
+        pytest.skip(f"left out: {lacking.message}")

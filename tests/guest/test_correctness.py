@@ -16,15 +16,13 @@ from typing import Literal
 import pytest
 
 from testbed.guest.image import Image
-from testbed.kernel import series
 from testbed.kernel.build import Kernel
+from testbed.kernel.source import Source
 from testbed.spec import MiB
 from tests.guest import subject
-from tests.guest.subject import AS_POSTED, DEBUG, EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
+from tests.guest.subject import AS_POSTED, CMA, DEBUG, EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
 
 pytestmark = pytest.mark.fire
-# Kernel lines that have all the series: the Debian source package of each.
-LINES = {name: series.line(name).source for name in ("6.1",)}
 MODES = {"off": OFF, "early": EARLY, "fallback": FALLBACK}
 # Stacks, stackdepots and per-CPU caches come and go, in some tens of pages.
 NOISE = 256
@@ -36,11 +34,21 @@ TWO_NODES = (
 )
 # MiB of page cache that fill both nodes.
 FULL = 224
-
-
-@pytest.fixture(scope="module", params=LINES)
-def package(request: pytest.FixtureRequest) -> str:
-    return LINES[request.param]
+# Three quarters of the CMA area, in pages.
+MOST = 3072
+# A block of memory that firmware says can be removed, all of it in ZONE_MOVABLE.
+DIMM = (
+    *("-m", "slots=1,maxmem=1G", "-object", "memory-backend-ram,id=dimm,size=128M"),
+    *("-device", "pc-dimm,memdev=dimm,addr=0x100000000"),
+)
+BLOCK = f"/sys/devices/system/memory/memory{(1 << 32) // (128 * MiB)}/state"
+# What a debug kernel says of the mistakes that it can be told to make. The first of them that
+# is about memory is lockdep's end.
+MISTAKES = {
+    "disorder": "possible circular locking dependency",
+    "use_after_free": "KASAN: use-after-free",
+    "free_in_use": "Bad page state",
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +56,46 @@ def image() -> Image:
     return subject.initramfs()
 
 
-def kernel(package: str, patches: tuple[str, ...], config: tuple[str, ...] = DEBUG) -> Kernel:
-    print(f"\nkernel: {package}, {', '.join(config)}, with {', '.join(patches)}", file=sys.__stderr__)
-    return subject.kernel(package, patches, config)
+def kernel(pristine: Source, patches: tuple[str, ...], config: tuple[str, ...] = DEBUG) -> Kernel:
+    # Minutes on an empty cache: say so, or it looks as if nothing happened.
+    print(f"\nkernel: {pristine.label}, {', '.join(config)}, {', '.join(patches)}", file=sys.__stderr__)
+    return subject.kernel(pristine, patches, config)
 
 
 @pytest.fixture(scope="module")
-def port(package: str, image: Image) -> Iterator[Subject]:
-    with subject.booted(kernel(package, PORT), image, cmdline="page_owner=on") as booted:
+def port(pristine: Source, image: Image) -> Iterator[Subject]:
+    with subject.booted(kernel(pristine, PORT), image, cmdline="page_owner=on") as booted:
         yield booted
 
 
 @pytest.fixture(scope="module")
-def fast(package: str, image: Image) -> Iterator[Subject]:
+def fast(pristine: Source, image: Image) -> Iterator[Subject]:
     """The port again, without what makes a debug kernel slow."""
-    with subject.booted(kernel(package, PORT, FAST), image) as booted:
+    with subject.booted(kernel(pristine, PORT, FAST), image) as booted:
         yield booted
 
 
 @pytest.fixture(scope="module")
-def as_posted(package: str, image: Image) -> Iterator[Subject]:
-    with subject.booted(kernel(package, AS_POSTED), image) as booted:
+def as_posted(pristine: Source, image: Image) -> Iterator[Subject]:
+    with subject.booted(kernel(pristine, AS_POSTED), image) as booted:
         yield booted
 
 
 @pytest.fixture(scope="module")
-def two_nodes(package: str, image: Image) -> Iterator[Subject]:
+def two_nodes(pristine: Source, image: Image) -> Iterator[Subject]:
     cmdline = "page_poison=1 cma=16M"
     with subject.booted(
-        kernel(package, PORT), image, memory=320 * MiB, cmdline=cmdline, extra=TWO_NODES
+        kernel(pristine, PORT), image, memory=320 * MiB, cmdline=cmdline, extra=TWO_NODES
+    ) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def hotplug(pristine: Source, image: Image) -> Iterator[Subject]:
+    """With memory that can be taken away."""
+    cmdline = "page_owner=on memhp_default_state=online_movable"
+    with subject.booted(
+        kernel(pristine, PORT), image, memory=384 * MiB, cmdline=cmdline, extra=DIMM
     ) as booted:
         yield booted
 
@@ -97,6 +116,17 @@ def test_a_splat_is_known_for_one(line: str) -> None:
     assert not subject.SPLAT.match("[    1.234567] kasan: KernelAddressSanitizer initialized")
 
 
+def test_a_debug_kernel_says_what_is_wrong(pristine: Source, image: Image) -> None:
+    with subject.booted(kernel(pristine, PORT), image) as guest:
+        guest.require_sound()
+        for mistake, complaint in MISTAKES.items():
+            assert complaint not in "\n".join(guest.splats())
+            guest.set(f"{subject.HOOK}/mistake", mistake)
+            assert complaint in "\n".join(guest.splats())
+            with pytest.raises(AssertionError):
+                guest.require_sound()
+
+
 # --- under pressure ----------------------------------------------------------------------------------
 
 
@@ -112,7 +142,7 @@ def test_the_kernel_has_nothing_to_complain_of(
     captures = after["reclaim_capture"] - before["reclaim_capture"]
     assert bad(asked) == {}
     assert asked["captured"] <= captures
-    assert (captures > 100) == (mode != "off")
+    assert (captures > 0) == (mode != "off")
     assert after["reclaim_capture"] == after["reclaim_capture_used"] + after["reclaim_capture_unused"]
     port.require_sound()
 
@@ -204,7 +234,10 @@ def test_no_page_is_on_a_forbidden_node(two_nodes: Subject, mode: str, kind: str
     before = two_nodes.counters()["reclaim_capture"]
     # Memory is short from the first touch on, and stays so.
     two_nodes.fill_cache(FULL)
-    output = subject.numbers(two_nodes.run(f"place {kind} 6 {32 * MiB // 4096} 5"))
+    # Requests from outside of the cpuset keep reclaim going on both nodes.
+    words = f"ask 50,direct,movable place {kind} 6 {32 * MiB // 4096} 5"
+    output = subject.numbers(two_nodes.run(words))
+    assert bad(output) == {}
     assert output["seen"] > 1000
     assert output["wrong"] == 0
     assert two_nodes.counters()["reclaim_capture"] > before
@@ -227,22 +260,43 @@ def test_a_request_for_low_memory_captures_there(two_nodes: Subject) -> None:
     result = two_nodes.request(100, "direct", "movable", "dma32")
     assert bad(result) == {}
     assert result["captured"] > 50
-    two_nodes.run("mkdir /run/memory")
+    ask_for_low_memory_over_the_soft_limit(two_nodes, FULL)
+
+
+def test_a_request_for_low_memory_is_served_there_with_real_high_memory(
+    pristine: Source, image: Image
+) -> None:
+    """On a machine as they are, 2 GiB below 4 GiB and 3 above, and not only with an unusual split. The page
+    cache is above, at some 20 MiB a second, so that to fill 5 GiB takes minutes."""
+    with subject.booted(kernel(pristine, PORT), image, memory=5 * 1024 * MiB) as guest:
+        guest.sysctl("reclaim_capture", EARLY)
+        ask_for_low_memory_over_the_soft_limit(guest, FULL)
+
+
+def ask_for_low_memory_over_the_soft_limit(guest: Subject, mib: int) -> None:
+    """Have so much page cache over the soft limit of a memory cgroup, and requests for ZONE_DMA32.
+
+    Where soft limits have no effect, nothing may free pages above 4 GiB.
+    """
+    guest.run("mkdir /run/memory")
     # Swap slots that the unified hierarchy has charged make mem_cgroup_swapout() of v1 stumble, patch or not.
-    two_nodes.run("swapoff /dev/zram0")
-    two_nodes.run("mount -t cgroup -o memory memory /run/memory")
-    two_nodes.run("swapon /dev/zram0")
-    two_nodes.run("mkdir /run/memory/it")
-    two_nodes.set("/run/memory/it/memory.soft_limit_in_bytes", "1M")
-    two_nodes.set("/run/memory/it/tasks", 1)
+    guest.run("swapoff /dev/zram0")
+    guest.run("mount -t cgroup -o memory memory /run/memory")
+    guest.run("swapon /dev/zram0")
+    guest.run("mkdir /run/memory/it")
+    guest.set("/run/memory/it/memory.soft_limit_in_bytes", "1M")
+    limited = guest.run("cat /run/memory/it/memory.soft_limit_in_bytes").strip() == str(MiB)
+    # Newer kernels have the file and no soft limits any more.
+    assert limited == ("Writing any value to this file has no effect" not in guest.run("dmesg"))
+    guest.set("/run/memory/it/tasks", 1)
     # What is read again is charged to it.
-    two_nodes.sysctl("drop_caches", 1)
-    two_nodes.fill_cache(FULL)
-    before = free_high_pages(two_nodes)
-    assert bad(two_nodes.request(20, "direct", "movable", "dma32")) == {}
+    guest.sysctl("drop_caches", 1)
+    guest.fill_cache(mib)
+    before = free_high_pages(guest)
+    assert bad(guest.request(20, "direct", "movable", "dma32")) == {}
     # That there was soft-limit reclaim shows above 4 GiB.
-    assert free_high_pages(two_nodes) > before + 1000
-    two_nodes.require_sound()
+    assert (free_high_pages(guest) > before + 1000) == limited
+    guest.require_sound()
 
 
 def free_high_pages(guest: Subject) -> int:
@@ -261,3 +315,40 @@ def test_memory_that_has_to_stay_movable_does(two_nodes: Subject) -> None:
     assert two_nodes.counters()["reclaim_capture_reject_type"] > before
     two_nodes.request(0)
     two_nodes.require_sound()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_contiguous_memory_can_be_had_where_page_cache_is(two_nodes: Subject, mode: str) -> None:
+    two_nodes.sysctl("reclaim_capture", MODES[mode])
+    two_nodes.fill_cache(FULL)
+    before = two_nodes.counters()
+    assert before["nr_free_cma"] < MOST
+    words = f"ask 50,direct,movable toggle {CMA}/alloc={MOST} {CMA}/free={MOST}"
+    said = two_nodes.load("file", 5, prefix=words)
+    output, after = subject.numbers(said), two_nodes.counters()
+    assert bad(output) == {}
+    assert after["cma_alloc_success"] - before["cma_alloc_success"] == output["done"] > 0, said
+    assert (after["reclaim_capture"] > before["reclaim_capture"]) == (mode != "off")
+    two_nodes.require_sound()
+
+
+@pytest.mark.parametrize("mode", ["early", "fallback"])
+def test_memory_can_be_taken_offline(hotplug: Subject, mode: str) -> None:
+    hotplug.sysctl("reclaim_capture", MODES[mode])
+    hotplug.fill_cache(64)
+    isolated, free, before = hotplug.request(0)["isolated"], hotplug.unaccounted(), hotplug.counters()
+    # Requests that may have pages of ZONE_MOVABLE. Others have been seen to be given one from the free lists,
+    # when zonelists were made anew while they reclaimed.
+    prefix = f"ask 50,direct,highmem,movable,zero toggle {BLOCK}=offline {BLOCK}=online_movable"
+    said = hotplug.load("file", 5, prefix=prefix)
+    output = subject.numbers(said)
+    assert (output["done"] > 0, bad(output)) == (True, {}), said
+    # The rest has little room for anonymous pages: with these it may take for ever, in mode `off` as well.
+    # What is reclaimed meanwhile is on isolated blocks.
+    assert bad(subject.numbers(hotplug.load("anon", 5, footprint=0.8, prefix=prefix))) == {}
+    assert hotplug.request(0)["isolated"] > isolated
+    after = hotplug.counters()
+    assert after["reclaim_capture"] - before["reclaim_capture"] > 100
+    assert after["reclaim_capture"] == after["reclaim_capture_used"] + after["reclaim_capture_unused"]
+    assert abs(hotplug.unaccounted() - free) < NOISE
+    hotplug.require_sound()

@@ -26,7 +26,9 @@ from tests.guest.conftest import EXPERIMENT, Lab
 def experiment(directory: Path, arms: Sequence[str] = ("unpatched", "early"), **changes: Any) -> Path:
     """The repository's experiment, made smaller."""
     data = yaml.safe_load(EXPERIMENT.read_text())
-    data["arms"] = {arm: data["arms"][arm] for arm in arms}
+    # Of all modes of the patch, which share a kernel.
+    modes = yaml.safe_load(EXPERIMENT.with_name("modes.yaml").read_text())["arms"]
+    data["arms"] = {arm: modes[arm] for arm in arms}
     for key, value in changes.items():
         data[key] = {**data[key], **value} if isinstance(value, dict) else value
     path = directory / "experiment.yaml"
@@ -35,7 +37,7 @@ def experiment(directory: Path, arms: Sequence[str] = ("unpatched", "early"), **
 
 
 def workload(**changes: Any) -> dict[str, Any]:
-    return {"mmap_test": {"mode": "anon", "tasks": 16, "seconds": 2, "footprint": 1.5, **changes}}
+    return {"mmap_test": {"mode": "anon", "tasks": 16, "seconds": 2, "footprint": 1.0, **changes}}
 
 
 def test_the_patch_does_away_with_misses(
@@ -88,11 +90,12 @@ def test_mapped_files_are_reclaimed_and_read_again(lab: Lab, tmp_path: Path) -> 
     record, measurement = run_once(lab, tmp_path, workload=workload(mode="file"))
     assert (record.outcome, record.detail) == (MEASURED, "")
     assert measurement.counters["workingset_refault_file"] > 0
-    assert measurement.counters["pswpout"] < 100
+    # Of other programs, some memory.
+    assert measurement.counters["pswpout"] < 1000
     # Every touch is one fault: readahead may have brought the page, but nobody has mapped it.
     for task in measurement.workload.tasks:
         faults = task.minor_faults + task.major_faults
-        assert task.pages <= faults <= task.pages + 16
+        assert task.ops <= faults <= task.ops + 16
 
 
 def test_every_anonymous_touch_is_a_fault(lab: Lab, tmp_path: Path) -> None:
@@ -100,8 +103,8 @@ def test_every_anonymous_touch_is_a_fault(lab: Lab, tmp_path: Path) -> None:
     assert record.outcome == MEASURED
     assert record.memory["balloon"] == 128 << 20
     for task in measurement.workload.tasks:
-        assert sum(count for _, count in task.histogram) == task.pages
-        assert task.pages <= task.minor_faults + task.major_faults <= task.pages + 16
+        assert sum(task.histogram.values()) == task.ops
+        assert task.ops <= task.minor_faults + task.major_faults <= task.ops + 16
 
 
 def test_memory_changes_in_the_midst_of_a_run_in_real_time(lab: Lab, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import yaml
 from testbed import campaign, spec
 from testbed import trial as trials
 from testbed.analysis.parse import Measurement, parse
+from testbed.guest.protocol import frames
 from testbed.record import MEASURED
+from testbed.spec import MiB
 from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.test_determinism import busy
 from tests.guest.test_experiment import workload
@@ -76,3 +78,14 @@ def test_the_tally_is_as_deterministic_as_all_else(lab: Lab, tmp_path: Path) -> 
 def test_nothing_is_tallied_unless_asked_for(lab: Lab, tmp_path: Path) -> None:
     (one,) = measured(lab, tmp_path, tracepoints=False, workload=workload(seconds=0.2))
     assert one.complete and one.tally is None
+
+
+def test_a_guest_without_swap_has_room_for_the_tally(lab: Lab) -> None:
+    """Its tables are larger than this guest: they must not count before they are used."""
+    with lab.guest(vcpus=2) as guest:
+        guest.boot(60)
+        guest.balloon(112 * MiB, 60)
+        guest.command("tally")
+        words = "mode=anon tasks=2 ms=200 pages=1024 seed=1"
+        assert guest.command(f"run mmap_test {words}", "end").fields["status"] == "0"
+    assert b"tries " in frames(guest.log).contents["tally"]

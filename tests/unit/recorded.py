@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from testbed.analysis.compare import Observation
 from testbed.record import MEASURED, Record
+from testbed.report.document import compared, document
 from testbed.spec import MiB
 from testbed.store import Ledger
 
@@ -22,6 +26,35 @@ EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
 # 6.1.192 under TCG, 16 tasks, 128 MiB, 3 s: 231 misses in the trace of one, none in the other's.
 UNPATCHED = gzip.decompress((DATA / "unpatched.log.gz").read_bytes())
 PATCHED = gzip.decompress((DATA / "patched.log.gz").read_bytes())
+
+
+HEADER = re.compile(rb"\n#tb:frame (\S+) (\d+) [0-9a-f]{8}\n")
+
+
+def frame(name: str, body: bytes) -> bytes:
+    """A frame as images/src/tell.c makes it."""
+    stuffed = re.sub(rb"(?m)^#", b"##", body)
+    head = b"\n#tb:frame %s %d %08x\n" % (name.encode(), len(stuffed), zlib.crc32(stuffed))
+    return head + stuffed + b"\n#tb:close " + name.encode() + b"\n"
+
+
+def span(log: bytes, name: str) -> tuple[int, int]:
+    """Where a frame begins and ends, marks and all."""
+    for match in HEADER.finditer(log):
+        if match[1].decode() == name:
+            return match.start(), match.end() + int(match[2]) + len(f"\n#tb:close {name}\n")
+    raise AssertionError(f"no frame {name}")
+
+
+def with_frame(log: bytes, name: str, body: bytes) -> bytes:
+    """The log, had the guest sent another body in a frame."""
+    begin, end = span(log, name)
+    return log[:begin] + frame(name, body) + log[end:]
+
+
+def without_frame(log: bytes, name: str) -> bytes:
+    begin, end = span(log, name)
+    return log[:begin] + log[end:]
 
 
 def record(arm: str, seed: int, outcome: str = MEASURED, detail: str = "", **changes: Any) -> Record:
@@ -80,6 +113,13 @@ def plan(arms: Iterable[str] = ("unpatched", "patched"), seeds: int = 1) -> dict
     }
 
 
+def documented(
+    said: dict[str, Any], observations: Sequence[Observation], attempts: Sequence[Record] = ()
+) -> Any:
+    """The document of trials, without verdicts."""
+    return document(said, compared(said, observations), observations, attempts, {})
+
+
 def write_result(directory: Path, document: dict[str, Any], rows: Iterable[tuple[Record, bytes]]) -> Path:
     """A result directory, through the ledger."""
     with Ledger.create(directory) as ledger:
@@ -98,3 +138,40 @@ def pair(directory: Path) -> Path:
 def experiment_data() -> Any:
     """The repository's own experiment, as YAML has it."""
     return yaml.safe_load(EXPERIMENT.read_text())
+
+
+_SHORT = with_frame(UNPATCHED, "trace", b"")
+_VMSTAT = {
+    when: _SHORT[slice(*span(_SHORT, f"vmstat.{when}"))].split(b"\n", 2)[2].rpartition(b"\n#tb:close")[0]
+    for when in ("before", "after")
+}
+
+
+def counted(**counts: int) -> bytes:
+    """The unpatched log, without its trace, had the kernel counted so many events in the workload's time."""
+    after = _VMSTAT["after"]
+    for name, count in counts.items():
+        line = re.compile(rb"(?m)^%s (\d+)$" % name.encode())
+        began = line.search(_VMSTAT["before"])
+        assert began
+        after = line.sub(b"%s %d" % (name.encode(), int(began[1]) + count), after)
+    return with_frame(_SHORT, "vmstat.after", after)
+
+
+def measured(
+    directory: Path, arms: Mapping[str, Sequence[int]], change: Callable[[dict[str, Any]], None] | None = None
+) -> Path:
+    """A result with so many direct reclaims in seed 1, 2, ... of each arm; `change` its plan."""
+    made = plan(arms, seeds=max(map(len, arms.values())))
+    made["experiment"] |= {"alpha": 0.05, "sequential": False, "seeds": 12}
+    made["experiment"]["primary"] = {"direct_reclaims": {"margin": 0.05}}
+    for arm, kernel in made["provenance"]["kernels"].items():
+        kernel["release"] = f"6.1.{len(arm)}"
+    if change:
+        change(made)
+    rows = [
+        (record(arm, seed), counted(allocstall_movable=count))
+        for arm, counts in arms.items()
+        for seed, count in enumerate(counts, start=1)
+    ]
+    return write_result(directory, made, rows)

@@ -13,18 +13,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from testbed import campaign, cli, doctor, proof, runner, spec
+from testbed import campaign, cli, doctor, proof, results, runner, spec
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.campaign import Campaign
 from testbed.doctor import Need
 from testbed.errors import BuildError, GuestLost, HostError, SpecError
 from testbed.kernel import series
+from testbed.report import machine
 from testbed.spec import Experiment
 from testbed.store import Ledger
 from tests.unit.recorded import (
@@ -33,6 +36,7 @@ from tests.unit.recorded import (
     PATCHED,
     REPOSITORY,
     UNPATCHED,
+    measured,
     pair,
     plan,
     record,
@@ -103,9 +107,7 @@ def test_an_experiment_that_is_not_there(testbed: Testbed) -> None:
 
 def test_an_arm_that_is_not_there(testbed: Testbed) -> None:
     ran = testbed("boot", EXPERIMENT, "--arm", "pached")
-    assert ran == Ran(
-        2, "", f"testbed: {EXPERIMENT}: there is no arm `pached`: unpatched, off, early, fallback\n"
-    )
+    assert ran == Ran(2, "", f"testbed: {EXPERIMENT}: there is no arm `pached`: unpatched, early, fallback\n")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,9 @@ def test_a_bad_command_line_is_status_2_with_usage(testbed: Testbed, words: tupl
     assert ran.err.startswith("usage: testbed") and "Traceback" not in ran.err
 
 
-@pytest.mark.parametrize("verb", ["compare", "run", "build", "boot", "parse", "report", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["compare", "run", "explain", "history", "parse", "report", "schema", "doctor"]
+)
 def test_every_verb_has_help(testbed: Testbed, verb: str) -> None:
     ran = testbed(verb, "--help")
     assert ran.status == 0 and f"testbed {verb}" in ran.out
@@ -229,7 +233,7 @@ def test_a_report_is_on_standard_output_and_the_rest_is_not(testbed: Testbed, re
     assert ran.status == 0
     assert ran.out.startswith("recorded\nWhat a test recorded.\n")
     assert "\x1b" not in ran.out and max(map(len, ran.out.splitlines())) <= cli.PIPE_COLUMNS
-    assert ran.err == f"also in {result}/report.json and report.md; raw console logs in {result}/logs\n"
+    assert ran.err.startswith(f"also in {result}: report.html")
 
 
 def known(measurement: Measurement) -> dict[str, float]:
@@ -250,12 +254,21 @@ def test_json_has_each_value_per_arm_metric_and_seed(testbed: Testbed, result: P
         assert all(told[metric.name]["unit"] == metric.unit for metric in METRICS if metric.name in told)
 
 
-@pytest.mark.parametrize(("option", "name"), [("--json", "report.json"), ("--markdown", "report.md")])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        ("--json", "report.json"),
+        ("--markdown", "report.md"),
+        ("--junit", "report.xml"),
+        ("--ktap", "report.ktap"),
+    ],
+)
 def test_what_is_printed_is_also_in_a_file(testbed: Testbed, result: Path, option: str, name: str) -> None:
     ran = testbed("report", result, option)
     assert (result / name).read_text() == ran.out
     assert {path.name for path in result.iterdir()} == {
-        *(".lock", "ledger.sqlite", "logs", "report.json", "report.md")
+        *(".lock", "ledger.sqlite", "logs", "pictures"),
+        *("report.html", "report.json", "report.ktap", "report.md", "report.xml"),
     }
 
 
@@ -421,9 +434,9 @@ def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepare
     testbed("run", EXPERIMENT, "--seeds", "17", "--accel", "tcg")
     testbed("run", EXPERIMENT, "--mode", "realtime")
     assert [(e.seeds, e.mode, e.accel) for e in prepared] == [
-        (4, "deterministic", "auto"),
+        (8, "deterministic", "auto"),
         (17, "realtime", "tcg"),
-        (4, "realtime", "auto"),
+        (8, "realtime", "auto"),
     ]
     ran = testbed("run", EXPERIMENT, "--mode", "deterministic", "--accel", "kvm")
     assert (ran.status, len(prepared)) == (2, 3)
@@ -493,6 +506,200 @@ def test_a_trial_that_was_lost_is_no_other_result(
     monkeypatch.setattr(runner, "run", run)
     ran = testbed("verify", "result")
     assert (ran.status, said in ran.out) == (status, True)
+
+
+# --- verdicts, histories, and what is printed of the project itself ---------------------------------
+
+LOW = [1000, 1010, 990, 1005, 995, 1008]
+HIGH = [count * 13 // 10 for count in LOW]
+
+
+def more_swap(said: dict[str, Any]) -> None:
+    said["experiment"]["guest"]["swap"] *= 2
+
+
+def test_two_results_are_compared(testbed: Testbed, tmp_path: Path) -> None:
+    measured(tmp_path / "a", {"x": LOW})
+    measured(tmp_path / "b", {"y": LOW, "z": HIGH})
+    ran = testbed("compare", "a", "b:z", "--json")
+    document = json.loads(ran.out)
+    assert (ran.status, ran.err, list(document["arms"])) == (0, "", ["a", "b:z"])
+    assert document["verdicts"]["b:z"]["primary"]["direct_reclaims"]["verdict"] == "regressed"
+    ran = testbed("compare", "a", "b:z")
+    assert ran.status == 0 and "regressed by +30" in ran.out
+    # Nothing is written: neither result is this comparison.
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    assert not (tmp_path / "a" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("a", "swap"), "a and swap were not measured alike: guest.swap: 268435456 and 536870912"),
+        (("a", "b:none"), "b: there is no arm `none`: y, z"),
+        (("a", "nowhere"), "nowhere: not a result directory: there is no ledger.sqlite in it"),
+        (("a", "a"), "a and a are the same arm of the same result"),
+        (("a", ":x"), ".: not a result directory: there is no ledger.sqlite in it"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_status_2(
+    testbed: Testbed, tmp_path: Path, words: tuple[str, ...], said: str
+) -> None:
+    measured(tmp_path / "a", {"x": LOW[:1]})
+    measured(tmp_path / "b", {"y": LOW[:1], "z": LOW[:1]})
+    measured(tmp_path / "swap", {"x": LOW[:1]}, more_swap)
+    assert testbed("compare", *words) == Ran(2, "", f"testbed: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "status"),
+    [
+        (["direct_reclaims regressed"], 1),
+        (["any primary regressed"], 1),
+        (["any improved", "any regressed"], 1),
+        (["direct_reclaims improved"], 0),
+        (["any primary undecided"], 0),
+        ([], 0),
+    ],
+)
+def test_a_gate_is_status_1_when_it_is_met(
+    testbed: Testbed, tmp_path: Path, conditions: list[str], status: int
+) -> None:
+    measured(tmp_path / "a", {"x": LOW})
+    measured(tmp_path / "b", {"x": HIGH})
+    options = [word for condition in conditions for word in ("--fail-on", condition)]
+    ran = testbed("compare", "a", "b", "--json", *options)
+    assert ran.status == status
+    assert ran.err.startswith("failed: ") == bool(status)
+
+
+@pytest.mark.parametrize(
+    "words", ["nonsense", "misses worse", "mises regressed", ""], ids=lambda words: words or "nothing"
+)
+def test_a_gate_that_is_nonsense_is_status_2(testbed: Testbed, result: Path, words: str) -> None:
+    ran = testbed("report", result, "--fail-on", words)
+    assert (ran.status, ran.out) == (2, "") and ran.err.startswith("testbed: --fail-on: ")
+    assert not (result / "report.json").exists()
+
+
+def test_a_gate_that_nothing_can_meet_is_status_2(testbed: Testbed, result: Path) -> None:
+    ran = testbed("report", result, "--json", "--fail-on", "any regressed")
+    assert ran.status == 2 and "nothing is judged here" in ran.err
+
+
+def make_matrix(home: Path) -> Path:
+    for name, after in (("n=1", LOW), ("n=2", HIGH)):
+        measured(home / name, {"x": LOW, "y": after})
+    entries = [{"at": {"n": n}, "name": f"n={n}", "failure": "", "exit_status": 0} for n in (1, 2)]
+    (home / "matrix.json").write_text(json.dumps({"schema": 1, "name": "m", "cells": entries}))
+    return home
+
+
+def test_a_gate_holds_in_every_cell_of_a_matrix(testbed: Testbed, tmp_path: Path) -> None:
+    home = make_matrix(tmp_path / "m")
+    assert testbed("report", home, "--json").status == 0
+    ran = testbed("report", home, "--json", "--fail-on", "any primary regressed")
+    assert ran.status == 1 and ran.err.startswith("failed: n=2: any primary regressed: y: ")
+    for form in ("--junit", "--ktap"):
+        ran = testbed("report", home, form)
+        assert (ran.status, ran.out) == (2, "") and "each of its cells has one" in ran.err
+
+
+def test_a_history_is_a_table_and_a_picture(testbed: Testbed, tmp_path: Path) -> None:
+    for name, counts in (("a", LOW), ("b", LOW[::-1]), ("c", HIGH)):
+        measured(tmp_path / name, {"x": counts})
+    for suffix, magic in (("svg", b"<?xml"), ("png", b"\x89PNG")):
+        ran = testbed("history", "a", "b", "c", "--margin", "0.05", "-o", f"h.{suffix}")
+        assert (ran.status, ran.err) == (0, "")
+        rows = [line for line in ran.out.splitlines() if line.strip().startswith("6.1.1 x")]
+        assert ["regressed" in row for row in rows] == [False, False, True]
+        assert (tmp_path / f"h.{suffix}").read_bytes().startswith(magic)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        (("-o", "h.pdf"), 2, "h.pdf: a picture is .svg or .png"),
+        (("-o", "h"), 2, "h: a picture is .svg or .png"),
+        (("--margin", "0"), 2, "--margin: 0 is not between 0 and 1"),
+        (("--margin", "nan"), 2, "--margin: nan is not between 0 and 1"),
+        (("--metric", "mises"), 2, "there is no metric `mises`"),
+        (("swap",), 2, "a and swap were not measured alike"),
+        (("-o", "no/where/h.svg"), 3, "[Errno 2] No such file or directory: 'no/where/h.svg'"),
+    ],
+)
+def test_a_history_that_cannot_be_had(
+    testbed: Testbed, tmp_path: Path, options: tuple[str, ...], status: int, said: str
+) -> None:
+    measured(tmp_path / "a", {"x": LOW[:1]})
+    measured(tmp_path / "swap", {"x": LOW[:1]}, more_swap)
+    ran = testbed("history", "a", *options)
+    assert ran.status == status and ran.err.startswith(f"testbed: {said}")
+    assert status == 3 or ran.out == ""
+
+
+# The rules of Jenkins' junit-10.xsd for what is in use here: element -> attributes that it has to have,
+# others that it may have, and children.
+JUNIT: dict[str, tuple[set[str], set[str], set[str]]] = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "disabled", "errors"}, {"testsuite"}),
+    "testsuite": (
+        {"name", "tests"},
+        {"failures", "errors", "skipped", "time", "timestamp", "hostname", "id", "package", "file"},
+        {"properties", "testcase", "system-out", "system-err"},
+    ),
+    "testcase": (
+        {"name"},
+        {"classname", "time", "status", "class", "file", "line", "assertions"},
+        {"skipped", "error", "failure", "system-out", "system-err", "properties"},
+    ),
+    "failure": (set(), {"message", "type"}, set()),
+    "error": (set(), {"message", "type"}, set()),
+    "skipped": (set(), {"message", "type"}, set()),
+    "system-out": (set(), set(), set()),
+}
+
+
+@pytest.mark.parametrize("after", [LOW, HIGH, HIGH[:2]], ids=["same", "worse", "too few"])
+def test_junit_keeps_to_the_schema_of_jenkins(tmp_path: Path, after: list[int]) -> None:
+    result = measured(tmp_path / "r", {"x": LOW, "y": after})
+    root = ElementTree.fromstring(machine.junit(results.report(results.load(result))))
+    assert root.tag == "testsuites" and len(root) == 1
+    for element in root.iter():
+        needed, allowed, children = JUNIT[element.tag]
+        assert needed <= set(element.keys()) <= needed | allowed
+        assert {child.tag for child in element} <= children
+    suite = root[0]
+    for kind in ("failures", "errors", "skipped", "tests"):
+        assert int(suite.attrib[kind]) >= 0
+    assert datetime.fromisoformat(suite.attrib["timestamp"])
+    states = [child.tag for case in suite for child in case]
+    assert states == [{len(HIGH[:2]): "error"}.get(len(after), "failure" if after is HIGH else "system-out")]
+
+
+def test_ktap_has_its_version_first(testbed: Testbed, tmp_path: Path) -> None:
+    result = measured(tmp_path / "r", {"x": LOW, "y": HIGH})
+    lines = testbed("report", result, "--ktap").out.splitlines()
+    assert lines[:2] == ["KTAP version 1", "1..1"] and lines[-1] == "not ok 1 y"
+
+
+def test_the_schema_and_the_metrics_are_printed(testbed: Testbed) -> None:
+    ran = testbed("schema")
+    assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", spec.schema())
+    ran = testbed("metrics")
+    assert (ran.status, ran.err) == (0, "")
+    assert all(metric.name in ran.out for metric in METRICS)
+
+
+def test_explain_names_the_experiment_of_what_is_wrong(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plans(*_: object) -> dict[str, Any]:
+        raise SpecError("arms.early: patch p does not apply")
+
+    monkeypatch.setattr(campaign, "plans", plans)
+    ran = testbed("explain", EXPERIMENT, "--seeds", "3")
+    assert ran.status == 2 and ran.out == "reclaim-capture: 3 arms x 3 seeds = 9 trials\n"
+    assert ran.err == f"testbed: {EXPERIMENT}: arms.early: patch p does not apply\n"
 
 
 # --- the doctor -----------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.record import LOST, MEASURED
-from testbed.spec import DeadlineSpec, GuestSpec, MiB, WorkloadSpec
+from testbed.script import script
+from testbed.spec import ArmSpec, DeadlineSpec, Experiment, KernelSpec, MiB
 from testbed.trial import Trial
 from tests.helpers import children_of
 
 FAKE = Path(__file__).parent.parent / "fake_qemu.py"
+EXPERIMENT = Experiment(name="x", kernel=KernelSpec(debian="linux-source-6.1"), arms={"a": ArmSpec()})
 SHAPE = Shape("tcg", vcpus=8, boot_memory=512 * MiB)
 
 
@@ -48,9 +50,8 @@ def make_trial(qemu: str, **deadlines: float) -> Trial:
         initramfs=Path("/initramfs"),
         initramfs_sha256="0",
         shape=SHAPE,
-        guest=GuestSpec(),
-        workload=WorkloadSpec(),
-        sysctl={},
+        memory=128 * MiB,
+        script=script(EXPERIMENT, "a", 1),
         deadlines=DeadlineSpec(**{"boot": 5.0, "balloon": 0.5, "workload": 5.0, **deadlines}),
         environment=("fake",),
         qemu=Qemu(qemu, "fake"),

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from types import MappingProxyType
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
@@ -19,10 +20,11 @@ from hypothesis import strategies as st
 
 from testbed.analysis.compare import Comparison, Observation, compare, lost_attempts, median
 from testbed.analysis.histogram import BUCKETS, SUB_BUCKETS, bucket, highest, merged, quantile
-from testbed.analysis.metrics import METRICS, jain
-from testbed.analysis.parse import Measurement, parse
+from testbed.analysis.metrics import METRICS, Better, Kind, Level, jain, quantile_us, table
+from testbed.analysis.parse import Measurement, Reading, parse
 from testbed.record import LOST, Record, final
-from tests.unit.recorded import DATA, PATCHED, UNPATCHED, record
+from tests.unit import test_hostile as hostile
+from tests.unit.recorded import DATA, PATCHED, REPOSITORY, UNPATCHED, record
 
 VALUE = {metric.name: metric.value for metric in METRICS}
 WHOLE = {"unpatched": parse(UNPATCHED), "patched": parse(PATCHED)}
@@ -53,7 +55,7 @@ def test_what_is_beyond_the_last_bucket_goes_there(value: int) -> None:
 
 
 def test_the_guest_counts_in_as_many_buckets() -> None:
-    source = (DATA.parents[1] / "images" / "src" / "mmap_test.c").read_text()
+    source = (DATA.parents[1] / "images" / "lib" / "load.h").read_text()
     sub = re.search(r"#define SUB (\d+)", source)
     buckets = re.search(r"#define BUCKETS \((\d+) \* SUB \+ SUB\)", source)
     assert sub and buckets
@@ -123,8 +125,23 @@ def test_names_and_titles_are_unique() -> None:
     assert (
         len({metric.name for metric in METRICS}) == len({metric.title for metric in METRICS}) == len(METRICS)
     )
-    assert {metric.unit for metric in METRICS} == {"count", "ratio", "us", "pages/s", "index"}
-    assert {metric.better for metric in METRICS} == {"lower", "higher", "neither"}
+    assert {metric.unit for metric in METRICS} == {"count", "pages", "ratio", "us", "s", "1/s", "index"}
+    assert {metric.better for metric in METRICS} == set(get_args(Better))
+    assert {metric.kind for metric in METRICS} == set(get_args(Kind))
+    assert all(metric.source and metric.level in get_args(Level) for metric in METRICS)
+
+
+def test_the_documentation_has_the_registry() -> None:
+    said = (REPOSITORY / "docs" / "metrics.md").read_text()
+    assert said.endswith("\n\n" + table())
+    assert table().count("\n") == len(METRICS) + 2
+    assert {line.count("|") for line in table().splitlines()} == {9}
+
+
+def test_the_title_of_operations_is_the_workloads() -> None:
+    (metric,) = (metric for metric in METRICS if metric.name == "pages_per_second")
+    assert metric.title_of("mmap_test") == "pages touched"
+    assert metric.title_of("file_read") == metric.title == "operations"
 
 
 @pytest.mark.parametrize("name", VALUE)
@@ -145,8 +162,8 @@ def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
         for name in ("vmstat.after", "vmstat.before")
     )
     delta = {name: after[name] - before[name] for name in after}
-    tasks = json.loads(body("mmap_test"))["tasks"]
-    pages = [task["pages"] for task in tasks]
+    tasks = json.loads(body("tasks"))["tasks"]
+    pages = [task["ops"] for task in tasks]
     # The highest value of each counted bucket, as often as it was counted, in order.
     tops = []
     for task in tasks:
@@ -158,31 +175,58 @@ def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
     tops.sort()
     assert len(tops) == sum(pages)
 
-    expected = {
+    def rank(permille: int) -> float | None:
+        at = -(-len(tops) * permille // 1000)
+        return tops[at - 1] / 1e3 if len(tops) - at >= 100 else None
+
+    def over(ns: int) -> object:
+        """Of a bucket that the limit is in, nothing."""
+        limit = next(top for top in range(ns, 2 * ns) if bucket(top) < bucket(top + 1))
+        return sum(top > limit for top in tops) / len(tops)
+
+    expected: dict[str, object] = dict.fromkeys(VALUE) | {
         "direct_reclaims": sum(delta[f"allocstall_{zone}"] for zone in ("dma32", "normal", "movable")),
         "tries": delta["direct_reclaim_try"],
         "misses": delta["direct_reclaim_miss"],
         "misses_drained": delta["direct_reclaim_miss_drained"],
         "misses_per_try": delta["direct_reclaim_miss"] / delta["direct_reclaim_try"],
-        # The recorded guests were not asked to tally events.
-        **dict.fromkeys(name for name in VALUE if name.startswith("stock_")),
         "captures": delta.get("reclaim_capture"),
         "captures_used": delta.get("reclaim_capture_used"),
         "captures_unused": delta.get("reclaim_capture_unused"),
         "captures_rejected": delta.get("reclaim_capture_reject"),
-        "pages_per_second": pytest.approx(sum(t["pages"] / (t["ns"] / 1e9) for t in tasks)),
-        "fault_p50": tops[(len(tops) + 1) // 2 - 1] / 1e3,
-        "fault_p99": tops[-(-len(tops) * 99 // 100) - 1] / 1e3,
-        "fault_p999": tops[-(-len(tops) * 999 // 1000) - 1] / 1e3,
+        "pages_per_second": pytest.approx(sum(t["ops"] / (t["ns"] / 1e9) for t in tasks)),
+        "fault_p50": rank(500),
+        "fault_p90": rank(900),
+        "fault_p99": rank(990),
+        "fault_p999": rank(999),
         "fault_max": max(t["max_ns"] for t in tasks) / 1e3,
+        "fault_over_1ms": over(10**6),
+        "fault_over_10ms": over(10**7),
         "fairness": pytest.approx(sum(pages) ** 2 / len(pages) / sum(p * p for p in pages)),
+        "worst_share": pytest.approx(min(pages) / (sum(pages) / len(pages))),
         "oom_kills": 0,
+        "pgscan_direct": delta["pgscan_direct"],
+        "pgscan_kswapd": delta["pgscan_kswapd"],
+        "pgsteal_direct": delta["pgsteal_direct"],
+        "pgsteal_kswapd": delta["pgsteal_kswapd"],
+        "efficiency_direct": delta["pgsteal_direct"] / delta["pgscan_direct"],
+        "efficiency_kswapd": delta["pgsteal_kswapd"] / delta["pgscan_kswapd"],
+        "direct_share": delta["pgscan_direct"] / (delta["pgscan_direct"] + delta["pgscan_kswapd"]),
+        "refaults_anon": 0,
+        "refaults_file": 0,
+        "refault_activations_anon": 0,
+        "refault_activations_file": 0,
+        "activations": delta["pgactivate"],
+        "swap_ins": 0,
+        "swap_outs": delta["pswpout"],
+        "major_faults": 0,
     }
+    # Nothing was sampled, and no events tallied.
     assert {name: value(WHOLE[arm]) for name, value in VALUE.items()} == expected
 
 
 def counted(**counters: int) -> Measurement:
-    return replace(NOTHING, counters=counters)
+    return replace(NOTHING, vmstat=Reading(dict.fromkeys(counters, 0), counters))
 
 
 @pytest.mark.parametrize(
@@ -228,13 +272,129 @@ def test_a_tally_tells_only_if_it_is_whole(tally: dict[str, int] | None, values:
 def test_a_task_that_was_killed_before_it_began_has_no_speed() -> None:
     workload = WHOLE["patched"].workload
     assert workload
-    dead = workload.tasks[0].model_copy(update={"pages": 0, "ns": 0, "histogram": ()})
+    dead = workload.tasks[0].model_copy(update={"ops": 0, "ns": 0, "histogram": {}})
     whole = VALUE["pages_per_second"](WHOLE["patched"])
     rest = workload.model_copy(update={"tasks": (dead, *workload.tasks[1:])})
-    speed = workload.tasks[0].pages / workload.tasks[0].ns * 1e9
+    speed = workload.tasks[0].ops / workload.tasks[0].ns * 1e9
     assert whole and VALUE["pages_per_second"](replace(NOTHING, workload=rest)) == pytest.approx(
         whole - speed
     )
+
+
+# --- phases, time, groups ---------------------------------------------------------------------------
+
+# The known numbers of tests/unit/test_hostile.py: two phases of a second each, rows at 0, 0.5, 1 and 2 s.
+SAMPLED = parse(hostile.LOG)
+METRIC = {metric.name: metric for metric in METRICS}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "phases", "series"),
+    [
+        # What vmstat said before and after is not what was sampled, in this log.
+        ("pgscan_direct", 1120, {"0": 865, "1": 255}, [(0.5, 1000), (1, 730), (2, 255)]),
+        ("psi_some", 350e-6 / 2, {"0": 150e-6, "1": 200e-6}, [(0.5, 1e-4), (1, 2e-4), (2, 2e-4)]),
+        ("psi_full", 40e-6 / 2, {"0": 30e-6, "1": 10e-6}, [(0.5, 2e-5), (1, 4e-5), (2, 1e-5)]),
+        ("kswapd_cpu", 2500 / 2e9, {"0": 1500 / 1e9, "1": 1000 / 1e9}, [(0.5, 1e-6), (1, 2e-6), (2, 1e-6)]),
+        ("free_pages", 425, {"0": 350, "1": 500}, [(0, 400), (0.5, 300), (1, 500), (2, 450)]),
+        ("below_low", 0.5, {"0": 1, "1": 0}, [(0, 1), (0.5, 1), (1, 0), (2, 0)]),
+        ("below_min", 0.25, {"0": 0.5, "1": 0}, [(0, 0), (0.5, 1), (1, 0), (2, 0)]),
+        ("pages_per_second", 300 / 1.9 + 301 / 1.900000001, {"0": 300, "1": 301}, []),
+        ("probe_per_second", 302 / 1.900000002, {"0": 150, "1": 152}, []),
+        ("fairness", 601**2 / 2 / (300**2 + 301**2), {"0": 1, "1": 301**2 / 2 / (150**2 + 151**2)}, []),
+        ("worst_share", 300 / 300.5, {"0": 1, "1": 150 / 150.5}, []),
+        ("fault_p50", highest(820) / 1e3, {"0": highest(820) / 1e3, "1": highest(2000) / 1e3}, []),
+        ("fault_p90", None, {}, []),
+        ("fault_max", 40_000.001, {"0": highest(820) / 1e3, "1": highest(2000) / 1e3}, []),
+        ("probe_max", 40_000.002, {"0": highest(820) / 1e3, "1": highest(2000) / 1e3}, []),
+        ("bystander_max", None, {}, []),
+        ("episodes", 262, {}, []),
+        ("episode_p50", highest(900) / 1e3, {}, []),
+        ("episode_p99", None, {}, []),
+        ("pages_per_episode", 8320 / 262, {}, []),
+        ("freed_for_others", 6400 / 8320 - 300 / 903, {}, []),
+        ("stock_theft_share", 123 / 800, {}, []),
+        ("zram_compression", 900 / 901, {}, []),
+        ("workload_seconds", 2, {}, []),
+        ("sampling_cpu", 12_345 / 2e9, {}, []),
+        ("oom_kills", 2000 + 31 * 10, {}, []),
+    ],
+)
+def test_values_of_the_whole_of_phases_and_over_time(
+    name: str, value: float | None, phases: dict[str, float], series: list[tuple[float, float]]
+) -> None:
+    assert METRIC[name].value(SAMPLED) == (None if value is None else pytest.approx(value))
+    assert METRIC[name].per_phase(SAMPLED) == pytest.approx(phases)
+    assert [point for pair in METRIC[name].series(SAMPLED) for point in pair] == pytest.approx(
+        [point for pair in series for point in pair]
+    )
+
+
+def test_counts_are_per_second_over_time() -> None:
+    assert METRIC["pgscan_direct"].series_unit == "pages/s"
+    assert METRIC["free_pages"].series_unit == "pages" and METRIC["psi_some"].series_unit == "ratio"
+
+
+def test_where_rows_were_lost_nothing_is_told_of_the_time_that_it_took() -> None:
+    assert SAMPLED.samples
+    lost = replace(SAMPLED, samples=replace(SAMPLED.samples, lost=1))
+    for name in ("psi_some", "kswapd_cpu", "below_low", "workload_seconds", "sampling_cpu"):
+        assert METRIC[name].value(lost) is None and METRIC[name].per_phase(lost) == {}
+    assert METRIC["pgscan_direct"].series(lost) == METRIC["pgscan_direct"].series(SAMPLED)
+    assert METRIC["pgscan_direct"].value(lost) == 1120
+
+
+def test_what_the_kernel_does_not_tell_is_0_in_a_row_and_not_known() -> None:
+    silent = replace(SAMPLED, pressure=None, kswapd=Reading({}, {}))
+    for name in ("psi_some", "psi_full", "kswapd_cpu"):
+        metric = METRIC[name]
+        assert (metric.value(silent), metric.per_phase(silent), metric.series(silent)) == (None, {}, [])
+
+
+def test_rows_at_borders_alone_are_no_samples() -> None:
+    assert SAMPLED.sampling
+    plain = replace(SAMPLED, sampling={**SAMPLED.sampling, "period_ns": 0})
+    assert METRIC["below_low"].value(plain) is None and METRIC["pgscan_direct"].per_phase(plain)
+
+
+def test_a_stall_is_the_share_of_a_tasks_time_in_direct_reclaim() -> None:
+    assert SAMPLED.workload and SAMPLED.episodes
+    shares = []
+    for task in SAMPLED.workload.tasks:
+        spent = sum(row.ns for row in SAMPLED.episodes.tasks if row.pid == task.pid)
+        shares.append(spent / task.ns)
+    assert max(shares) > min(shares) >= 0
+    assert VALUE["stall_worst"](SAMPLED) == pytest.approx(max(shares))
+    assert VALUE["stall"](SAMPLED) == pytest.approx(sum(shares) / len(shares))
+
+
+def test_lost_events_make_nothing_of_episodes_known() -> None:
+    assert SAMPLED.tally
+    lost = replace(SAMPLED, tally={**SAMPLED.tally, "lost": 1})
+    names = ("episodes", "episode_p50", "pages_per_episode", "freed_for_others", "stock_theft_share")
+    assert [VALUE[name](lost) for name in names] == [None] * len(names)
+
+
+def test_a_counter_that_fell_is_not_known() -> None:
+    fell = replace(NOTHING, vmstat=Reading({"pgscan_direct": 5, "pgscan_kswapd": 1}, {"pgscan_direct": 4}))
+    assert VALUE["pgscan_direct"](fell) is None and VALUE["direct_share"](fell) is None
+
+
+@given(
+    st.lists(st.integers(0, 10**8), min_size=1, max_size=40), st.integers(1, 30), st.sampled_from([50, 90])
+)
+def test_a_quantile_of_operations_is_that_of_the_raw_ones_or_none(
+    values: list[int], times: int, percent: int
+) -> None:
+    samples = sorted(values * times)
+    at = -(-len(samples) * percent // 100)
+    found = quantile_us(Counter(map(bucket, samples)), percent / 100)
+    assert (found is None) == (len(samples) - at < 100)
+    if found is not None:
+        exact = samples[at - 1]
+        assert exact <= found * 1e3 * (1 + 1e-12) and found * 1e3 <= (exact + exact / SUB_BUCKETS) * (
+            1 + 1e-12
+        )
 
 
 # --- side by side ---------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,40 +19,13 @@ from hypothesis import strategies as st
 from testbed.analysis import parse as parsing
 from testbed.analysis.parse import Measurement, Miss, parse
 from testbed.guest import protocol
-from tests.unit.recorded import PATCHED, REPOSITORY, UNPATCHED
+from tests.unit.recorded import HEADER, PATCHED, REPOSITORY, UNPATCHED, frame, span, with_frame, without_frame
 
 LOGS = {"unpatched": UNPATCHED, "patched": PATCHED}
 WHOLE = {name: parse(log) for name, log in LOGS.items()}
 KERNEL = b"[   12.345678] watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [mmap_test:91]\n"
-HEADER = re.compile(rb"\n#tb:frame (\S+) (\d+) [0-9a-f]{8}\n")
 
 both_logs = pytest.mark.parametrize("name", LOGS)
-
-
-def frame(name: str, body: bytes) -> bytes:
-    """A frame as images/src/tell.c makes it."""
-    stuffed = re.sub(rb"(?m)^#", b"##", body)
-    head = b"\n#tb:frame %s %d %08x\n" % (name.encode(), len(stuffed), zlib.crc32(stuffed))
-    return head + stuffed + b"\n#tb:close " + name.encode() + b"\n"
-
-
-def span(log: bytes, name: str) -> tuple[int, int]:
-    """Where a frame begins and ends, marks and all."""
-    for match in HEADER.finditer(log):
-        if match[1].decode() == name:
-            return match.start(), match.end() + int(match[2]) + len(f"\n#tb:close {name}\n")
-    raise AssertionError(f"no frame {name}")
-
-
-def with_frame(log: bytes, name: str, body: bytes) -> bytes:
-    """The log, had the guest sent another body in a frame."""
-    begin, end = span(log, name)
-    return log[:begin] + frame(name, body) + log[end:]
-
-
-def without_frame(log: bytes, name: str) -> bytes:
-    begin, end = span(log, name)
-    return log[:begin] + log[end:]
 
 
 def names_of(log: bytes) -> list[str]:
@@ -68,7 +40,7 @@ def honest(damaged: bytes, whole: Measurement) -> Measurement:
     assert found.counters in (whole.counters, None)
     assert found.misses in (whole.misses, ())
     if found.workload is None:
-        assert "frame mmap_test: " in problems
+        assert "frame tasks: " in problems
     if found.counters is None:
         assert "frame vmstat." in problems
     if found.misses != whole.misses:
@@ -101,7 +73,10 @@ def test_the_numbers_are_those_in_the_log() -> None:
     assert measured.counters == {key: int(after[key]) - int(before[key]) for key in after}
     assert measured.counters["direct_reclaim_miss"] == len(measured.misses) > 200
     assert measured.workload
-    assert measured.workload.model_dump(mode="json") == json.loads("\n".join(body("mmap_test")))
+    said = json.loads("\n".join(body("tasks")))
+    for task, read in zip(said["tasks"], measured.workload.tasks, strict=True):
+        assert read.model_dump() == task | {"histogram": dict(task["histogram"]), "phases": ()}
+    assert measured.workload.model_dump(by_alias=True, exclude={"tasks"}) | {"tasks": said["tasks"]} == said
     first = body("trace")[0]
     assert (first.split()[0], "progress=49 " in first) == ("mmap_test-92", True)
     assert measured.misses[0] == Miss(49, 0, 92, "mmap_test")
@@ -148,9 +123,9 @@ def test_cut_off_anywhere(data: st.DataObject) -> None:
 
 
 def test_what_is_cut_off_says_how_much() -> None:
-    log = PATCHED[: span(PATCHED, "mmap_test")[0] + 1000]
+    log = PATCHED[: span(PATCHED, "tasks")[0] + 1000]
     assert any(
-        re.fullmatch(r"frame mmap_test: cut off after \d{3} of \d{5} bytes", p) for p in parse(log).problems
+        re.fullmatch(r"frame tasks: cut off after \d{3} of \d{5} bytes", p) for p in parse(log).problems
     )
 
 
@@ -182,7 +157,7 @@ def test_something_lands_inside_a_frame(name: str, where: Callable[[bytes], list
         honest(log[:at] + noise + log[at:], WHOLE[name])
 
 
-@pytest.mark.parametrize("part", ["mmap_test", "vmstat.before", "vmstat.after"])
+@pytest.mark.parametrize("part", ["tasks", "vmstat.before", "vmstat.after"])
 def test_a_kernel_message_in_a_payload_is_refused_and_said(part: str) -> None:
     at = span(PATCHED, part)[0] + 500
     found = honest(PATCHED[:at] + KERNEL + PATCHED[at:], WHOLE["patched"])
@@ -236,7 +211,8 @@ def test_a_piece_arrives_twice(data: st.DataObject) -> None:
 @pytest.mark.parametrize("lost", names_of(UNPATCHED))
 def test_a_frame_that_never_came(lost: str) -> None:
     found = honest(without_frame(UNPATCHED, lost), WHOLE["unpatched"])
-    needed = lost in ("mmap_test", "vmstat.before", "vmstat.after", "trace")
+    # Of a pair one alone says nothing.
+    needed = lost != "output"
     assert found.problems == ((f"frame {lost}: missing",) if needed else ())
     assert found.complete == (not needed)
 
@@ -247,9 +223,11 @@ def test_a_log_with_nothing_in_it(log: bytes) -> None:
     assert not found.complete and len(found.problems) == 4
 
 
-def test_the_last_of_two_whole_frames_counts_even_if_a_broken_one_follows() -> None:
+def test_of_two_frames_with_one_name_neither_counts_unless_both_say_the_same() -> None:
     first, second = frame("output", b"first"), frame("output", b"second")
-    assert parse(first + second).output == "second"
+    assert parse(first + first).output == "first"
+    differ = parse(first + second)
+    assert differ.output == "" and "frame output: arrived with 2 contents" in differ.problems
     broken = parse(first + second.replace(b"second", b"secund"))
     assert broken.output == "first" and "frame output: checksum or end does not match" in broken.problems
 
@@ -260,23 +238,25 @@ def test_a_frame_that_another_closes_is_refused() -> None:
 
 
 def test_what_looks_like_a_frame_in_a_whole_frame_is_its_content() -> None:
-    body = b"x\r#tb:frame vmstat.after 999 00000000\npgfault 1\n"
-    assert parse(PATCHED + frame("output", body)) == replace(WHOLE["patched"], output=body.decode())
+    body = b"x\r#tb:frame vmstat.after 999 00000000\npgfault 1\nOut of memory: Killed process 1 (init)\n"
+    log = with_frame(PATCHED, "output", body + b"#tb:user\n")
+    assert parse(log) == replace(WHOLE["patched"], output=body.decode() + "#tb:user\n")
 
 
 # --- content that is whole, and wrong --------------------------------------------------------------
 
 
 def workload(**changes: Any) -> bytes:
-    task: dict[str, Any] = {"histogram": [[3, 1], [7, 1]]}
-    task |= {"pid": 1, "signal": 0, "pages": 2, "ns": 9, "max_ns": 7, "minor_faults": 2, "major_faults": 0}
-    top = {key: changes.pop(key) for key in list(changes) if key in ("mode", "seed", "tasks")}
-    whole = {"mode": "anon", "seed": 1, "pages_per_task": 64, "tasks": [task | changes], **top}
-    return json.dumps(whole).encode()
+    task: dict[str, Any] = {"group": "main", "status": 0, "histogram": [[3, 1], [7, 1]]}
+    task |= {"pid": 1, "signal": 0, "ops": 2, "ns": 9, "max_ns": 7, "minor_faults": 2, "major_faults": 0}
+    top: dict[str, Any] = {"workload": "mmap_test", "seed": 1, "clock_ns": 5, "facts": {"pages_per_task": 64}}
+    top |= {key: changes.pop(key) for key in list(changes) if key in top}
+    tasks = changes.pop("tasks", [task | changes])
+    return json.dumps({**top, "tasks": tasks}).encode()
 
 
 def test_the_workload_that_the_next_test_spoils_is_right() -> None:
-    assert parse(with_frame(PATCHED, "mmap_test", workload())).problems == ()
+    assert parse(with_frame(PATCHED, "tasks", workload())).problems == ()
 
 
 @pytest.mark.parametrize(
@@ -287,11 +267,11 @@ def test_the_workload_that_the_next_test_spoils_is_right() -> None:
         b"null",
         b"[" * 100_000,
         b"{" + b'"a":' * 5 + b"1}",
-        workload(pages=2**64),
-        workload(pages=-1),
-        workload(pages=2.0),
-        workload(pages="2"),
-        workload(pages=True),
+        workload(ops=2**64),
+        workload(ops=-1),
+        workload(ops=2.0),
+        workload(ops="2"),
+        workload(ops=True),
         workload(ns=None),
         workload(seed=float("inf")),
         workload(seed=float("nan")),
@@ -301,20 +281,41 @@ def test_the_workload_that_the_next_test_spoils_is_right() -> None:
         workload(histogram=[[-1, 1]]),
         workload(histogram=[[3, 1, 1]]),
         workload(histogram=[3, 1]),
-        workload().replace(b'"pages": 2', b'"pages": ' + b"9" * 5000),
-        workload().replace(b'"pages": 2', b'"pages": 1e400'),
+        workload(histogram=[[3, 1], [3, 1]]),
+        workload(histogram=[[3, True]]),
+        workload(histogram=[[3.0, 1]]),
+        workload(histogram=[[3, -1]]),
+        workload(histogram=[[3, 2**64]]),
+        workload(histogram={"3": 1}),
+        workload(histogram=[[]] * 100_000),
+        workload(phases=[[[3, 1]], [[4480, 1]]]),
+        workload(phases=1),
+        workload(group="Main"),
+        workload(group="main\n"),
+        workload(group="\ud800"),
+        workload(workload=""),
+        workload(facts={"huge": True}),
+        workload(facts={"huge": "1"}),
+        workload(facts={"huge": float("nan")}),
+        workload(facts={"huge": 2**64}),
+        workload(facts={"\x1b": 1}),
+        workload(tasks=[1] * 100_000),
+        workload().replace(b'"ops": 2', b'"ops": 2, "ops": 3'),
+        workload().replace(b'"pages_per_task": 64', b'"a": 1e400'),
+        workload().replace(b'"ops": 2', b'"ops": ' + b"9" * 5000),
+        workload().replace(b'"ops": 2', b'"ops": 1e400'),
         workload().replace(b'"signal": 0, ', b""),
-        workload().replace(b"anon", b"an\xffon"),
+        workload().replace(b"main", b"ma\xffin"),
         workload()[:-1],
         workload() + b"{}",
     ],
     ids=lambda body: body.decode(errors="replace")[:40] + f" ({len(body)})",
 )
 def test_a_workload_of_another_form_is_refused_in_one_line(body: bytes) -> None:
-    found = parse(with_frame(PATCHED, "mmap_test", body))
+    found = parse(with_frame(PATCHED, "tasks", body))
     assert found.workload is None and found.counters == WHOLE["patched"].counters
     (problem,) = found.problems
-    assert problem.startswith("frame mmap_test: ") and "\n" not in problem
+    assert problem.startswith("frame tasks: ") and "\n" not in problem
 
 
 @pytest.mark.parametrize(
@@ -326,6 +327,10 @@ def test_a_workload_of_another_form_is_refused_in_one_line(body: bytes) -> None:
         "pgfault " + "9" * 21,
         "pgfault 1.5",
         "PGFAULT 1",
+        "pgfault \u0663",
+        "pgfault NaN",
+        "pgfault 1\r",
+        "pgfault 1\x1cpgscan 2",
         " pgfault 1",
         "",
     ],
@@ -380,6 +385,169 @@ def test_the_victims_of_the_oom_killer_are_named() -> None:
     assert parse(PATCHED + said + said.replace(b"mmap_test", b"sh")).oom_victims == ("mmap_test", "sh")
 
 
+# --- what every workload leaves --------------------------------------------------------------------
+
+SAMPLED = b"samples 4\ncpu_ns 900\nperiod_ns 500\nlost 0\n"
+TABLE = b"ns phase pswpout\n100 0 7\n200 0 8\n300 1 9\n1000000500 1 19\n"
+EPISODES = {"duration": [[3, 1], [300, 1]], "pages": [[0, 1], [32, 1]], "tasks": [[91, 2, 32, 400]]}
+USUAL: dict[str, bytes] = {
+    "samples": TABLE,
+    "sampling": SAMPLED,
+    "zram.before": b"    4096       74    12288        0    12288        0        0        0        0\n",
+    "zram.after": b"    8192      148    24576        0    24576        1        0        0        0\n",
+    "kswapd.before": b"kswapd0 100\n",
+    "kswapd.after": b"kswapd0 350\n",
+    "tally": b"lost 0\nepisodes 2\nepisode_pages 32\n",
+    "episodes": json.dumps(EPISODES).encode(),
+}
+
+
+def usual(**changes: bytes | None) -> bytes:
+    """A log with all that there may be, but for some frames; `_` is the dot in their names."""
+    new = {name: changes.get(name.replace(".", "_"), body) for name, body in USUAL.items()}
+    return PATCHED + b"".join(frame(name, body) for name, body in new.items() if body is not None)
+
+
+def test_all_that_a_workload_leaves_is_read() -> None:
+    found = parse(usual())
+    assert found.complete
+    assert found.samples and found.samples.columns == ("ns", "phase", "pswpout")
+    assert found.samples.rows[3] == (1000000500, 1, 19)
+    assert found.samples.seconds == (0, 1e-7, 2e-7, 1.0000004)
+    assert found.samples.phases == {0: (0, 2), 1: (2, 3)}
+    assert found.guest_seconds == 1.0000004
+    assert found.sampling == {"samples": 4, "cpu_ns": 900, "period_ns": 500, "lost": 0}
+    assert found.zram and found.zram.after["orig_data_size"] == 8192 and found.zram.after["same_pages"] == 1
+    assert found.kswapd and found.kswapd.difference == {"kswapd0": 250}
+    # The recorded log has these.
+    assert found.pressure and found.pressure.difference == {"some": 3595321, "full": 3326858}
+    assert found.meminfo and found.meminfo.after["MemTotal"] == 108768 * 1024
+    assert found.episodes and found.episodes.duration == {3: 1, 300: 1}
+    assert found.episodes.tasks[0].model_dump() == {"pid": 91, "episodes": 2, "pages": 32, "ns": 400}
+
+
+def test_phases_are_not_told_where_rows_were_lost() -> None:
+    found = parse(usual(sampling=SAMPLED.replace(b"lost 0", b"lost 2")))
+    assert found.complete and found.samples and found.samples.phases == {} and found.guest_seconds is None
+
+
+def test_a_counter_that_was_not_there_before_has_no_difference() -> None:
+    found = parse(usual(kswapd_after=b"kswapd0 350\nkswapd1 9\n"))
+    assert found.kswapd and found.kswapd.difference == {"kswapd0": 250}
+
+
+def test_a_users_own_program_leaves_no_tasks() -> None:
+    log = without_frame(PATCHED, "tasks")
+    assert parse(log).problems == ("frame tasks: missing",)
+    for mark in (b"\n#tb:user\n", b"\n#tb:user ns=12\r\n"):
+        found = parse(mark + log)
+        assert found.complete and found.user and found.workload is None
+    assert not parse(b"#tb:user" + log.lstrip(b"\n")).complete
+    assert not parse(b"\n#tb:user\n" + without_frame(log, "vmstat.after")).complete
+
+
+@pytest.mark.parametrize(
+    ("part", "body"),
+    [
+        ("samples", b""),
+        ("samples", b"ns phase\n"),
+        ("samples", TABLE[:-1]),
+        ("samples", TABLE[:-4]),
+        ("samples", TABLE.replace(b"phase", b"pswpout")),
+        ("samples", TABLE.replace(b"pswpout", b"PSI")),
+        ("samples", TABLE.replace(b"ns ", b"time ")),
+        ("samples", TABLE.replace(b"200 0", b"50 0")),
+        ("samples", TABLE.replace(b"300 1", b"300 2")),
+        ("samples", TABLE.replace(b" 8", b" 8 8")),
+        ("samples", TABLE.replace(b" 8", b"")),
+        ("samples", TABLE.replace(b" 8", b" --8")),
+        ("samples", TABLE.replace(b" 8", b" 0x8")),
+        ("samples", TABLE.replace(b" 8", b" 1_8")),
+        ("samples", TABLE.replace(b" 8", b" nan")),
+        ("samples", TABLE.replace(b" 8", b" " + b"9" * 21)),
+        ("samples", TABLE.replace(b" 8", b" " + b"9" * 10_000)),
+        ("samples", TABLE.replace(b"\n", b"\r\n")),
+        ("samples", TABLE.replace(b"200 0 8\n", b"")),
+        ("samples", TABLE.replace(b"200 0 8\n", b"\n200 0 8\n")),
+        ("samples", None),
+        ("sampling", None),
+        ("sampling", b"samples 4\n"),
+        ("sampling", b"samples 4\nsamples 4\nlost 0\n"),
+        ("zram.before", None),
+        ("zram.after", b"1 2 3\n"),
+        ("zram.after", b"1 2 3 4 5 6 -7\n"),
+        ("zram.after", b"1 2 3 4 5 6 " + b"7" * 21 + b"\n"),
+        ("kswapd.after", None),
+        ("kswapd.after", b"kswapd0\n"),
+        ("episodes", b"{}"),
+        ("episodes", json.dumps(EPISODES | {"tasks": [[91, 2, 32]]}).encode()),
+        ("episodes", json.dumps(EPISODES | {"tasks": [[91, 2, 32, True]]}).encode()),
+        ("episodes", json.dumps(EPISODES | {"tasks": 5}).encode()),
+        ("episodes", json.dumps(EPISODES | {"pages": [[1025, 1]]}).encode()),
+        ("episodes", b"[]"),
+        ("tally", b"lost 0\nlost 1\n"),
+    ],
+    ids=str,
+)
+def test_what_is_of_another_form_is_refused_in_one_line(part: str, body: bytes | None) -> None:
+    found = parse(usual(**{part.replace(".", "_"): body}))
+    field = part.partition(".")[0]
+    assert getattr(found, "samples" if field == "sampling" else field) is None
+    (problem,) = found.problems
+    assert "\n" not in problem and "frame " in problem and not found.complete
+    whole = parse(usual())
+    for other in {"zram", "kswapd", "episodes", "tally", "vmstat", "workload"} - {field}:
+        assert getattr(found, other) == getattr(whole, other) is not None
+
+
+def test_the_share_of_the_log_in_damaged_frames_is_said() -> None:
+    assert WHOLE["patched"].damaged == 0
+    begin, end = span(PATCHED, "tasks")
+    found = parse(PATCHED[: begin + 500] + b"!" + PATCHED[begin + 501 :])
+    # The line end after it is nobody's.
+    assert found.damaged == (end - 1 - begin) / len(PATCHED)
+    assert found.problems[-1] == f"{found.damaged:.1%} of the log is in damaged frames"
+    cut = parse(PATCHED[: begin + 500])
+    assert cut.damaged == 500 / (begin + 500)
+
+
+@pytest.mark.parametrize(
+    ("mark", "damaged", "problem"),
+    [
+        (b"#tb:frame tally ", b"#tb:f\nrame tally ", "frame tally: its beginning is missing"),
+        (b"#tb:frame tally ", b"#tb:frame tally x", "frame tally: its header is damaged"),
+        (b"#tb:frame tally ", b"#tb:frame\n", "frame ?: its header is damaged"),
+        (b"#tb:close tally", b"#tb:close tally.x", "frame tally: checksum or end does not match"),
+        (b"#tb:close tally", b"#tb:close", "frame tally: checksum or end does not match"),
+    ],
+)
+def test_a_frame_that_nobody_needs_is_not_lost_silently(mark: bytes, damaged: bytes, problem: str) -> None:
+    found = parse(usual().replace(mark, damaged))
+    assert found.tally is None and not found.complete
+    assert any(said.startswith(problem) for said in found.problems)
+
+
+def test_of_very_many_problems_some_are_told() -> None:
+    found = parse(b"\n#tb:frame a 00000000" * 100_000)
+    assert len(found.problems) == parsing.TOLD + 2
+    assert found.problems[-2:] == (
+        f"and {100_000 + 4 - parsing.TOLD} problems more",
+        "100.0% of the log is in damaged frames",
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Memory cgroup out of memory: Killed process 91 (memcg) total-vm:14372kB",
+        b"Out of memory (oom_kill_allocating_task): Killed process 91 (memcg) total-vm:14372kB",
+    ],
+)
+def test_every_kind_of_oom_kill_has_a_victim(line: bytes) -> None:
+    # The same line twice is the same kill.
+    assert parse(PATCHED + line + b"\n" + line + b"\n").oom_victims == ("memcg",)
+
+
 # --- hostile --------------------------------------------------------------------------------------
 
 FRAGMENTS = [
@@ -401,7 +569,7 @@ FRAGMENTS += [
     b"\xff",
     frame("trace", b"#\n##\n"),
 ]
-FRAGMENTS += [frame("mmap_test", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), LINE.encode()]
+FRAGMENTS += [frame("tasks", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), LINE.encode()]
 FRAGMENTS += [frame("tally", b"lost 0\n"), b"lost -1\n", b"tally"]
 
 
@@ -450,7 +618,8 @@ MARKLIKE = [
 def test_marks_in_a_frame_are_content(tell: Path, body: bytes) -> None:
     said = subprocess.run([tell, "frame", "output"], input=body, capture_output=True, check=True).stdout
     assert said == frame("output", body)
-    log = PATCHED + said + b"\n#tb:end status=1\n"
+    rest = without_frame(PATCHED, "output")
+    log = rest + said + b"\n#tb:end status=1\n"
     assert protocol.frames(log).contents["output"] == body
-    after = log[len(PATCHED) :]
+    after = log[len(rest) :]
     assert [m[1] for m in protocol.MARK.finditer(after)] == [b"frame", b"close", b"end"]

@@ -24,10 +24,11 @@ from rich.console import Console
 
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
-from testbed.analysis.parse import parse
+from testbed.analysis.parse import Reading, parse
+from testbed.guest import protocol
 from testbed.report import text
-from testbed.report.document import TRACE_LINES, document
-from tests.unit.recorded import DATA, PATCHED, UNPATCHED, plan, record
+from testbed.report.document import TRACE_LINES
+from tests.unit.recorded import DATA, PATCHED, UNPATCHED, documented, plan, record, with_frame
 
 GOLDEN = DATA / "golden"
 STORED = json.loads((GOLDEN / "document.json").read_text())
@@ -40,7 +41,7 @@ def stored() -> Any:
 
 def one_arm() -> Any:
     made = stored()
-    for where in (made["arms"], made["provenance"]["kernels"], made["experiment"]["arms"]):
+    for where in (made["arms"], made["provenance"]["kernels"], made["experiment"]["arms"], made["verdicts"]):
         del where["patched"]
     return made
 
@@ -69,7 +70,7 @@ def three_arms() -> Any:
 
 def no_seeds() -> Any:
     made = stored()
-    made["seeds"] = []
+    made["seeds"], made["verdicts"] = [], {}
     for arm in made["arms"].values():
         arm |= {"metrics": {}, "memory_bytes": {}, "trace": {"count": 0, "first": []}}
     made["excluded"] = [
@@ -227,7 +228,7 @@ def observed(arm: str, log: bytes, seed: int = 1) -> Observation:
 
 def test_the_document_has_every_value_under_its_registered_name() -> None:
     seen = [observed("unpatched", UNPATCHED), observed("patched", PATCHED)]
-    made = document(plan(), seen, [*(o.record for o in seen), record("patched", 1, "lost", attempt=2)])
+    made = documented(plan(), seen, [*(o.record for o in seen), record("patched", 1, "lost", attempt=2)])
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     assert made["seeds"] == [1] and made["lost_attempts"] == 1
     for o in seen:
@@ -238,10 +239,13 @@ def test_the_document_has_every_value_under_its_registered_name() -> None:
                 assert metric.name not in metrics
                 continue
             assert metrics[metric.name] == {
-                "title": metric.title,
+                "title": metric.title_of("mmap_test"),
                 "unit": metric.unit,
                 "better": metric.better,
+                "kind": metric.kind,
+                "level": metric.level,
                 "of_failures": metric.of_failures,
+                "phases": {},
                 "values": {"1": value},
                 "median": value,
             }
@@ -252,8 +256,9 @@ def test_the_document_has_every_value_under_its_registered_name() -> None:
 
 
 def test_what_a_kernel_does_not_count_is_not_in_the_document() -> None:
-    plain = replace(parse(UNPATCHED), counters={"allocstall_normal": 3})
-    made = document(plan(["unpatched"]), [Observation(record("unpatched", 1), plain)], [])
+    vmstat = Reading({"allocstall_normal": 4}, {"allocstall_normal": 7})
+    plain = replace(parse(UNPATCHED), vmstat=vmstat)
+    made = documented(plan(["unpatched"]), [Observation(record("unpatched", 1), plain)], [])
     metrics = made["arms"]["unpatched"]["metrics"]
     assert metrics["direct_reclaims"]["values"] == {"1": 3}
     assert not {"tries", "misses", "misses_per_try", "captures", "oom_kills"} & set(metrics)
@@ -261,7 +266,7 @@ def test_what_a_kernel_does_not_count_is_not_in_the_document() -> None:
 
 
 def test_the_document_shows_the_first_misses_and_counts_all() -> None:
-    made = document(plan(["unpatched"]), [observed("unpatched", UNPATCHED)], [])
+    made = documented(plan(["unpatched"]), [observed("unpatched", UNPATCHED)], [])
     trace = made["arms"]["unpatched"]["trace"]
     assert trace["count"] == len(parse(UNPATCHED).misses) > len(trace["first"]) == TRACE_LINES
     assert trace["first"][0] == "progress 49, order 0, pid 92, comm mmap_test"
@@ -270,18 +275,19 @@ def test_the_document_shows_the_first_misses_and_counts_all() -> None:
 def test_medians_are_of_the_seeds_that_every_arm_measured() -> None:
     seen = [observed("unpatched", UNPATCHED, 1), observed("patched", PATCHED, 1)]
     seen += [observed("patched", UNPATCHED, 2), observed("patched", UNPATCHED, 3)]
-    tries = document(plan(seeds=3), seen, [])["arms"]["patched"]["metrics"]["tries"]
+    tries = documented(plan(seeds=3), seen, [])["arms"]["patched"]["metrics"]["tries"]
     assert set(tries["values"]) == {"1", "2", "3"}
     assert tries["median"] == tries["values"]["1"] != tries["values"]["2"]
     assert text.spread(tries, [1]) == text.number(tries["median"])
 
 
 def test_oom_kills_are_those_of_trials_that_failed_as_well() -> None:
-    killed = PATCHED + b"Out of memory: Killed process 91 (mmap_test) total-vm:1kB\n" * 3
+    after = protocol.frames(PATCHED).contents["vmstat.after"]
+    killed = with_frame(PATCHED, "vmstat.after", after.replace(b"oom_kill 0", b"oom_kill 3"))
     seen = [observed("patched", PATCHED, 1)]
     seen += [Observation(record("patched", seed, "oom", "killed"), parse(killed)) for seed in (2, 3)]
     seen.append(Observation(record("patched", 4, "lost", "gone"), parse(killed)))
-    made = document(plan(["patched"], 4), seen, [])
+    made = documented(plan(["patched"], 4), seen, [])
     kills = made["arms"]["patched"]["metrics"]["oom_kills"]
     assert (kills["values"], kills["median"]) == ({"1": 0, "2": 3, "3": 3}, 3)
     # The range is over what the median is over.
@@ -290,7 +296,7 @@ def test_oom_kills_are_those_of_trials_that_failed_as_well() -> None:
 
 
 def test_a_metric_of_no_common_seed_is_a_dash() -> None:
-    made = document(plan(), [observed("unpatched", UNPATCHED), observed("patched", PATCHED)], [])
+    made = documented(plan(), [observed("unpatched", UNPATCHED), observed("patched", PATCHED)], [])
     made["arms"]["unpatched"]["metrics"]["misses"]["median"] = None
     row = next(row for row in text.rows(made) if row[0] == "misses before the drain")
     assert row[1:] == ["-", "0", ""]
@@ -310,11 +316,11 @@ def test_stages_are_averages_over_the_seeds_that_take_part() -> None:
     rows = [record("a", 1, stages={"boot": 1.0}), record("a", 2, stages={"boot": 2.0})]
     failed = record("a", 3, "hang", "boot", stages={"boot": 120.0})
     seen = [Observation(row, parse(PATCHED)) for row in [*rows, failed]]
-    assert document(plan(["a"], 3), seen, [])["wall_seconds"] == {"boot": 1.5}
+    assert documented(plan(["a"], 3), seen, [])["wall_seconds"] == {"boot": 1.5}
 
 
 def test_before_anything_has_ended_there_is_a_document() -> None:
-    made = document(plan(seeds=2), [], [])
+    made = documented(plan(seeds=2), [], [])
     assert made["trials"] == {"planned": 4, "ended": 0} and made["seeds"] == []
     assert "0 of 4 trials have run so far" in shown(made)
 

@@ -114,8 +114,8 @@ MISTAKES = [
     ),
     (
         RIGHT + "zzzz: 1\n",
-        "4: `zzzz`: unknown key; known here: accel, arms, deadlines, description, guest, kernel, mode, "
-        "name, seeds, tracepoints, workload",
+        "4: `zzzz`: unknown key; known here: accel, alpha, arms, deadlines, description, guest, kernel, "
+        "matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, tracepoints, workload",
     ),
     # Missing.
     (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
@@ -220,7 +220,7 @@ MISTAKES = [
     (RIGHT.replace("{a: {}}", "{6.1: {}}"), "3: key `6.1` is not text; put it in quotes"),
     (RIGHT + "? [a]\n: 2\n", "4: key is a list or a mapping; a key is text"),
     (RIGHT + "? {a: 1}\n: 2\n", "4: key is a list or a mapping; a key is text"),
-    (RIGHT + "base: &b {}\n<<: *b\n", "4: `base`: unknown key; did you mean `name`?"),
+    (RIGHT + "base: &b {}\n<<: *b\n", "4: `base`: unknown key; did you mean `phases`?"),
     (RIGHT + "seeds: 2001-99-99\n", "4: not YAML: this cannot be read as `timestamp`; text needs quotes"),
     (RIGHT + "seeds: 0b_\n", "4: not YAML: this cannot be read as `int`; text needs quotes"),
     (RIGHT + "seeds: !!bool x\n", "4: not YAML: this cannot be read as `bool`; text needs quotes"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.analysis.histogram import bucket
 from testbed.analysis.parse import counters
 from tests.unit.recorded import REPOSITORY
 
@@ -76,10 +78,13 @@ Tally = Callable[..., dict[str, int]]
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, with another root, and without what an ordinary user must not do."""
     root = tmp_path_factory.mktemp("tally")
-    source = (REPOSITORY / "images" / "src" / "tally.c").read_text()
+    images = REPOSITORY / "images"
+    source = (images / "src" / "tally.c").read_text()
+    common = (images / "lib" / "load.c").read_text()
+    assert '"/run/result/%s"' in common
+    (root / "load.c").write_text(common.replace('"/run/result/%s"', f'"{root}/result.%s"'))
     for old, new in {
         '"/sys/kernel/tracing/instances/tally/"': f'"{root}/"',
-        '"/run/result/tally"': f'"{root}/result"',
         "mlockall(MCL_CURRENT | MCL_ONFAULT)": "0",
         "sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &param)": "!&param",
         "atoi(name.release) >= 6": "1",
@@ -88,7 +93,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = source.replace(old, new)
     (root / "tally.c").write_text(source)
     gcc = shutil.which("gcc") or pytest.fail("no gcc: `testbed doctor`")
-    subprocess.run([gcc, "-o", "tally", "tally.c"], cwd=root, check=True)
+    subprocess.run([gcc, f"-I{images / 'lib'}", "-o", "tally", "tally.c", "load.c"], cwd=root, check=True)
     for name, (path, fields) in EVENTS.items():
         lines = [f"name: {name}", f"ID: {IDS[name]}", "format:"]
         for field in f"{COMMON} {fields}".split():
@@ -111,10 +116,28 @@ def tally(program: Path) -> Tally:
             (directory / "stats").write_text("entries: 9\noverrun: 0\ncommit overrun: 0\ndropped events: 0\n")
         done = subprocess.run([program, *(command or ("true",))], check=False, timeout=60)
         assert done.returncode == status
-        counted = counters((program.parent / "result").read_text())
+        counted = counters((program.parent / "result.tally").read_text())
         return {name: value for name, value in counted.items() if value}
 
     return run
+
+
+def test_episodes_are_direct_reclaims_of_any_order(tally: Tally, program: Path) -> None:
+    tally(
+        [
+            *(at(100, A, "begin", 0, 0), at(300, A, "end", 32)),
+            *(at(400, B, "begin", 0, 3), at(1400, B, "end", 5000)),
+            *(at(1500, A, "begin", 0, 0), at(1700, A, "end", 0)),
+            # Whose begin was not seen.
+            at(1800, A, "end", 7),
+        ]
+    )
+    found = json.loads((program.parent / "result.episodes").read_text())
+    assert found == {
+        "duration": [[bucket(200), 2], [bucket(1000), 1]],
+        "pages": [[0, 1], [32, 1], [1024, 1]],
+        "tasks": [[A, 2, 32, 400], [B, 1, 5000, 1000]],
+    }
 
 
 RECLAIM = [at(100, A, "begin", 0, 0), at(200, A, "end", 32)]

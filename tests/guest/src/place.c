@@ -9,6 +9,9 @@
  * time. A task touches a chunk of pages that are not there yet, asks where they
  * are now, and lets go of those that are next.
  *
+ * It goes on for SECONDS, and until a good number of pages was looked at. The
+ * cpuset changes only when some were since it did: a busy host is slow.
+ *
  * Prints how many pages were looked at (`seen`), how many were out already
  * (`gone`), and how many were on a node that was forbidden (`wrong`).
  */
@@ -31,6 +34,7 @@
 
 #define PAGE 4096
 #define CHUNK 64
+#define ENOUGH 6000
 
 static struct shared {
 	/* Odd while the cpuset changes; half of it, rounded down, picks the node. */
@@ -140,12 +144,13 @@ int main(int argc, char **argv)
 	for (int i = 0; i < tasks; i++)
 		if (!fork())
 			be_task(bound, i, pages);
-	while (time(NULL) < end) {
+	for (unsigned long seen = 0; time(NULL) < end || shared->seen < ENOUGH;) {
 		struct timespec pause = { .tv_nsec = 100000000 };
 
 		nanosleep(&pause, NULL);
-		if (bound)
+		if (bound || seen == shared->seen)
 			continue;
+		seen = shared->seen;
 		unsigned long round = atomic_fetch_add(&shared->round, 1) + 2;
 
 		put("/run/cpuset/it/cpuset.mems", node_of(round) ? "1" : "0");

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verdicts of a comparison: every arm against the first, metric by metric. Pure.
+
+Slow to import, since it needs scipy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from testbed.analysis.compare import Arm, Comparison
+from testbed.analysis.metrics import METRICS, Metric
+from testbed.analysis.verdict import Judgement, Question, judge
+
+
+def judgements(
+    comparison: Comparison,
+    margins: Mapping[str, float],
+    *,
+    alpha: float,
+    sequential: bool,
+    full: bool = True,
+) -> dict[str, Judgement]:
+    """Arm -> its judgement, for all arms but the first, which each is compared with.
+
+    `margins` has the primary metrics; all others are exploratory. alpha is shared evenly among the arms, so
+    that it is the rate of false alarms of the whole comparison. Without a primary metric there is none.
+    `full` is as in judge().
+    """
+    if not margins:
+        return {}
+    first, *others = comparison.arms.values()
+    return {
+        arm.name: judge(
+            [
+                q
+                for m in METRICS
+                if m.name in margins and (q := _question(m, first, arm, comparison, margins))
+            ],
+            [q for m in METRICS if m.name not in margins and (q := _question(m, first, arm, comparison, {}))],
+            alpha=alpha / len(others),
+            sequential=sequential,
+            full=full,
+        )
+        for arm in others
+    }
+
+
+def _question(
+    metric: Metric, first: Arm, arm: Arm, comparison: Comparison, margins: Mapping[str, float]
+) -> Question | None:
+    """What is asked of a metric; None if it is exploratory and neither arm has it."""
+    before, after = (
+        {s: v for s, v in side.values[metric.name].items() if metric.of_failures or s in comparison.seeds}
+        for side in (first, arm)
+    )
+    if metric.name not in margins and not (before and after):
+        return None
+    margin = margins.get(metric.name, 0.0)
+    return Question(metric.name, before, after, metric.kind, metric.better, margin)

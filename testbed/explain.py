@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an experiment comes to, before anything runs: kernels, machine, commands, and about how long."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from testbed import campaign, runner
+from testbed.guest.qemu import QEMU
+from testbed.guest.shape import Shape, by_hand
+from testbed.kernel import build
+from testbed.kernel.build import Plan
+from testbed.process import pasteable
+from testbed.progress import duration
+from testbed.spec import Cell, Experiment
+
+# Measured with 8 vCPUs on two cores, and good for an estimate only: wall time per second of a deterministic
+# guest, two at a time; what a trial takes beside its workload,
+# most of it to fill memory; a kernel, with all of its objects.
+WALL_PER_VIRTUAL = 2.5
+BESIDE_SECONDS = {"deterministic": 3.5, "realtime": 4.0}
+CORE_SECONDS_PER_KERNEL = 260.0
+
+
+def explain(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) -> Iterator[str]:
+    """Lines for a person; a source that is not here yet is fetched. Raises SpecError, HostError."""
+    first = cells[0].experiment
+    each = len(first.arms) * first.seeds
+    total = f" in each of {len(cells)} cells, {each * len(cells)} in all" if len(cells) > 1 else ""
+    yield f"{first.name}: {len(first.arms)} arms x {first.seeds} seeds = {each} trials{total}"
+    unbuilt: set[str] = set()
+    told: frozenset[str] = frozenset()
+    seconds = 0.0
+    for cell in cells:
+        if cell.at:
+            yield f"with {cell.label}:"
+        plans = campaign.plans(cell.experiment, cache, progress)
+        missing = {plan.key for plan in plans.values() if build.published(plan) is None}
+        seconds += build_seconds(missing - unbuilt) + trials_seconds(cell.experiment)
+        unbuilt |= missing
+        lines = list(_cell(cell.experiment, plans, missing))
+        # Of further cells what is not so in the first.
+        yield from (line for line in lines if line not in told)
+        told = told or frozenset(lines)
+    yield f"time: about {duration(seconds)} on this machine" + (
+        f", {len(unbuilt)} kernels to be built among it" if unbuilt else ", all kernels are built"
+    )
+
+
+def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> Iterator[str]:
+    source = next(iter(plans.values())).source
+    yield f"  source: {source.label}, fragments {' '.join(experiment.kernel.config)}"
+    for arm, plan in plans.items():
+        yield f"  arm {arm}: {', '.join(patch.path.stem for patch in plan.patches) or 'no patches'}"
+        if plan.key in missing:
+            yield f"    to be built: {pasteable(build.command(plan))}"
+        else:
+            yield f"    built: {plan.directory / 'vmlinux'}"
+        yield from (f"    guest: {line}" for line in campaign.guest_commands(experiment, arm))
+    vmlinux = next(iter(plans.values())).directory / "vmlinux"
+    yield f"  machine: {pasteable(by_hand(_shape(experiment), QEMU, vmlinux, Path('INITRAMFS')))}"
+
+
+def _shape(experiment: Experiment) -> Shape:
+    """Its machine; in real time, what is taken where no KVM works."""
+    shape = campaign.shape_of(experiment)
+    return shape if experiment.mode == "deterministic" else replace(shape, accel="tcg")
+
+
+def build_seconds(keys: set[str]) -> float:
+    """About how long so many kernels take to build here."""
+    return len(keys) * CORE_SECONDS_PER_KERNEL / (os.cpu_count() or 1)
+
+
+def trials_seconds(experiment: Experiment) -> float:
+    """About how long its trials take here."""
+    factor = WALL_PER_VIRTUAL if experiment.mode == "deterministic" else 1.0
+    each = experiment.workload.length * factor + BESIDE_SECONDS[experiment.mode]
+    rounds = -(-len(experiment.arms) * experiment.seeds // runner.jobs_for(_shape(experiment)))
+    return rounds * each

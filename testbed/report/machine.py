@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The verdicts for machines: JUnit's XML and the kernel's KTAP. Pure.
+
+A case is a primary metric of an arm: a regression fails, what is not decided is skipped, what cannot be
+computed is an error.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from testbed.report import words
+from testbed.report.text import visible
+
+Result = Literal["ok", "failure", "skipped", "error"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One primary metric of one arm."""
+
+    arm: str
+    metric: str
+    result: Result
+    message: str
+
+
+def cases(document: Mapping[str, Any]) -> Iterator[Case]:
+    """All of them, in the order of the report."""
+    titles = words.titles(document)
+    for arm, judgement in document["verdicts"].items():
+        for name, decision in judgement["primary"].items():
+            yield Case(
+                arm, name, _result(decision), visible(words.sentence(titles.get(name, name), decision))
+            )
+
+
+def _result(decision: Mapping[str, Any]) -> Result:
+    match decision["verdict"], decision["direction"]:
+        case "regressed", _:
+            return "failure"
+        case "inconclusive", _:
+            return "skipped"
+        case "none", _:
+            return "error"
+        case _:
+            return "ok"
+
+
+def junit(document: Mapping[str, Any]) -> str:
+    """JUnit XML, in the form of Apache Ant's that Jenkins, GitLab and GitHub's actions read."""
+    found = list(cases(document))
+    root = ET.Element("testsuites")
+    for arm in dict.fromkeys(case.arm for case in found):
+        own = [case for case in found if case.arm == arm]
+        counted = {kind: sum(case.result == kind for case in own) for kind in ("failure", "error", "skipped")}
+        suite = ET.SubElement(
+            root,
+            "testsuite",
+            name=visible(f"{document['name']}.{arm}"),
+            tests=str(len(own)),
+            failures=str(counted["failure"]),
+            errors=str(counted["error"]),
+            skipped=str(counted["skipped"]),
+            time="0",
+            timestamp=(document["provenance"]["started"] or "1970-01-01T00:00:00")[:19],
+            hostname="localhost",
+        )
+        for case in own:
+            element = ET.SubElement(
+                suite, "testcase", classname=visible(f"{document['name']}.{arm}"), name=case.metric
+            )
+            element.set("time", "0")
+            if case.result == "ok":
+                ET.SubElement(element, "system-out").text = case.message
+            else:
+                ET.SubElement(element, case.result, message=case.message)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def ktap(document: Mapping[str, Any]) -> str:
+    """KTAP, version 1 (Linux, Documentation/dev-tools/ktap.rst): a subtest per arm."""
+    found = list(cases(document))
+    arms = list(dict.fromkeys(case.arm for case in found))
+    lines = ["KTAP version 1", f"1..{len(arms)}"]
+    for number, arm in enumerate(arms, start=1):
+        own = [case for case in found if case.arm == arm]
+        lines += ["  KTAP version 1", f"  1..{len(own)}"]
+        for index, case in enumerate(own, start=1):
+            state = "not ok" if case.result in ("failure", "error") else "ok"
+            skip = " # SKIP not decided" if case.result == "skipped" else ""
+            lines += [f"  # {case.message}", f"  {state} {index} {case.metric}{skip}"]
+        failed = any(case.result in ("failure", "error") for case in own)
+        lines.append(f"{'not ok' if failed else 'ok'} {number} {arm}")
+    return "\n".join(lines) + "\n"

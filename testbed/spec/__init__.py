@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an experiment file may say, typed, and what it says."""
+
+from testbed.spec.experiment import (
+    LEAST_SEEDS,
+    ArmSpec,
+    BalloonSpec,
+    DeadlineSpec,
+    Experiment,
+    GitSource,
+    GuestSpec,
+    KernelSpec,
+    TarballSource,
+)
+from testbed.spec.file import Cell, expand, is_path, load, schema
+from testbed.spec.values import PAGE, MiB, Model, format_size, parse_size
+from testbed.spec.workloads import MmapTest, WorkloadSpec
+
+__all__ = [
+    "LEAST_SEEDS",
+    "PAGE",
+    "ArmSpec",
+    "BalloonSpec",
+    "Cell",
+    "DeadlineSpec",
+    "Experiment",
+    "GitSource",
+    "GuestSpec",
+    "KernelSpec",
+    "MiB",
+    "MmapTest",
+    "Model",
+    "TarballSource",
+    "WorkloadSpec",
+    "expand",
+    "format_size",
+    "is_path",
+    "load",
+    "parse_size",
+    "schema",
+]

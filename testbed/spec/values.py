@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the values of an experiment file are: sizes, names, and the model that all of it is made of."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+MiB = 1024 * 1024
+PAGE = 4096
+
+_SIZE = re.compile(r"(\d+)\s*([KMG])(?:i?B)?", re.IGNORECASE)
+_UNITS = {"K": 1024, "M": MiB, "G": 1024 * MiB}
+
+
+def parse_size(value: object) -> int:
+    """Bytes of a size such as `128M` or `1GiB`. Raises ValueError."""
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"{reprlib.repr(value)} is not a size: write a number and a unit, as in 128M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """The shortest exact form of a size in bytes that parse_size() reads."""
+    for unit in "GMK":
+        if size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    raise ValueError(f"{size} is not a multiple of 1 KiB")
+
+
+def _sized(value: object) -> int:
+    # A size that went through model_dump() comes back as bytes.
+    return value if type(value) is int and value >= 1024 and value % 1024 == 0 else parse_size(value)
+
+
+SIZE_SCHEMA = {"type": "string", "pattern": "^[0-9]+ *[KMGkmg](i?[Bb])?$", "examples": ["128M"]}
+
+Size = Annotated[int, BeforeValidator(_sized), WithJsonSchema(SIZE_SCHEMA)]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Word = Annotated[str, Field(pattern=r"^[!-~]+$", description="A word without blanks.")]
+# As in vm.swappiness; a value is one word.
+SysctlName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$")]
+# As in kernel/mm/lru_gen/enabled, beneath /sys.
+SysfsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)+$")]
+Setting = int | Word
+
+
+class Model(BaseModel):
+    """Immutable, and closed: a key that is not known is an error. What stands under a key describes it."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def one_of(model: Model, keys: Sequence[str]) -> str:
+    """The one key of these that is given. Raises ValueError unless it is exactly one."""
+    given = [key for key in keys if getattr(model, key) is not None]
+    if len(given) != 1:
+        known = f"{', '.join(keys[:-1])} and {keys[-1]}"
+        found = f" (found {', '.join(given)})" if given else ""
+        raise ValueError(f"give exactly one of {known}{found}")
+    return given[0]

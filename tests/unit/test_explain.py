@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an experiment comes to, without a source, a compiler or a guest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from testbed import campaign, explain, runner, spec
+from testbed.kernel import build
+from testbed.spec import Experiment
+from tests.unit.recorded import EXPERIMENT, experiment_data
+
+CORES = 2
+
+
+@dataclass(frozen=True)
+class Patch:
+    path: Path
+
+
+@dataclass(frozen=True)
+class Source:
+    label: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """As much of a kernel's plan as is told."""
+
+    key: str
+    source: Source
+    patches: tuple[Patch, ...]
+    directory: Path
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Keys of kernels that are in the cache: the names of their patches."""
+    keys: set[str] = set()
+
+    def plans(experiment: Experiment, cache: Path, _progress: Callable[[str], None]) -> dict[str, Plan]:
+        label = experiment.kernel.debian or ""
+        return {
+            name: Plan(
+                "+".join([label, *arm.patches]),
+                Source(label),
+                tuple(Patch(Path(f"{patch}.patch")) for patch in arm.patches),
+                cache / "kernels" / ("+".join(arm.patches) or "stock"),
+            )
+            for name, arm in experiment.arms.items()
+        }
+
+    monkeypatch.setattr(campaign, "plans", plans)
+    monkeypatch.setattr(build, "published", lambda plan: plan if plan.key in keys else None)
+    monkeypatch.setattr(build, "command", lambda plan: ["make", f"KEY={plan.key}"])
+    monkeypatch.setattr(runner, "jobs_for", lambda _shape: CORES)
+    monkeypatch.setattr("os.cpu_count", lambda: CORES)
+    return keys
+
+
+def lines(path: Path = EXPERIMENT, **options: Any) -> list[str]:
+    return list(explain.explain(spec.expand(path, options), Path("/cache"), pytest.fail))
+
+
+def test_the_experiment_of_the_repository(built: set[str]) -> None:
+    told = lines()
+    assert told[0] == "reclaim-capture: 3 arms x 8 seeds = 24 trials"
+    assert told[1] == "  source: linux-source-6.1, fragments guest reclaim"
+    assert [line for line in told if line.startswith("  arm ")] == [
+        "  arm unpatched: instrumentation",
+        "  arm early: instrumentation, reclaim-capture",
+        "  arm fallback: instrumentation, reclaim-capture",
+    ]
+    assert "    to be built: make KEY=linux-source-6.1+instrumentation" in told
+    experiment = spec.load(EXPERIMENT)
+    for arm in experiment.arms:
+        for command in campaign.guest_commands(experiment, arm):
+            assert f"    guest: {command}" in told
+    assert sum("set /proc/sys/vm/reclaim_capture" in line for line in told) == 2
+    machine = next(line for line in told if line.startswith("  machine: "))
+    assert "-smp 8 -m 512M" in machine and "/cache/kernels/instrumentation/vmlinux" in machine
+    assert "icount" in machine
+
+
+def test_what_is_built_is_shown_where_it_is(built: set[str]) -> None:
+    built |= {"linux-source-6.1+instrumentation", "linux-source-6.1+instrumentation+reclaim-capture"}
+    told = lines()
+    assert "    built: /cache/kernels/instrumentation/vmlinux" in told
+    assert not any("to be built" in line for line in told)
+    assert told[-1].endswith("on this machine, all kernels are built")
+
+
+def seconds(told: list[str]) -> float:
+    words = re.match(r"time: about (?:(\d+) h )?(?:(\d+) min ?)?(?:(\d+) s)? ?on this machine", told[-1])
+    assert words, told[-1]
+    hours, minutes, rest = (int(word or 0) for word in words.groups())
+    return hours * 3600 + minutes * 60 + rest
+
+
+def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
+    missing = lines()
+    assert missing[-1].endswith(", 2 kernels to be built among it")
+    built |= {"linux-source-6.1+instrumentation", "linux-source-6.1+instrumentation+reclaim-capture"}
+    trials = 12 * (
+        spec.load(EXPERIMENT).workload.length * explain.WALL_PER_VIRTUAL
+        + explain.BESIDE_SECONDS["deterministic"]
+    )
+    kernels = 2 * explain.CORE_SECONDS_PER_KERNEL / CORES
+    assert seconds(lines()) == pytest.approx(trials, abs=60)
+    assert seconds(missing) == pytest.approx(trials + kernels, abs=60)
+
+
+@pytest.mark.parametrize(("seeds", "rounds"), [(1, 2), (2, 3), (3, 5)])
+def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds: int, rounds: int) -> None:
+    experiment = spec.load(EXPERIMENT, {"seeds": seeds})
+    each = experiment.workload.length * explain.WALL_PER_VIRTUAL + explain.BESIDE_SECONDS["deterministic"]
+    assert explain.trials_seconds(experiment) == rounds * each
+
+
+def test_real_time_takes_its_own_time(built: set[str]) -> None:
+    experiment = spec.load(EXPERIMENT, {"mode": "realtime", "seeds": 2})
+    assert explain.trials_seconds(experiment) == 3 * (
+        experiment.workload.length + explain.BESIDE_SECONDS["realtime"]
+    )
+    told = lines(mode="realtime", seeds=2)
+    assert told[0].endswith("3 arms x 2 seeds = 6 trials")
+    machine = next(line for line in told if line.startswith("  machine: "))
+    assert "tcg" in machine and "icount" not in machine
+
+
+def matrix(tmp_path: Path, axes: dict[str, list[Any]]) -> Path:
+    path = tmp_path / "m.yaml"
+    path.write_text(yaml.safe_dump({**experiment_data(), "matrix": axes}, sort_keys=False))
+    return path
+
+
+def test_a_matrix_says_its_cells_and_only_what_differs(built: set[str], tmp_path: Path) -> None:
+    path = matrix(tmp_path, {"guest.vcpus": [8, 4], "workload.mmap_test.tasks": [16, 4]})
+    told = lines(path)
+    assert told[0] == "reclaim-capture: 3 arms x 8 seeds = 24 trials in each of 4 cells, 96 in all"
+    headings = [line for line in told if line.startswith("with ")]
+    assert headings == [f"with vcpus={n}, tasks={m}:" for n in (8, 4) for m in (16, 4)]
+    # What the first cell has said is not said again.
+    assert sum(line.startswith("  arm ") for line in told) == 3
+    assert [line.partition("-smp ")[2][:1] for line in told if "  machine:" in line] == ["8", "4", "4"]
+    last = told[told.index("with vcpus=4, tasks=4:") :]
+    assert any("tasks=4 " in line for line in last) and not any("tasks=16" in line for line in last)
+    # The kernels are the same everywhere.
+    assert told[-1].endswith(", 2 kernels to be built among it")
+    assert seconds(told) == pytest.approx(4 * (seconds(lines()) - 260) + 260, abs=200)
+
+
+def test_kernels_of_a_matrix_are_counted_once_each(built: set[str], tmp_path: Path) -> None:
+    path = matrix(tmp_path, {"kernel.debian": ["linux-source-6.1", "linux-source-6.12"]})
+    assert lines(path)[-1].endswith(", 4 kernels to be built among it")
+    built.add("linux-source-6.12+instrumentation")
+    assert lines(path)[-1].endswith(", 3 kernels to be built among it")

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a guest is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from testbed import spec
+from testbed.script import Script, script
+from testbed.spec.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
+
+
+def told(tmp_path: Path, arm: dict[str, Any] | None = None, **changes: Any) -> Script:
+    data = {"name": "x", "kernel": {"debian": "linux-source-6.1"}, "arms": {"a": arm or {}}, **changes}
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return script(spec.load(path), "a", 7)
+
+
+def test_the_least_is_swap_and_the_counters(tmp_path: Path) -> None:
+    found = told(tmp_path)
+    assert found.set_up == ("swap 268435456", "sample 100", "set /proc/sys/vm/swappiness 60")
+    assert found.run == "run mmap_test mode=anon tasks=16 pages=3072 bystanders=0 ms=3000 seed=7"
+    assert found.meetings == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"guest": {"mglru": True}}, "set /sys/kernel/mm/lru_gen/enabled y"),
+        ({"guest": {"thp": "always"}}, "set /sys/kernel/mm/transparent_hugepage/enabled always"),
+        ({"guest": {"min_free_kbytes": 4096}}, "set /proc/sys/vm/min_free_kbytes 4096"),
+        ({"guest": {"watermark_scale_factor": 100}}, "set /proc/sys/vm/watermark_scale_factor 100"),
+        ({"guest": {"sysctl": {"vm.dirty_ratio": 5}}}, "set /proc/sys/vm/dirty_ratio 5"),
+        ({"arm": {"sysfs": {"kernel/mm/lru_gen/enabled": "y"}}}, "set /sys/kernel/mm/lru_gen/enabled y"),
+        ({"phases": {"calm": 0, "tight": 0.5}}, "phases calm=0,tight=500"),
+        ({"sample": 0.025}, "sample 25"),
+        ({"workload": {"file_read": {}}}, "disk"),
+        ({"workload": {"mmap_test": {"mode": "file"}}}, "set /sys/kernel/debug/fault_around_bytes 4096"),
+        ({"workload": {"command": ["true"], "disk": True}}, "disk"),
+        ({"guest": {"balloon": {"step": {"to": "96M", "at": 0.5}}}}, "meets 500"),
+        ({"tracepoints": True}, "tally"),
+    ],
+)
+def test_what_is_asked_for_is_told(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    assert line not in told(tmp_path).set_up
+    assert line in told(tmp_path, **changes).set_up
+
+
+def test_an_arm_has_the_last_word(tmp_path: Path) -> None:
+    found = told(
+        tmp_path, {"sysctl": {"vm.swappiness": 1}}, guest={"swappiness": 2, "sysctl": {"vm.swappiness": 3}}
+    )
+    assert [line for line in found.set_up if "swappiness" in line] == ["set /proc/sys/vm/swappiness 1"]
+
+
+def test_no_samples_and_no_swap_are_not_asked_for(tmp_path: Path) -> None:
+    found = told(tmp_path, sample=0, guest={"swap": "0M"})
+    assert found.set_up == ("set /proc/sys/vm/swappiness 60",)
+
+
+def test_a_command_is_told_seed_and_memory(tmp_path: Path) -> None:
+    found = told(tmp_path, workload={"command": ["stress", "--seed={seed}", "{pages}", "{x}"]})
+    assert found.run == "run-user stress --seed=7 32768 {x}"
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_every_workload_is_told_time_and_seed_and_its_size(tmp_path: Path, name: str) -> None:
+    words = told(tmp_path, workload={name: {"seconds": 0.25}}).run.split()
+    assert words[:2] == ["run", name]
+    pairs = dict(word.split("=") for word in words[2:])
+    assert (pairs["ms"], pairs["seed"]) == ("250", "7")
+    assert int(pairs["pages"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("memory", "footprint", "tasks", "unit", "pages"),
+    [
+        (128 << 20, 1.5, 16, CHUNK_PAGES, 3072),
+        (128 << 20, 0.001, 16, CHUNK_PAGES, CHUNK_PAGES),
+        (128 << 20, 1.2, 8, HUGE_PAGES, 9 * HUGE_PAGES),
+    ],
+)
+def test_a_share_is_whole_and_never_nothing(
+    memory: int, footprint: float, tasks: int, unit: int, pages: int
+) -> None:
+    assert share(memory, footprint, tasks, unit) == pages

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Seeds are added until the primary metrics are decided, and no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from testbed import cli, runner
+from testbed.analysis.statistics import LEAST_PAIRS
+from testbed.progress import Watcher
+from testbed.spec import LEAST_SEEDS, ArmSpec, Experiment, KernelSpec
+from testbed.spec.experiment import PrimarySpec
+from testbed.store import Ledger
+from testbed.trial import Trial
+from tests.unit.recorded import counted, plan, record
+from tests.unit.test_guest_faults import make_trial
+
+SEEDS = 9
+LOW = [1000, 1010, 990, 1005, 995, 1008, 1001, 1003, 998]
+CLEAR = [count * 2 for count in LOW]
+# Here this way and there that way.
+NOISE = [700, 1400, 650, 1500, 800, 1300, 600, 1450, 900]
+
+Run = Callable[..., list[int]]
+
+
+def experiment(**changes: Any) -> Experiment:
+    made = Experiment(
+        name="x",
+        kernel=KernelSpec(debian="linux-source-6.1"),
+        arms={"a": ArmSpec(), "b": ArmSpec()},
+        primary={"direct_reclaims": PrimarySpec(margin=0.05)},
+        seeds=SEEDS,
+    )
+    return made.model_copy(update=changes)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that have passed; every call of the runner takes 60."""
+    passed = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: passed[0])
+    return passed
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """Run an experiment whose arms count so many direct reclaims: the seeds after each call of the runner."""
+
+    def go(of: Experiment, counts: dict[str, list[int]]) -> list[int]:
+        looks: list[int] = []
+        made = plan(counts, seeds=of.seeds)
+        made["experiment"] |= of.model_dump(mode="json", include={"primary", "seeds", "sequential", "alpha"})
+        one = make_trial("qemu")
+        trials = [replace(one, arm=arm, seed=n) for arm in counts for n in range(1, of.seeds + 1)]
+        made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
+
+        def fake(wanted: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: object) -> None:
+            done = {found.trial for found in ledger.records()}
+            assert jobs == 3 and isinstance(progress, Watcher)
+            for trial in wanted:
+                if trial.id not in done:
+                    log = counted(allocstall_movable=counts[trial.arm][trial.seed - 1])
+                    ledger.add(record(trial.arm, trial.seed, trial=trial.id), log)
+            seeds = {trial.seed for trial in wanted}
+            assert seeds == set(range(1, max(seeds) + 1)) and len(wanted) == len(seeds) * len(counts)
+            looks.append(max(seeds))
+            clock[0] += 60
+
+        monkeypatch.setattr(runner, "run", fake)
+        with Ledger.create(tmp_path / "r") as ledger:
+            ledger.set_plan(made)
+            watcher = Watcher(Console(width=200, force_terminal=False))
+            cli._run_until_decided(of, trials, ledger, 3, watcher)
+        return looks
+
+    yield go
+
+
+def test_nothing_can_be_decided_of_fewer_seeds() -> None:
+    assert LEAST_PAIRS[True] == LEAST_SEEDS
+
+
+def test_what_is_clear_is_decided_at_the_first_look(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    looks = run(experiment(), {"a": LOW, "b": CLEAR})
+    # Not before the least number of seeds, however clear; soon after.
+    assert looks[0] == LEAST_SEEDS and looks == list(range(LEAST_SEEDS, looks[-1] + 1, 2))
+    assert looks[-1] < SEEDS
+    assert f"decided after {looks[-1]} seeds" in capsys.readouterr().out
+
+
+def test_what_is_not_decided_goes_on_to_the_cap(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(experiment(), {"a": LOW, "b": NOISE}) == [*range(LEAST_SEEDS, SEEDS, 2), SEEDS]
+    assert "decided" not in capsys.readouterr().out
+
+
+def test_every_arm_has_to_be_decided(run: Run) -> None:
+    of = experiment(arms={"a": ArmSpec(), "b": ArmSpec(), "c": ArmSpec()})
+    assert run(of, {"a": LOW, "b": CLEAR, "c": NOISE})[-1] == SEEDS
+
+
+def test_the_minutes_end_it_at_any_seed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(experiment(minutes=2.5), {"a": LOW, "b": NOISE}) == [1, 2, 3]
+    assert "no further seed: 2.5 minutes are over" in capsys.readouterr().out
+
+
+def test_with_minutes_left_it_is_decided_as_without(run: Run) -> None:
+    looks = run(experiment(minutes=1000), {"a": LOW, "b": CLEAR})
+    assert looks == list(range(1, looks[-1] + 1)) and LEAST_SEEDS <= looks[-1] < SEEDS
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sequential": False}, {"primary": {}}, {"seeds": LEAST_SEEDS - 1}],
+    ids=["one look", "no primary", "few seeds"],
+)
+def test_without_looks_all_seeds_run_at_once(run: Run, changes: dict[str, Any]) -> None:
+    of = experiment(**changes)
+    assert run(of, {"a": LOW, "b": CLEAR}) == [of.seeds]
+
+
+def test_the_minutes_hold_without_looks_too_and_decide_nothing(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = run(experiment(sequential=False, minutes=7.5), {"a": LOW, "b": CLEAR})
+    assert looks == list(range(1, 9))
+    assert "decided" not in capsys.readouterr().out
