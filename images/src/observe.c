@@ -178,7 +178,7 @@ static struct {
 	char names[MAX_COLUMNS][48];
 	int rows, lost;
 	uint64_t *values;		/* by rows: ns, phase, PSI some and full, kswapd; then vmstat */
-	uint64_t cpu_ns, period_ns, start;
+	uint64_t cpu_ns, period_ns, start, booted;
 	uint64_t watermarks[3];
 } samples;
 #define FIXED 5
@@ -285,6 +285,7 @@ static void write_samples(void)
 	file = result("sampling");
 	fprintf(file, "samples %d\ncpu_ns %" PRIu64 "\nperiod_ns %" PRIu64 "\nlost %d\n",
 		samples.rows, samples.cpu_ns, samples.period_ns, samples.lost);
+	fprintf(file, "booted_ns %" PRIu64 "\n", samples.booted);
 	fclose(file);
 }
 
@@ -443,6 +444,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: observe [-u] PROGRAM [ARG...]\n");
 		return 2;
 	}
+	samples.booted = now();
 	sigemptyset(&set);
 	sigaddset(&set, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &set, NULL);

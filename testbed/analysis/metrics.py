@@ -428,6 +428,16 @@ def _sampling_cost(m: Measurement) -> float | None:
     return m.sampling["cpu_ns"] / took if took and m.sampling and "cpu_ns" in m.sampling else None
 
 
+def _booted(m: Measurement) -> float | None:
+    ns = m.sampling.get("booted_ns") if m.sampling else None
+    return ns / 1e9 if ns is not None else None
+
+
+def _filled(m: Measurement) -> float | None:
+    booted = _booted(m)
+    return m.samples["ns"][0] / 1e9 - booted if m.samples and booted is not None else None
+
+
 def _zram_compression(m: Measurement) -> float | None:
     if m.zram is None:
         return None
@@ -695,6 +705,11 @@ def _of_the_system() -> Iterator[Metric]:
     )
     title = "zram's compression"
     yield Metric("zram_compression", title, "ratio", "neither", "rate", view, source, "more")
+    # In deterministic mode 10^9 instructions each, of all vCPUs together.
+    view, source = Whole(_booted), "sampling: booted_ns, from the kernel's start on"
+    yield Metric("boot_seconds", "boot and set-up", "s", "neither", "rate", view, source, "more")
+    view, source = Whole(_filled), "samples: ns, less sampling: booted_ns"
+    yield Metric("filling_seconds", "filling of memory", "s", "neither", "rate", view, source, "more")
     view = Whole(lambda m: m.guest_seconds)
     yield Metric("workload_seconds", "workload's time", "s", "neither", "rate", view, "samples: ns", "more")
     view, source = Whole(_sampling_cost), "sampling: cpu_ns, samples: ns"

@@ -34,6 +34,8 @@ _OOM = re.compile(
     rb"Killed process ([0-9]{1,10}) \(([^)\r\n]{0,64})\)"
 )
 _USER = re.compile(rb"(?:^|\n)#tb:user(?: [^\r\n]*)?\r?\n")
+# How many frames there were.
+_SENT = re.compile(rb"(?:^|\n)#tb:end(?: [^\r\n]*)? frames=([0-9]{1,4})(?: [^\r\n]*)?\r?\n")
 _TRACE = re.compile(
     r"^ *(?P<comm>.{1,16}?)-(?P<pid>[0-9]+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
 )
@@ -296,6 +298,10 @@ def parse(log: bytes) -> Measurement:
     workload = reader.read("tasks", _workload, needed=not user)
     if "trace" not in frames.contents and (vmstat is None or INSTRUMENTED in vmstat.after):
         reader.problems.append("frame trace: missing")
+    sent = _SENT.search(frames.between)
+    if sent and not frames.damaged and int(sent[1]) != len(frames.contents):
+        # One that lost both its marks leaves no other trace.
+        reader.problems.append(f"{len(frames.contents)} of {int(sent[1])} frames arrived")
     samples, sampling = _samples(reader)
     victims = dict.fromkeys(match.groups() for match in _OOM.finditer(frames.between))
     return Measurement(

@@ -197,8 +197,11 @@ def notes(document: Mapping[str, Any]) -> list[str]:
         if set(arm["outcomes"]) - {MEASURED}:
             counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(arm["outcomes"].items()))
             lines.append(f"outcomes of {name}: {counts}")
-    trials = document["trials"]
-    if trials["ended"] < trials["planned"]:
+    trials, verdicts = document["trials"], document["verdicts"].values()
+    enough = document["sequential"] and verdicts and all(verdict["decided"] for verdict in verdicts)
+    if trials["ended"] < trials["planned"] and enough:
+        lines.append(f"{trials['ended']} of at most {trials['planned']} trials were enough to decide")
+    elif trials["ended"] < trials["planned"]:
         lines.append(f"{trials['ended']} of {trials['planned']} trials have run so far")
     if document["lost_attempts"]:
         lines.append(f"attempts lost to the infrastructure and tried again: {document['lost_attempts']}")
@@ -208,9 +211,10 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def traces(document: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Per arm, a heading and the first lines of the misses, in the form of the 2010 mail."""
+    """Per arm whose kernel tells them, a heading and the first lines of the misses, as in the 2010 mail."""
     for name, arm in document["arms"].items():
-        yield f"{name}: {arm['trace']['count']} trace lines", arm["trace"]["first"]
+        if "misses" in arm["metrics"]:
+            yield f"{name}: {arm['trace']['count']} trace lines", arm["trace"]["first"]
 
 
 def provenance(document: Mapping[str, Any]) -> Iterator[str]:

@@ -128,9 +128,11 @@ def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:
 def test_the_same_inputs_give_the_same_kernel_elsewhere(lab: Lab, tmp_path: Path) -> None:
     """The second arm's kernel was built on top of the first's objects; here it is built from nothing."""
     tree = source.resolve(lab.experiment.kernel, lab.cache)
-    plan = build.plan(tree, lab.experiment.kernel.config, lab.experiment.arms["early"], tmp_path / "x" / "y")
+    plan = build.plan(
+        tree, lab.experiment.kernel.config, lab.experiment.arms["patched"], tmp_path / "x" / "y"
+    )
     try:
         again = build.build(plan)
-        assert again.vmlinux.read_bytes() == lab.kernels["early"].vmlinux.read_bytes()
+        assert again.vmlinux.read_bytes() == lab.kernels["patched"].vmlinux.read_bytes()
     finally:
         shutil.rmtree(tmp_path / "x")

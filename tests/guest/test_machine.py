@@ -125,7 +125,7 @@ def test_what_auto_chooses_boots(lab: Lab) -> None:
 
 def test_a_person_gets_a_shell(lab: Lab) -> None:
     assert lab.kernels
-    words = ["-m", "testbed", "boot", "--accel", "tcg", "--arm", "early", str(EXPERIMENT)]
+    words = ["-m", "testbed", "boot", "--accel", "tcg", "--arm", "patched", str(EXPERIMENT)]
     child = pexpect.spawn(sys.executable, words, timeout=60)
     child.expect(rb"[$#] ")
     child.sendline("echo cpus=$(nproc) $(cat /proc/swaps | grep -c zram0)")

@@ -107,7 +107,7 @@ def test_an_experiment_that_is_not_there(testbed: Testbed) -> None:
 
 def test_an_arm_that_is_not_there(testbed: Testbed) -> None:
     ran = testbed("boot", EXPERIMENT, "--arm", "pached")
-    assert ran == Ran(2, "", f"testbed: {EXPERIMENT}: there is no arm `pached`: unpatched, early, fallback\n")
+    assert ran == Ran(2, "", f"testbed: {EXPERIMENT}: there is no arm `pached`: unpatched, patched\n")
 
 
 @pytest.mark.parametrize(
@@ -434,9 +434,9 @@ def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepare
     testbed("run", EXPERIMENT, "--seeds", "17", "--accel", "tcg")
     testbed("run", EXPERIMENT, "--mode", "realtime")
     assert [(e.seeds, e.mode, e.accel) for e in prepared] == [
-        (8, "deterministic", "auto"),
+        (10, "deterministic", "auto"),
         (17, "realtime", "tcg"),
-        (8, "realtime", "auto"),
+        (10, "realtime", "auto"),
     ]
     ran = testbed("run", EXPERIMENT, "--mode", "deterministic", "--accel", "kvm")
     assert (ran.status, len(prepared)) == (2, 3)
@@ -694,12 +694,12 @@ def test_explain_names_the_experiment_of_what_is_wrong(
     testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def plans(*_: object) -> dict[str, Any]:
-        raise SpecError("arms.early: patch p does not apply")
+        raise SpecError("arms.patched: patch p does not apply")
 
     monkeypatch.setattr(campaign, "plans", plans)
     ran = testbed("explain", EXPERIMENT, "--seeds", "3")
-    assert ran.status == 2 and ran.out == "reclaim-capture: 3 arms x 3 seeds = 9 trials\n"
-    assert ran.err == f"testbed: {EXPERIMENT}: arms.early: patch p does not apply\n"
+    assert ran.status == 2 and ran.out == "reclaim-capture: 2 arms x 3 seeds = 6 trials\n"
+    assert ran.err == f"testbed: {EXPERIMENT}: arms.patched: patch p does not apply\n"
 
 
 # --- the doctor -----------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from testbed.spec import Experiment
 from tests.unit.recorded import EXPERIMENT, experiment_data
 
 CORES = 2
+THREE_ARMS = EXPERIMENT.with_name("overhead.yaml")
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,18 @@ def lines(path: Path = EXPERIMENT, **options: Any) -> list[str]:
 
 def test_the_experiment_of_the_repository(built: set[str]) -> None:
     told = lines()
-    assert told[0] == "reclaim-capture: 3 arms x 8 seeds = 24 trials"
+    assert told[0] == "reclaim-capture: 2 arms x 10 seeds = 20 trials"
     assert told[1] == "  source: linux-source-6.1, fragments guest reclaim"
     assert [line for line in told if line.startswith("  arm ")] == [
         "  arm unpatched: instrumentation",
-        "  arm early: instrumentation, reclaim-capture",
-        "  arm fallback: instrumentation, reclaim-capture",
+        "  arm patched: instrumentation, reclaim-capture",
     ]
     assert "    to be built: make KEY=linux-source-6.1+instrumentation" in told
     experiment = spec.load(EXPERIMENT)
     for arm in experiment.arms:
         for command in campaign.guest_commands(experiment, arm):
             assert f"    guest: {command}" in told
-    assert sum("set /proc/sys/vm/reclaim_capture" in line for line in told) == 2
+    assert sum("set /proc/sys/vm/reclaim_capture" in line for line in told) == 1
     machine = next(line for line in told if line.startswith("  machine: "))
     assert "-smp 8 -m 512M" in machine and "/cache/kernels/instrumentation/vmlinux" in machine
     assert "icount" in machine
@@ -108,7 +108,7 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
     missing = lines()
     assert missing[-1].endswith(", 2 kernels to be built among it")
     built |= {"linux-source-6.1+instrumentation", "linux-source-6.1+instrumentation+reclaim-capture"}
-    trials = 12 * (
+    trials = 10 * (
         spec.load(EXPERIMENT).workload.length * explain.WALL_PER_VIRTUAL
         + explain.BESIDE_SECONDS["deterministic"]
     )
@@ -119,18 +119,18 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
 
 @pytest.mark.parametrize(("seeds", "rounds"), [(1, 2), (2, 3), (3, 5)])
 def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds: int, rounds: int) -> None:
-    experiment = spec.load(EXPERIMENT, {"seeds": seeds})
+    experiment = spec.load(THREE_ARMS, {"seeds": seeds})
     each = experiment.workload.length * explain.WALL_PER_VIRTUAL + explain.BESIDE_SECONDS["deterministic"]
     assert explain.trials_seconds(experiment) == rounds * each
 
 
 def test_real_time_takes_its_own_time(built: set[str]) -> None:
     experiment = spec.load(EXPERIMENT, {"mode": "realtime", "seeds": 2})
-    assert explain.trials_seconds(experiment) == 3 * (
+    assert explain.trials_seconds(experiment) == 2 * (
         experiment.workload.length + explain.BESIDE_SECONDS["realtime"]
     )
     told = lines(mode="realtime", seeds=2)
-    assert told[0].endswith("3 arms x 2 seeds = 6 trials")
+    assert told[0].endswith("2 arms x 2 seeds = 4 trials")
     machine = next(line for line in told if line.startswith("  machine: "))
     assert "tcg" in machine and "icount" not in machine
 
@@ -144,11 +144,11 @@ def matrix(tmp_path: Path, axes: dict[str, list[Any]]) -> Path:
 def test_a_matrix_says_its_cells_and_only_what_differs(built: set[str], tmp_path: Path) -> None:
     path = matrix(tmp_path, {"guest.vcpus": [8, 4], "workload.mmap_test.tasks": [16, 4]})
     told = lines(path)
-    assert told[0] == "reclaim-capture: 3 arms x 8 seeds = 24 trials in each of 4 cells, 96 in all"
+    assert told[0] == "reclaim-capture: 2 arms x 10 seeds = 20 trials in each of 4 cells, 80 in all"
     headings = [line for line in told if line.startswith("with ")]
     assert headings == [f"with vcpus={n}, tasks={m}:" for n in (8, 4) for m in (16, 4)]
     # What the first cell has said is not said again.
-    assert sum(line.startswith("  arm ") for line in told) == 3
+    assert sum(line.startswith("  arm ") for line in told) == 2
     assert [line.partition("-smp ")[2][:1] for line in told if "  machine:" in line] == ["8", "4", "4"]
     last = told[told.index("with vcpus=4, tasks=4:") :]
     assert any("tasks=4 " in line for line in last) and not any("tasks=16" in line for line in last)

@@ -71,7 +71,7 @@ ROWS = [
     [6_000_000_000, 1, 250, 80, 8500, 337, 421, 500, 1900],
     [7_000_000_000, 1, 450, 90, 9500, 337, 421, 450, 2155],
 ]
-SAMPLING = {"samples": 4, "cpu_ns": 12_345, "period_ns": 500_000_000, "lost": 0}
+SAMPLING = {"samples": 4, "cpu_ns": 12_345, "period_ns": 500_000_000, "lost": 0, "booted_ns": 1_500_000_000}
 TALLY = {"lost": 0, "tries": 90, "misses": 30, "freed": 800, "thefts": 123}
 EPISODES: dict[str, Any] = {
     "duration": [[900, 250], [3000, 12]],
@@ -124,7 +124,7 @@ LOG = b"".join(
         b"Linux version 6.1.192\n#tb:ready release=6.1.192 cpus=8\n\n#tb:start ns=4000000000\n",
         KERNEL,
         *(frame(name, body) for name, body in FRAMES.items()),
-        b"\n#tb:end ns=8000000000 status=0\n",
+        b"\n#tb:end ns=8000000000 status=0 frames=%d\n" % len(FRAMES),
     ]
 )
 

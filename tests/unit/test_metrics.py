@@ -315,6 +315,8 @@ METRIC = {metric.name: metric for metric in METRICS}
         ("freed_for_others", 6400 / 8320 - 300 / 903, {}, []),
         ("stock_theft_share", 123 / 800, {}, []),
         ("zram_compression", 900 / 901, {}, []),
+        ("boot_seconds", 1.5, {}, []),
+        ("filling_seconds", 3.5, {}, []),
         ("workload_seconds", 2, {}, []),
         ("sampling_cpu", 12_345 / 2e9, {}, []),
         ("oom_kills", 2000 + 31 * 10, {}, []),

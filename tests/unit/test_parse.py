@@ -426,6 +426,17 @@ def test_all_that_a_workload_leaves_is_read() -> None:
     assert found.episodes.tasks[0].model_dump() == {"pid": 91, "episodes": 2, "pages": 32, "ns": 400}
 
 
+@pytest.mark.parametrize(("sent", "problems"), [(0, 0), (1, 1)])
+def test_a_frame_that_lost_both_its_marks_is_missed(sent: int, problems: int) -> None:
+    names = set(re.findall(rb"\n#tb:frame (\S+) ", PATCHED))
+    end = b"\n#tb:end ns=1 status=0 frames=%d\n"
+    log = re.sub(rb"\n#tb:end [^\n]*\n", end % (len(names) + sent), PATCHED)
+    found = parse(log)
+    assert len(found.problems) == problems and found.complete == (not sent)
+    if sent:
+        assert found.problems == (f"{len(names)} of {len(names) + 1} frames arrived",)
+
+
 def test_phases_are_not_told_where_rows_were_lost() -> None:
     found = parse(usual(sampling=SAMPLED.replace(b"lost 0", b"lost 2")))
     assert found.complete and found.samples and found.samples.phases == {} and found.guest_seconds is None

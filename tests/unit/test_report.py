@@ -325,6 +325,16 @@ def test_before_anything_has_ended_there_is_a_document() -> None:
     assert "0 of 4 trials have run so far" in shown(made)
 
 
+@pytest.mark.parametrize(
+    ("decided", "words"),
+    [(True, "2 of at most 4 trials were enough to decide"), (False, "2 of 4 trials have run so far")],
+)
+def test_seeds_that_were_not_needed_are_not_missing(decided: bool, words: str) -> None:
+    made = stored() | {"sequential": True, "verdicts": {"patched": {"decided": decided}}}
+    made["trials"] = {"planned": 4, "ended": 2}
+    assert text.notes(made) == [words]
+
+
 # --- hostile words --------------------------------------------------------------------------------
 
 HOSTILE = [

@@ -48,7 +48,7 @@ def test_there_are_experiments() -> None:
         lambda e: e["guest"].update(balloon={"ramp": {"to": "96M", "at": 1, "over": 0.5}}, swap="0M"),
         lambda e: e["guest"].update(memory="131072K", boot_memory="1GiB"),
         lambda e: e.update(phases={"warm": 0, "rest": 1.5}, minutes=5, sequential=False),
-        lambda e: e["arms"]["early"].update(sysfs={"kernel/mm/lru_gen/enabled": "y"}),
+        lambda e: e["arms"]["patched"].update(sysfs={"kernel/mm/lru_gen/enabled": "y"}),
     ],
 )
 def test_what_testbed_takes_is_valid(change: Change) -> None:
@@ -71,9 +71,9 @@ def test_what_testbed_takes_is_valid(change: Change) -> None:
         (lambda e: e.update(name="No Name"), ["name"]),
         (lambda e: e.update(arms={}), ["arms"]),
         (lambda e: e["arms"].update({"Bad Name": {}}), ["arms"]),
-        (lambda e: e["arms"]["early"].update(patch=["x"]), ["arms", "early"]),
-        (lambda e: e["arms"]["early"].update(patches="instrumentation"), ["arms", "early", "patches"]),
-        (lambda e: e["arms"]["early"].update(sysctl={"swappiness": 1}), ["arms", "early", "sysctl"]),
+        (lambda e: e["arms"]["patched"].update(patch=["x"]), ["arms", "patched"]),
+        (lambda e: e["arms"]["patched"].update(patches="instrumentation"), ["arms", "patched", "patches"]),
+        (lambda e: e["arms"]["patched"].update(sysctl={"swappiness": 1}), ["arms", "patched", "sysctl"]),
         (lambda e: e["guest"].update(memory=128), ["guest", "memory"]),
         (lambda e: e["guest"].update(memory="128"), ["guest", "memory"]),
         (lambda e: e["guest"].update(vcpu=8), ["guest"]),

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The same trial again and again, every other time beside programs that take all cores: `make repeat`.
+
+Prints how many different console logs came of it, for one trial 30 times, and for numbers of vCPUs and
+kinds of memory 5 times each. Ends with status 1 if a trial gave more than one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import sys
+import threading
+
+from testbed import campaign, spec
+from testbed import trial as trials
+from testbed.errors import GuestError
+from testbed.paths import cache_directory
+from testbed.record import MEASURED
+from testbed.spec import MmapTest, WorkloadSpec
+from testbed.trial import Trial
+from tests.bench import EXPERIMENT, other_work
+
+SECONDS = 1.0
+CELLS = ((8, "anon", 30), *((vcpus, mode, 5) for vcpus in (1, 2, 4, 8, 16) for mode in ("anon", "file")))
+
+
+def trial(vcpus: int, mode: str) -> Trial:
+    """The experiment's first arm and seed, on so many vCPUs."""
+    loaded = spec.load(EXPERIMENT)
+    arm = next(iter(loaded.arms))
+    changes = {
+        "arms": {arm: loaded.arms[arm]},
+        "guest": loaded.guest.model_copy(update={"vcpus": vcpus}),
+        "workload": WorkloadSpec(mmap_test=MmapTest.model_validate({"mode": mode, "seconds": SECONDS})),
+    }
+    return campaign.prepare(loaded.model_copy(update=changes), cache_directory(), lambda _text: None).trials[
+        0
+    ]
+
+
+def digest(chosen: Trial, busy: bool) -> str:
+    """The hash of what its console says. Raises GuestError if nothing was measured."""
+    with other_work() if busy else contextlib.nullcontext():
+        record, log = trials.run(chosen, 1, threading.Event())
+    if record.outcome != MEASURED:
+        raise GuestError(f"{record.outcome}: {record.detail}")
+    return hashlib.sha256(log).hexdigest()
+
+
+def main() -> int:
+    same = True
+    for vcpus, mode, times in CELLS:
+        chosen = trial(vcpus, mode)
+        found = {digest(chosen, busy) for busy in itertools.islice(itertools.cycle((False, True)), times)}
+        print(f"{vcpus} vCPUs, {mode}: {times} runs, {len(found)} different logs", flush=True)
+        same &= len(found) == 1
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
