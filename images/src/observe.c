@@ -3,7 +3,8 @@
  * observe - run a workload and note what the system counts meanwhile
  *
  *	observe PROGRAM [ARG...]	one of this directory: it says when it is ready
- *	observe -u PROGRAM [ARG...]	any other: its clock starts when it does
+ *	observe -u PROGRAM [ARG...]	any other: its clock starts when it does,
+ *					at once or up to 10 ms later, by $SEED
  *
  * From the environment, in milliseconds after the clock's start:
  *
@@ -41,6 +42,7 @@
 #define MAX_ROWS 2048
 #define MAX_KSWAPD 8
 #define MAX_MEETS 8192
+#define PHASE 10000000		/* ns: some ticks of the kernel's */
 
 static uint64_t to_ns(const struct timespec *t)
 {
@@ -397,6 +399,19 @@ static void export(const char *name, int fd)
 	setenv(name, value, 1);
 }
 
+/*
+ * A program may not take a seed, and then every trial would be the same: so it
+ * meets timers, and what else goes on by itself, at another moment each time.
+ */
+static void sleep_by_seed(void)
+{
+	const char *seed = getenv("SEED");
+	uint64_t state = seed ? strtoull(seed, NULL, 10) : 0;
+	struct timespec phase = { 0, next(&state) % PHASE };
+
+	nanosleep(&phase, NULL);
+}
+
 static pid_t run(char **argv, int user, const int *ready, const int *go, int clock)
 {
 	pid_t pid = fork();
@@ -465,6 +480,8 @@ int main(int argc, char **argv)
 
 	close(ready[1]);
 	close(go[0]);
+	if (user)
+		sleep_by_seed();
 	/* End of file: it has ended before it was ready. */
 	if (user || read(ready[0], &byte, 1) == 1) {
 		write_trace("trace", "", O_TRUNC);

@@ -170,8 +170,9 @@ class WorkloadSpec(Model):
     swap_thrash: SwapThrash | None = None
     command: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] | None = None
     """A program and its arguments; `{seed}` in a word stands for the seed, `{pages}` for the guest's memory
-    in pages of 4 KiB. The program is one of `files`, one of busybox's, or one of this machine, which is then
-    brought along with the libraries that it needs."""
+    in pages of 4 KiB. The seed is in its environment, too (SEED), and decides how much later it starts, 10 ms
+    at most. The program is one of `files`, one of busybox's, or one of this machine, which is then brought
+    along with the libraries that it needs."""
     files: Annotated[tuple[Word, ...], Field(strict=False)] = ()
     """Files to bring along, as PATH (it becomes /bin/NAME) or PATH:PATH-IN-THE-GUEST."""
     disk: bool = False
@@ -223,7 +224,7 @@ class WorkloadSpec(Model):
             words = list(self.command)
             for key, value in known.items():
                 words = [word.replace(key, value) for word in words]
-            return " ".join(["run-user", *words])
+            return " ".join(["run-user", str(seed), *words])
         load = self.load
         assert load
         words_ = {**load.words(memory), "ms": max(1, round(load.seconds * 1000)), "seed": seed}

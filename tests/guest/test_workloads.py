@@ -22,7 +22,9 @@ from testbed.spec.workloads import LOADS
 MODES = ("deterministic", "realtime")
 
 
-def run(directory: Path, mode: str, workload: Mapping[str, Any], **guest: Any) -> tuple[Record, bytes]:
+def run(
+    directory: Path, mode: str, workload: Mapping[str, Any], *, seed: int = 1, **guest: Any
+) -> tuple[Record, bytes]:
     """One trial, on a kernel that only has the counters of the instrumentation."""
     data = {
         "name": "workload",
@@ -32,16 +34,16 @@ def run(directory: Path, mode: str, workload: Mapping[str, Any], **guest: Any) -
         "guest": {"vcpus": 8, "boot_memory": "512M", "memory": "128M", **guest},
         "mode": mode,
         "accel": "auto" if mode == "deterministic" else "tcg",
-        "seeds": 1,
+        "seeds": seed,
     }
     path = directory / "workload.yaml"
     path.write_text(yaml.safe_dump(data))
     ready = campaign.prepare(spec.load(path), cache_directory(), lambda _text: None)
-    return trials.run(ready.trials[0], 1, threading.Event())
+    return trials.run(ready.trials[-1], 1, threading.Event())
 
 
-def measured(directory: Path, mode: str, workload: Mapping[str, Any], **guest: Any) -> Measurement:
-    record, log = run(directory, mode, workload, **guest)
+def measured(directory: Path, mode: str, workload: Mapping[str, Any], **changes: Any) -> Measurement:
+    record, log = run(directory, mode, workload, **changes)
     assert (record.outcome, record.detail) == (MEASURED, "")
     return parse(log)
 
@@ -203,6 +205,20 @@ def test_a_program_of_ones_own_comes_with_its_libraries(tmp_path: Path, mode: st
     found = measured(tmp_path, mode, {"command": ["both", "0"], "files": files, "seconds": 1})
     assert found.user and found.workload is None
     assert found.output == "2 1.000\nof mine\n"
+
+
+def test_a_program_that_takes_no_seed_starts_at_another_moment(tmp_path: Path) -> None:
+    script = tmp_path / "seed"
+    script.write_text("#!/bin/sh\necho $SEED\n")
+    script.chmod(0o755)
+    waits = {}
+    for seed in (1, 2):
+        workload = {"command": ["seed"], "files": [str(script)], "seconds": 1}
+        found = measured(tmp_path, "deterministic", workload, seed=seed)
+        assert found.output == f"{seed}\n"
+        assert found.samples and found.sampling
+        waits[seed] = found.samples["ns"][0] - found.sampling["booted_ns"]
+    assert 0 < abs(waits[1] - waits[2]) < 10_000_000
 
 
 def test_a_program_of_busybox_and_a_disk(tmp_path: Path) -> None:
