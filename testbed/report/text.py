@@ -123,6 +123,7 @@ def setting(document: Mapping[str, Any]) -> list[str]:
         *_balloon(guest),
         f"acceleration: {provenance['accelerator']['name']} ({provenance['accelerator']['reason']})",
         *_time(document),
+        *_sampling(document),
         f"seeds: {len(document['seeds'])} in every arm; a cell is their median [lowest-highest]",
     ]
     if len({(kernels[arm]["vmlinux_sha256"], *_settings(document, arm)) for arm in kernels}) < len(kernels):
@@ -141,6 +142,16 @@ def _settings(document: Mapping[str, Any], arm: str) -> list[str]:
     said = document["experiment"]["arms"].get(arm, {})
     settings = {**said.get("sysctl", {}), **said.get("sysfs", {})}
     return [f"{name}={value}" for name, value in settings.items()]
+
+
+def _sampling(document: Mapping[str, Any]) -> list[str]:
+    """How often counters were read, and what that took of one vCPU's time."""
+    arms = (arm["metrics"].get("sampling_cpu") for arm in document["arms"].values())
+    costs = [metric["median"] for metric in arms if metric and metric["median"] is not None]
+    period = document["experiment"].get("sample")
+    if not costs or not period:
+        return []
+    return [f"sampled every {period * 1000:g} ms, for {max(costs):.2%} of one vCPU's time"]
 
 
 def fallback(document: Mapping[str, Any]) -> list[str]:

@@ -325,6 +325,16 @@ def test_before_anything_has_ended_there_is_a_document() -> None:
     assert "0 of 4 trials have run so far" in shown(made)
 
 
+def test_what_looking_costs_is_said() -> None:
+    made = stored()
+    assert not any("sampled" in line for line in text.setting(made))
+    made["experiment"]["sample"] = 0.05
+    made["arms"]["patched"]["metrics"]["sampling_cpu"] = {"median": 0.00123}
+    assert "sampled every 50 ms, for 0.12% of one vCPU's time" in text.setting(made)
+    made["experiment"]["sample"] = 0
+    assert not any("sampled" in line for line in text.setting(made))
+
+
 @pytest.mark.parametrize(
     ("decided", "words"),
     [(True, "2 of at most 4 trials were enough to decide"), (False, "2 of 4 trials have run so far")],
