@@ -19,7 +19,7 @@ from tests.unit.recorded import REPOSITORY, experiment_data
 
 SCHEMA = spec.schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
-EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
+EXPERIMENTS = sorted((REPOSITORY / "experiments").rglob("*.yaml"))
 
 Change = Callable[[Any], object]
 

@@ -293,7 +293,7 @@ def test_aliases_of_aliases_are_neither_followed_nor_printed_to_their_end(refusa
 # --- what does load -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").rglob("*.yaml")), ids=lambda p: p.name)
 def test_the_experiments_of_the_repository_load(path: Path) -> None:
     experiment = spec.load(path)
     assert experiment.name == path.stem
