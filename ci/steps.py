@@ -198,7 +198,7 @@ def _git(tree: Path, *words: str) -> str:
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no common ancestor"])[0]
         raise SpecError(
             f"TESTBED_BASE: {tree}: {said}",
-            "the tree has to be a git repository with all commits from the base to HEAD: `fetch-depth: 0`",
+            "the tree has to be a git repository with all commits from the base to HEAD: docs/ci.md",
         )
     return done.stdout.decode("utf-8", "surrogateescape")
 
