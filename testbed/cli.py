@@ -34,7 +34,8 @@ from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.metrics import table as metrics_table
 from testbed.analysis.parse import Measurement, parse
-from testbed.errors import GuestLost, HostError, Interrupted, SpecError, TestbedError
+from testbed.campaign import Campaign
+from testbed.errors import GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
 from testbed.guest import terminal
 from testbed.guest.machine import Guest
 from testbed.kernel import series
@@ -138,7 +139,11 @@ def _add_experiment_verbs(verb: Verb) -> None:
                 metavar="RESULT",
                 help="two stored results instead of an experiment; RESULT:ARM for another arm than the first",
             )
-        sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+        modes, meaning = ["deterministic", "realtime"], "instead of the experiment's"
+        if name in ("compare", "run"):
+            modes.append("auto")
+            meaning += "; auto: in real time under KVM, deterministic where KVM does not boot the kernel"
+        sub.add_argument("--mode", choices=modes, help=meaning)
         sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
         if name in ("compare", "run", "explain"):
             sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
@@ -470,14 +475,19 @@ def _experiment(arguments: argparse.Namespace, **fixed: str) -> Experiment:
 def _cells(arguments: argparse.Namespace, **fixed: str) -> list[Cell]:
     """The experiment file, expanded, with the options of the command line in place of what it says."""
     options = {name: getattr(arguments, name, None) for name in ("accel", "mode", "seeds")} | fixed
-    if options["accel"] and options["mode"] == "deterministic":
+    if options["accel"] and options["mode"] in ("deterministic", "auto"):
         raise SpecError("--accel is a choice for `--mode realtime`; deterministic guests are emulated")
-    if options["accel"]:
+    metrics = [metric.name for metric in METRICS]
+    if options["mode"] == "auto":
+        # It may come to either, so both have to be in order.
+        spec.expand(arguments.experiment, {"mode": "deterministic", "accel": "auto"}, metrics)
+        options |= {"mode": "realtime", "accel": "kvm"}
+    elif options["accel"]:
         options["mode"] = "realtime"
     elif options["mode"] == "deterministic":
         options["accel"] = "auto"
     given = {key: value for key, value in options.items() if value is not None}
-    expanded = spec.expand(arguments.experiment, given, [metric.name for metric in METRICS])
+    expanded = spec.expand(arguments.experiment, given, metrics)
     line = getattr(arguments, "line", None)
     return [_on_line(cell, line) if line else cell for cell in expanded]
 
@@ -522,13 +532,30 @@ def _execute(arguments: argparse.Namespace) -> Path:
 def _execute_one(
     arguments: argparse.Namespace, experiment: Experiment, directory: Path, watcher: Watcher
 ) -> None:
-    ready = campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
+    ready = _prepared(experiment, arguments.mode, watcher)
     # Only now: an experiment that cannot run moves nothing.
     if arguments.fresh and (old := store.set_aside(directory)):
         watcher.note(f"the old result is now {old}")
     with Ledger.create(directory) as ledger:
         ledger.set_plan(ready.document)
         _run_until_decided(experiment, ready.trials, ledger, arguments.jobs, watcher)
+
+
+def _prepared(experiment: Experiment, mode: str | None, watcher: Watcher) -> Campaign:
+    """The trials of an experiment; with `--mode auto` deterministic ones where KVM does not work."""
+    try:
+        return campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
+    except NoKvm as none:
+        if mode != "auto":
+            raise
+        why = f"deterministic instead of in real time: {none.message}"
+    watcher.note(why)
+    instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
+    ready = campaign.prepare(instead, cache_directory(), watcher.note, threading.Event())
+    # There may be no QEMU for that either.
+    provenance = ready.document["provenance"]
+    both = "; ".join(filter(None, [why, provenance.get("fallback")]))
+    return replace(ready, document={**ready.document, "provenance": {**provenance, "fallback": both}})
 
 
 def _run_until_decided(

@@ -4,6 +4,7 @@
     TestbedError
     +-- SpecError       the experiment, a patch or an option is wrong     exit 2
     +-- HostError       this machine lacks something                      exit 3
+    |   +-- NoKvm           KVM is wanted and does not work
     +-- BuildError      a kernel or an image could not be made            exit 3
     +-- StoreError      the ledger cannot be read or written              exit 3
     +-- Interrupted     the user asked to stop                            exit 130
@@ -41,6 +42,10 @@ class SpecError(TestbedError):
 
 class HostError(TestbedError):
     """This machine cannot do what is asked; the hint is the remedy."""
+
+
+class NoKvm(HostError):
+    """KVM is wanted, and does not boot the kernel in question here."""
 
 
 class BuildError(TestbedError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from testbed.errors import GuestError, HostError
+from testbed.errors import GuestError, NoKvm
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import QEMU, qemu_version
 from testbed.guest.shape import AccelName, Shape
@@ -42,7 +42,7 @@ def choose(
     """The accelerator for guests of this shape; `auto` and `kvm` boot the kernel under KVM to know.
 
     What came of that is remembered in `cache` until the host boots again or the inputs change.
-    Raises HostError when `kvm` is wanted and does not work.
+    Raises NoKvm when `kvm` is wanted and does not work.
     """
     if wanted == "tcg":
         return Accel("tcg", "asked for")
@@ -60,7 +60,7 @@ def choose(
     if refusal is None:
         return Accel("kvm", "a probe booted under KVM")
     if wanted == "kvm":
-        raise HostError(f"KVM does not work here: {refusal}", "use `accel: tcg` or `auto`")
+        raise NoKvm(f"KVM does not work here: {refusal}", "use `accel: tcg` or `auto`")
     return Accel("tcg", f"emulation, since KVM does not work here: {refusal}")
 
 

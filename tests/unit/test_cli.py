@@ -25,7 +25,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.campaign import Campaign
 from testbed.doctor import Need
-from testbed.errors import BuildError, GuestLost, HostError, SpecError
+from testbed.errors import BuildError, GuestLost, HostError, NoKvm, SpecError
 from testbed.kernel import series
 from testbed.report import machine
 from testbed.spec import Experiment
@@ -392,6 +392,44 @@ def test_run_prints_where_the_result_is(testbed: Testbed, prepared: list[Any]) -
     assert testbed("run", EXPERIMENT).out == "results/reclaim-capture\n"
     assert testbed("run", EXPERIMENT, "--results", "there").out == "there\n"
     assert json.loads(testbed("report", "there", "--json").out)["seeds"] == [1]
+
+
+@pytest.mark.parametrize(("there", "also"), [("", ""), ("no QEMU 10.0", "; no QEMU 10.0")])
+def test_mode_auto_is_deterministic_where_kvm_does_not_work(
+    testbed: Testbed, prepared: list[Any], monkeypatch: pytest.MonkeyPatch, there: str, also: str
+) -> None:
+    asked: list[tuple[str, str]] = []
+    works = campaign.prepare
+
+    def prepare(experiment: Experiment, *words: Any) -> Campaign:
+        asked.append((experiment.mode, experiment.accel))
+        if experiment.accel == "kvm":
+            raise NoKvm("KVM does not work here: it is tired")
+        made = works(experiment, *words)
+        document = {**made.document, "provenance": {**made.document["provenance"], "fallback": there}}
+        return Campaign(made.trials, document)
+
+    monkeypatch.setattr(campaign, "prepare", prepare)
+    ran = testbed("compare", EXPERIMENT, "--json", "--mode", "auto")
+    assert (ran.status, asked) == (0, [("realtime", "kvm"), ("deterministic", "auto")])
+    why = "deterministic instead of in real time: KVM does not work here: it is tired"
+    assert json.loads(ran.out)["provenance"]["fallback"] == why + also and why in ran.err
+    # Who asks for KVM and nothing else gets nothing else.
+    assert testbed("compare", EXPERIMENT, "--accel", "kvm").status == 3
+
+
+def test_mode_auto_is_in_real_time_where_kvm_works(testbed: Testbed, prepared: list[Any]) -> None:
+    assert testbed("run", EXPERIMENT, "--mode", "auto").status == 0
+    assert [(experiment.mode, experiment.accel) for experiment in prepared] == [("realtime", "kvm")]
+
+
+def test_mode_auto_has_to_be_possible_in_both_modes(testbed: Testbed, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(EXPERIMENT.read_text() + "deadlines: {workload: 60}\n")
+    ran = testbed("compare", path, "--mode", "auto")
+    assert ran.status == 2 and "too short for a workload of 2.5 s in mode deterministic" in ran.err
+    ran = testbed("compare", EXPERIMENT, "--mode", "auto", "--accel", "tcg")
+    assert ran.status == 2 and "--accel is a choice for `--mode realtime`" in ran.err
 
 
 def test_compare_prints_the_report(testbed: Testbed, prepared: list[Any]) -> None:
