@@ -299,7 +299,8 @@ def _boot(arguments: argparse.Namespace) -> int:
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
         initramfs = campaign.initramfs(experiment, cache)
         here = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
-    with Guest(here.shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
+    shape = campaign.with_arguments(here.shape, experiment.arms[arm])
+    with Guest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
         for line in script(experiment, arm, 1).set_up:
@@ -540,9 +541,10 @@ def _run_until_decided(
     # same everywhere.
     looks = range(LEAST_SEEDS, experiment.seeds, 2) if experiment.looks else ()
     stops = range(1, experiment.seeds) if experiment.minutes else looks
-    for seed in (*stops, experiment.seeds):
-        runner.run([trial for trial in trials if trial.seed <= seed], ledger, jobs, watcher)
-        if seed == experiment.seeds:
+    for seeds in (*stops, experiment.seeds):
+        end = experiment.first_seed + seeds
+        runner.run([trial for trial in trials if trial.seed < end], ledger, jobs, watcher)
+        if seeds == experiment.seeds:
             return
         so_far = results.read(ledger)
         if missing := results.untold(so_far):
@@ -550,8 +552,8 @@ def _run_until_decided(
                 f"primary: no trial has the metric {', '.join(missing)}",
                 "`testbed parse RESULT` shows which there are with this kernel and this workload",
             )
-        if seed in looks and results.decided(so_far):
-            watcher.note(f"decided after {seed} seeds")
+        if seeds in looks and results.decided(so_far):
+            watcher.note(f"decided after {seeds} seeds")
             return
         if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
             watcher.note(f"no further seed: {experiment.minutes:g} minutes are over")

@@ -3,6 +3,7 @@
 
 from testbed.spec.experiment import (
     LEAST_SEEDS,
+    MOST_SEEDS,
     ArmSpec,
     BalloonSpec,
     DeadlineSpec,
@@ -18,6 +19,7 @@ from testbed.spec.workloads import MmapTest, WorkloadSpec
 
 __all__ = [
     "LEAST_SEEDS",
+    "MOST_SEEDS",
     "PAGE",
     "ArmSpec",
     "BalloonSpec",
