@@ -2,8 +2,9 @@
 """The command line: the only place that prints results and decides the exit status.
 
 Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
-compared, a condition of --fail-on was met, a trial gave something else when run again, or the doctor found a
-problem; 2 bad input; 3 the machine or the infrastructure failed; 130 interrupted.
+compared, a condition of --fail-on was met, a trial gave something else when run again, there were too many
+false alarms, or the doctor found a problem; 2 bad input; 3 the machine or the infrastructure failed; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 
-from testbed import campaign, cells, doctor, explain, microscope, proof, results, runner, spec, store
+from testbed import campaign, cells, doctor, explain, microscope, placebo, proof, results, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.metrics import table as metrics_table
@@ -38,7 +39,7 @@ from testbed.errors import GuestLost, HostError, Interrupted, SpecError, Testbed
 from testbed.guest import terminal
 from testbed.guest.machine import Guest
 from testbed.kernel import series
-from testbed.paths import cache_directory
+from testbed.paths import REPOSITORY, cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
 from testbed.proof import Repeat
@@ -51,7 +52,8 @@ from testbed.spec import LEAST_SEEDS, Cell, Experiment, KernelSpec
 from testbed.store import Ledger
 from testbed.trial import Trial
 
-OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS = 0, 1, 1, 1, 1
+OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS = 0, 1, 1, 1, 1, 1
+SELFCHECK = REPOSITORY / "experiments" / "selfcheck.yaml"
 PIPE_COLUMNS = 120
 
 
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         return failed.exit_status
     except KeyboardInterrupt:
-        keeps = arguments.action in (_compare, _run, _build)
+        keeps = arguments.action in (_compare, _run, _build, _selfcheck)
         more = "; what is finished is kept, and the same command goes on from there" if keeps else ""
         _complain(f"stopped{more}")
         return Interrupted.exit_status
@@ -143,9 +145,7 @@ def _add_experiment_verbs(verb: Verb) -> None:
         if name in ("compare", "run", "explain"):
             sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
         if name in ("compare", "run"):
-            sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
-            sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
-            _add_jobs_option(sub)
+            _add_running_options(sub)
         if name == "compare":
             sub.add_argument(
                 "--line", metavar="LINE", help="instead of its source: a line of patches/, or all"
@@ -154,6 +154,20 @@ def _add_experiment_verbs(verb: Verb) -> None:
             _add_report_options(sub)
         if name == "boot":
             sub.add_argument("--arm", help="default: the first")
+
+    sub = verb(
+        "selfcheck", _selfcheck, "compare what does not differ, many times: how often is a change found?"
+    )
+    sub.add_argument("experiment", nargs="?", type=Path, default=SELFCHECK, metavar="EXPERIMENT.yaml")
+    sub.add_argument("--comparisons", type=_positive, default=40, metavar="N", help="default: 40")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    _add_running_options(sub)
+
+
+def _add_running_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+    _add_jobs_option(sub)
 
 
 def _add_result_verbs(verb: Verb) -> None:
@@ -272,8 +286,31 @@ def _run(arguments: argparse.Namespace) -> int:
     directory = _execute(arguments)
     print(directory)
     if results.is_matrix(directory):
-        return max(cell.exit_status for cell in cells.load(directory)[1])
+        return _worst(directory)
     return _status(results.load(directory).observations)
+
+
+def _worst(home: Path) -> int:
+    """The worst exit status of a matrix's cells."""
+    return max(cell.exit_status for cell in cells.load(home)[1])
+
+
+def _selfcheck(arguments: argparse.Namespace) -> int:
+    (cell, *_) = _cells(arguments)
+    if cell.at:
+        raise SpecError(f"{arguments.experiment}: `matrix`: a check of the tool has none")
+    with _naming(arguments.experiment):
+        planned = placebo.comparisons(cell.experiment, arguments.comparisons)
+    home = _execute(arguments, planned)
+    from testbed.report import placebo as check_report  # noqa: PLC0415  (slow, with scipy)
+
+    made = results.checked(home)
+    _print(check_report.render(made))
+    results.write_check(home, made, _tell)
+    _tell(f"also in {home}: selfcheck.json, pictures/selfcheck.svg, and a result per comparison")
+    if not made["total"]["comparisons"]:
+        return max(NOTHING_TO_COMPARE, _worst(home))
+    return max(FALSE_ALARMS if made["alarm"] else OK, _worst(home))
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -502,9 +539,12 @@ def _naming(experiment: Path) -> Iterator[None]:
         raise
 
 
-def _execute(arguments: argparse.Namespace) -> Path:
-    """Run what is missing of an experiment, in every cell of its matrix; return its result directory."""
-    expanded = _cells(arguments)
+def _execute(arguments: argparse.Namespace, planned: Sequence[Cell] = ()) -> Path:
+    """Run what is missing of an experiment, in every cell of its matrix; return its result directory.
+
+    Or what is missing of cells that are `planned` in its place.
+    """
+    expanded = planned or _cells(arguments)
     experiment = expanded[0].experiment
     home: Path = arguments.results or Path("results") / experiment.name
     with Watcher() as watcher, _naming(arguments.experiment):

@@ -279,9 +279,7 @@ def _bundled(
             vmlinux_sha256=said["kernels"][expected.arm]["vmlinux_sha256"],
             initramfs=files / "initramfs",
             initramfs_sha256=said["initramfs_sha256"],
-            shape=campaign.with_arguments(
-                campaign.shape_of(experiment), experiment.arms[expected.arm]
-            ),
+            shape=campaign.with_arguments(campaign.shape_of(experiment), experiment.arms[expected.arm]),
             memory=experiment.guest.memory,
             script=script(experiment, expected.arm, expected.seed),
             deadlines=experiment.deadlines,

@@ -138,6 +138,37 @@ def _interval(axes: Axes, y: int, row: Row, reach: float) -> None:
     )
 
 
+def diagonal(p_values: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
+    """P-values of what has no effect, sorted, against those of a uniform distribution: a line per kind.
+
+    `unit` says what one of them is. Kinds are told apart by their lines' style, too.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4))
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, label="no effect")
+        for index, (kind, values) in enumerate(p_values.items(), start=1):
+            n = len(values)
+            expected = [(place + 0.5) / n for place in range(n)]
+            style = ("-", "--", ":")[(index - 1) % 3]
+            axes.plot(
+                expected,
+                sorted(values),
+                color=colour(index),
+                linestyle=style,
+                linewidth=1.5,
+                label=f"{kind}, n = {n:,}",
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+        axes.set_xlabel("p-value, if nothing has an effect")
+        axes.set_ylabel(f"p-value of {unit}")
+        axes.set_title(title)
+        axes.legend(loc="lower right")
+        return figure
+
+
 # --- latencies -----------------------------------------------------------------------------------
 
 

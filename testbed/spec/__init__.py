@@ -3,6 +3,7 @@
 
 from testbed.spec.experiment import (
     LEAST_SEEDS,
+    MOST_FIRST_SEED,
     MOST_SEEDS,
     ArmSpec,
     BalloonSpec,
@@ -19,6 +20,7 @@ from testbed.spec.workloads import MmapTest, WorkloadSpec
 
 __all__ = [
     "LEAST_SEEDS",
+    "MOST_FIRST_SEED",
     "MOST_SEEDS",
     "PAGE",
     "ArmSpec",

@@ -222,6 +222,7 @@ MARGIN_SECONDS = 30.0
 LEAST_SEEDS = 6
 # So many seeds, and no more, may follow the first one.
 MOST_SEEDS = 100_000
+MOST_FIRST_SEED = 2**31
 # As many as the guest keeps apart.
 MOST_PHASES = 16
 # Seconds that a second of virtual time may take, on a slow or busy machine.
@@ -255,7 +256,7 @@ class Experiment(Model):
     """Whether to count, beside all else, what tracepoints tell of direct reclaim: docs/stock-kernels.md."""
     seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 5
     """How many, in every arm; with primary metrics, at most so many: what is decided needs no more."""
-    first_seed: Annotated[int, Field(ge=1, le=2**31)] = 1
+    first_seed: Annotated[int, Field(ge=1, le=MOST_FIRST_SEED)] = 1
     """The first of them; the others follow it. Other seeds are other samples."""
     sequential: bool = True
     """Whether to look, from the sixth seed on after every second one, if the primary metrics are decided.

@@ -124,7 +124,8 @@ MISTAKES = [
     (
         RIGHT + "zzzz: 1\n",
         "4: `zzzz`: unknown key; known here: accel, alpha, arms, deadlines, description, first_seed, guest, "
-        "kernel, matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, tracepoints, workload",
+        "kernel, matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, tracepoints, "
+        "workload",
     ),
     # Missing.
     (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
