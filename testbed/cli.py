@@ -241,12 +241,24 @@ def _positive(word: str) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.other:
+        _refuse_running_options(arguments)
     if arguments.line == "all":
         return _compare_lines(arguments)
     conditions, form = _conditions(arguments), "json" if arguments.json else "text"
     if arguments.other:
         return _compare_results(arguments, form, conditions)
     return _show(_execute(arguments), form, conditions, arguments.all)
+
+
+# Of `compare`, what says how trials are to run.
+RUNNING_OPTIONS = ("mode", "accel", "seeds", "results", "fresh", "jobs", "line")
+
+
+def _refuse_running_options(arguments: argparse.Namespace) -> None:
+    """Raise SpecError for options that two stored results have no use for."""
+    if given := [f"--{name}" for name in RUNNING_OPTIONS if getattr(arguments, name)]:
+        raise SpecError(f"{', '.join(given)}: nothing runs where two stored results are compared")
 
 
 def _compare_results(arguments: argparse.Namespace, form: str, conditions: Sequence[Condition]) -> int:
@@ -458,12 +470,11 @@ def _history(arguments: argparse.Namespace) -> int:
     found = results.history(arguments.results, arguments.metric, ALPHA, arguments.margin)
     _print(timeline.render(found.title, found.unit, found.points, found.decisions))
     if arguments.output:
-        changed = [decision.direction is not None for decision in found.decisions]
         figure = plots.history(
             found.title,
             [p.label for p in found.points],
             [list(p.values.values()) for p in found.points],
-            changed,
+            [decision.verdict for decision in found.decisions],
         )
         # Asked for by name: that it cannot be written is an error, one line and status 3.
         arguments.output.write_bytes(plots.rendered(figure, suffix))
@@ -618,14 +629,16 @@ def _show(directory: Path, form: str, fail_on: Sequence[Condition] = (), everyth
     return _verdict_status(made, fail_on, result.observations)
 
 
-def _verdict_status(made: Any, fail_on: Sequence[Condition], observations: Sequence[Observation]) -> int:
+def _verdict_status(
+    made: Any, fail_on: Sequence[Condition], observations: Sequence[Observation], where: str = ""
+) -> int:
     """The exit status for a comparison."""
     if not made["seeds"]:
         return max(_status(observations), NOTHING_TO_COMPARE)
-    return _gate(made, fail_on)
+    return _gate(made, fail_on, where)
 
 
-def _gate(made: Any, fail_on: Sequence[Condition], where: str = "") -> int:
+def _gate(made: Any, fail_on: Sequence[Condition], where: str) -> int:
     """The exit status for the conditions of --fail-on."""
     if fail_on and not made["verdicts"]:
         raise SpecError("--fail-on: nothing is judged here: it takes a primary metric and a second arm")
@@ -645,7 +658,10 @@ def _show_matrix(home: Path, form: str, fail_on: Sequence[Condition]) -> int:
         _tell(f"also in {home}: report.json, report.md, heat maps in pictures/, and a result per cell")
     else:
         print(json.dumps(made, indent=2) if form == "json" else matrix.markdown(made), end="")
-    return max([status, *(_gate(cell, fail_on, f"{name}: ") for name, cell in documents.items())])
+    for name, cell in documents.items():
+        observations = () if cell["seeds"] else results.load(home / name).observations
+        status = max(status, _verdict_status(cell, fail_on, observations, f"{name}: "))
+    return status
 
 
 def _print(renderable: RenderableType) -> None:

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +21,10 @@ from matplotlib.ticker import FuncFormatter
 
 from testbed.analysis.histogram import highest, merged
 from testbed.report.matrix import Grid
+
+if TYPE_CHECKING:
+    # Slow: with it comes scipy.
+    from testbed.analysis.verdict import Verdict
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -351,9 +355,12 @@ def heat_map(grid: Grid) -> Figure:
 
 
 def history(
-    title: str, labels: Sequence[str], values: Sequence[Sequence[float]], marks: Sequence[bool]
+    title: str, labels: Sequence[str], values: Sequence[Sequence[float]], verdicts: Sequence[Verdict]
 ) -> Figure:
-    """A metric over kernels: a dot per seed, a line through the medians, a bar where it changed."""
+    """A metric over kernels: a dot per seed, a line through the medians, a bar where it changed.
+
+    `verdicts` are on the steps between them. A change within the margin gets a small triangle instead.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(4.0, 0.9 * len(labels) + 1.5), 2.8))
         axes = figure.add_subplot()
@@ -361,11 +368,14 @@ def history(
             axes.plot([x] * len(seeds), seeds, "o", color=COLOURS[1], markersize=3, alpha=0.6)
         medians = [np.median(seeds) if len(seeds) else math.nan for seeds in values]
         axes.plot(range(len(values)), medians, color="0.3", linewidth=1)
-        for x, marked in enumerate(marks):
-            if marked:
+        for x, verdict in enumerate(verdicts):
+            if verdict in ("improved", "regressed", "changed"):
                 axes.axvline(x + 0.5, color=COLOURS[2], linewidth=1.2, linestyle="--")
+            elif verdict == "different but small":
+                foot = axes.get_xaxis_transform()
+                axes.plot(x + 0.5, 0.03, marker="^", color=COLOURS[2], markersize=4, transform=foot)
         named = [f"{label}, n = {len(seeds)}" for label, seeds in zip(labels, values, strict=True)]
         axes.set_xticks(range(len(labels)), named, rotation=30, ha="right")
-        axes.set_title(f"{title}; a dot is a seed, dashed: a change")
+        axes.set_title(f"{title}; a dot is a seed, dashed: a change,\ntriangle: one within the margin")
         axes.set_ylim(bottom=0)
         return figure

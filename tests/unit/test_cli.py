@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -552,6 +553,32 @@ def test_results_that_cannot_be_compared_are_status_2(
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--seeds", "3"), "--seeds"),
+        (("--fresh",), "--fresh"),
+        (("--mode", "realtime"), "--mode"),
+        (("--line", "6.1"), "--line"),
+        (("--line", "all"), "--line"),
+        (("--accel", "tcg"), "--accel"),
+        (("--jobs", "1"), "--jobs"),
+        (("--results", "there"), "--results"),
+        (("--jobs", "1", "--fresh", "--mode", "realtime"), "--mode, --fresh, --jobs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_that_say_how_trials_run_are_refused_for_stored_results(
+    testbed: Testbed, tmp_path: Path, options: tuple[str, ...], named: str
+) -> None:
+    for name in "ab":
+        measured(tmp_path / name, {"x": LOW[:1]})
+    ran = testbed("compare", "a", "b", *options)
+    said = f"testbed: {named}: nothing runs where two stored results are compared\n"
+    assert ran == Ran(2, "", said)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
     ("conditions", "status"),
     [
         (["direct_reclaims regressed"], 1),
@@ -603,6 +630,25 @@ def test_a_gate_holds_in_every_cell_of_a_matrix(testbed: Testbed, tmp_path: Path
     for form in ("--junit", "--ktap"):
         ran = testbed("report", home, form)
         assert (ran.status, ran.out) == (2, "") and "each of its cells has one" in ran.err
+
+
+def test_a_matrix_with_a_cell_without_a_seed_is_status_1(testbed: Testbed, tmp_path: Path) -> None:
+    home = make_matrix(tmp_path / "m")
+    rows = [(record("x", 1), UNPATCHED), (record("y", 1, "oom"), UNPATCHED)]
+    shutil.rmtree(home / "n=1")
+    write_result(home / "n=1", plan(["x", "y"]), rows)
+    ran = testbed("report", home, "--json")
+    assert ran.status == 1 and json.loads(ran.out)["cells"][0]["failure"]
+    # What failed in earnest says more.
+    index = json.loads((home / "matrix.json").read_text())
+    index["cells"][1] |= {"failure": "no QEMU", "exit_status": 3}
+    (home / "matrix.json").write_text(json.dumps(index))
+    assert testbed("report", home, "--json").status == 3
+    shutil.rmtree(home / "n=1")
+    write_result(home / "n=1", plan(["x", "y"]), [(record("x", 1, "lost"), b"")])
+    index["cells"][1] |= {"failure": "", "exit_status": 0}
+    (home / "matrix.json").write_text(json.dumps(index))
+    assert testbed("report", home, "--json").status == 3
 
 
 def test_a_history_is_a_table_and_a_picture(testbed: Testbed, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from testbed.analysis.verdict import Decision
 from testbed.campaign import Campaign
 from testbed.errors import HostError, SpecError
 from testbed.kernel import series
-from testbed.report import plots
 from testbed.spec import MOST_SEEDS, Experiment
 from testbed.store import Ledger
 from testbed.trial import Trial
@@ -300,13 +299,3 @@ def test_bad_input_is_status_2(
 def test_without_a_file_it_is_the_repositorys_own() -> None:
     arguments = cli._parser().parse_args(["selfcheck"])
     assert (arguments.experiment, arguments.comparisons) == (SELFCHECK, 40)
-
-
-def test_the_picture_says_how_many_there_are_and_is_the_same_twice() -> None:
-    values = {"one": [0.2, 0.9, 0.5], "other": [0.1]}
-    pictures = [
-        plots.rendered(plots.diagonal(values, "2 comparisons", "a metric (6 pairs)"), "svg") for _ in range(2)
-    ]
-    assert pictures[0] == pictures[1]
-    for said in (b"one, n = 3", b"other, n = 1", b"p-value of a metric (6 pairs)", b"2 comparisons"):
-        assert said in pictures[0]
