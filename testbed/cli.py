@@ -108,7 +108,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_experiment_verbs(verb)
     _add_result_verbs(verb)
-    verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
+    sub = verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
+    sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
     verb("metrics", _metrics, "list the metrics: name, unit, which direction is better, and where it is from")
     verb("doctor", _doctor, "check what this machine lacks for the main job")
     return parser
@@ -481,7 +482,12 @@ def _history(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _schema(_arguments: argparse.Namespace) -> int:
+def _schema(arguments: argparse.Namespace) -> int:
+    if arguments.report:
+        from testbed.report.schema import schema  # noqa: PLC0415  (slow, with scipy)
+
+        print(json.dumps(schema(), indent=2))
+        return OK
     print(json.dumps(spec.schema(), indent=2))
     return OK
 

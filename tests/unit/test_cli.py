@@ -29,6 +29,7 @@ from testbed.doctor import Need
 from testbed.errors import BuildError, GuestLost, HostError, SpecError
 from testbed.kernel import series
 from testbed.report import machine
+from testbed.report import schema as report_schema
 from testbed.spec import Experiment
 from testbed.store import Ledger
 from tests.unit.recorded import (
@@ -731,6 +732,8 @@ def test_ktap_has_its_version_first(testbed: Testbed, tmp_path: Path) -> None:
 def test_the_schema_and_the_metrics_are_printed(testbed: Testbed) -> None:
     ran = testbed("schema")
     assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", spec.schema())
+    ran = testbed("schema", "--report")
+    assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", report_schema.schema())
     ran = testbed("metrics")
     assert (ran.status, ran.err) == (0, "")
     assert all(metric.name in ran.out for metric in METRICS)

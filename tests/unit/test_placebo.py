@@ -87,7 +87,7 @@ def outcome(kind: str, *verdicts: Any) -> Outcome:
     """An outcome with so many primary metrics; True is an alarm, None no verdict."""
     found = {True: ("different but small", "improved"), False: ("equivalent", None), None: ("none", None)}
     decisions = {
-        str(n): Decision(found[v][0], 0.025, 6, 0, direction=found[v][1])  # type: ignore[arg-type]
+        str(n): Decision(found[v][0], 0.025, 6, 0, direction=found[v][1], estimate=0.01)  # type: ignore[arg-type]
         for n, v in enumerate(verdicts)
     }
     return Outcome("x", kind, 6, decisions, {})
