@@ -40,6 +40,8 @@ STYLE: dict[Any, Any] = {
 # Okabe and Ito: Color Universal Design, 2008. Black is for the arm that the others are compared with.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WIDTH = 7.2
+# The least distance of two numbers on an axis of quantiles, in decades of 1 - q.
+_LABEL_DECADES = 0.1
 # A factor beyond which all is the same colour.
 _STRONGEST = math.log(2)
 
@@ -239,7 +241,10 @@ def shift(
             axes.plot(x, middle, color=colour(index), label=arm)
             axes.fill_between(x, low, high, color=colour(index), alpha=0.2, linewidth=0)
         axes.axhline(0, color="0.3", linewidth=0.8)
-        axes.set_xticks(x, [f"{q:g}" for q in quantiles], rotation=45)
+        # What would overlap has a tick and no number.
+        told = [index == 0 or x[index] - x[index - 1] > _LABEL_DECADES for index in range(len(x))]
+        labels = [f"{q:g}" if known else "" for q, known in zip(quantiles, told, strict=True)]
+        axes.set_xticks(x, labels, rotation=45)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(math.exp(y))))
         axes.set_xlabel(f"quantile of the latency; band: 95 %, for all quantiles at once, {n} seeds")
         axes.legend()

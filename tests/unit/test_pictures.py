@@ -208,6 +208,12 @@ def colours(figure: Figure) -> dict[Any, Any]:
     return {line.get_label(): line.get_color() for line in figure.axes[0].lines}
 
 
+def test_quantiles_whose_numbers_would_overlap_have_a_tick_only() -> None:
+    band = ([0.0] * 4, [-0.1] * 4, [0.1] * 4)
+    axes = plots.shift((0.1, 0.25, 0.5, 0.9), {"a": band}, 5).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "", "0.5", "0.9"]
+
+
 def test_an_arm_has_one_colour_in_all_pictures() -> None:
     tail = colours(plots.tail({"first": [HISTOGRAM], "a": [HISTOGRAM], "b": [HISTOGRAM]}, "main"))
     shifted = colours(plots.shift((0.5, 0.9), {"a": None, "b": BAND}, 5))
