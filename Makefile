@@ -10,7 +10,7 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench test fire soak lint unit doctor setup setup-dev lock clean
+.PHONY: compare lines verify bench selfcheck test fire soak lint unit doctor setup setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -23,6 +23,9 @@ verify: setup ## Run the trials of the published result again: the same bytes?
 
 bench: setup ## The noise of every metric in both modes, and what a trial costs
 	@.venv/bin/python -m tests.bench
+
+selfcheck: setup ## How often comparisons that have nothing to find find something
+	@$(RUN) selfcheck $(ARGS)
 
 test: setup-dev lint ## All tests but those under fire; builds kernels and boots guests
 	@.venv/bin/pytest -m "not fire" $(ARGS)

@@ -74,7 +74,7 @@ class ArmSpec(Model):
     sysfs: dict[SysfsName, Setting] = {}
     """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
     command_line: Annotated[tuple[Word, ...], Field(strict=False)] = ()
-    """Arguments of its kernel, after those that testbed gives, as in `[transparent_hugepage=always]`."""
+    """Arguments of its kernel, after those that testbed gives, as in `[slub_max_order=0]`."""
 
     @model_validator(mode="after")
     def _command_line_fits(self) -> ArmSpec:
