@@ -6,7 +6,7 @@ from __future__ import annotations
 from testbed.errors import SpecError
 from testbed.spec import MOST_FIRST_SEED, MOST_SEEDS, Cell, Experiment
 
-PLAIN = "plain"
+PLAIN, OTHER = "plain", "placebo"
 PATCH, PADDING = "placebo patch", "padded command line"
 KINDS = (PATCH, PADDING)
 SERIES = "placebo"
@@ -36,11 +36,11 @@ def _comparison(experiment: Experiment, number: int) -> Cell:
     plain = first.model_copy(update={"command_line": (*first.command_line, f"{BOOT}{number}")})
     kind = KINDS[(number - 1) % len(KINDS)]
     if kind == PATCH:
-        other = {"placebo": plain.model_copy(update={"patches": (*plain.patches, SERIES)})}
+        other = plain.model_copy(update={"patches": (*plain.patches, SERIES)})
     else:
-        other = {"padded": plain.model_copy(update={"command_line": (*plain.command_line, ARGUMENT)})}
+        other = plain.model_copy(update={"command_line": (*plain.command_line, ARGUMENT)})
     changes = {
-        "arms": {PLAIN: plain, **other},
+        "arms": {PLAIN: plain, OTHER: other},
         "first_seed": experiment.first_seed + (number - 1) * MOST_SEEDS,
     }
     at = {"comparison": number, "kind": kind}
