@@ -10,7 +10,7 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat test fire soak lint unit doctor setup setup-dev lock clean
+.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit doctor setup setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -26,6 +26,9 @@ bench: setup ## The noise of every metric in both modes, and what a trial costs
 
 repeat: setup ## One trial 30 times, and 10 shapes of guests 5 times each: the same bytes?
 	@.venv/bin/python -m tests.repeat
+
+selfcheck: setup ## How often comparisons that have nothing to find find something
+	@$(RUN) selfcheck $(ARGS)
 
 test: setup-dev lint ## All tests but those under fire; builds kernels and boots guests
 	@.venv/bin/pytest -m "not fire" $(ARGS)

@@ -24,7 +24,7 @@ from testbed.kernel import build, series, source
 from testbed.kernel.build import Kernel, Plan
 from testbed.paths import REPOSITORY
 from testbed.script import script
-from testbed.spec import Experiment, GuestSpec, MiB
+from testbed.spec import ArmSpec, Experiment, GuestSpec, MiB
 from testbed.trial import Trial
 
 DOCUMENT_SCHEMA = 1
@@ -123,6 +123,11 @@ def shape_of(experiment: Experiment) -> Shape:
     return Shape("icount", guest.vcpus, guest.boot_memory, extra=numa(guest))
 
 
+def with_arguments(shape: Shape, arm: ArmSpec) -> Shape:
+    """The machine with what an arm's kernel is told beside what all are told."""
+    return replace(shape, cmdline=" ".join(arm.command_line))
+
+
 def numa(guest: GuestSpec) -> tuple[str, ...]:
     """QEMU's words for nodes with equal shares of vCPUs and memory; none for one node."""
     if guest.nodes == 1:
@@ -166,6 +171,7 @@ def prepare(
     made = initramfs(experiment, cache)
     first = next(iter(built.values()))
     here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
+    shapes = {name: with_arguments(here.shape, arm) for name, arm in experiment.arms.items()}
     trials = tuple(
         Trial(
             arm=arm,
@@ -174,7 +180,7 @@ def prepare(
             vmlinux_sha256=kernel.vmlinux_sha256,
             initramfs=made.path,
             initramfs_sha256=made.sha256,
-            shape=here.shape,
+            shape=shapes[arm],
             memory=experiment.guest.memory,
             script=script(experiment, arm, seed),
             deadlines=experiment.deadlines,
@@ -183,7 +189,7 @@ def prepare(
             cache=cache,
         )
         for arm, kernel in built.items()
-        for seed in range(1, experiment.seeds + 1)
+        for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
     )
     document = {
         "schema": DOCUMENT_SCHEMA,
@@ -197,7 +203,7 @@ def prepare(
             "qemu_family": here.qemu.family,
             "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
             "fallback": here.fallback,
-            "kernel_command_line": here.shape.kernel_cmdline,
+            "kernel_command_lines": {arm: shape.kernel_cmdline for arm, shape in shapes.items()},
             "guest_commands": {arm: guest_commands(experiment, arm) for arm in experiment.arms},
             "host": {
                 "cpu": host_cpu(),

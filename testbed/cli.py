@@ -2,8 +2,9 @@
 """The command line: the only place that prints results and decides the exit status.
 
 Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
-compared, a condition of --fail-on was met, a trial gave something else when run again, or the doctor found a
-problem; 2 bad input; 3 the machine or the infrastructure failed; 130 interrupted.
+compared, a condition of --fail-on was met, a trial gave something else when run again, there were too many
+false alarms, or the doctor found a problem; 2 bad input; 3 the machine or the infrastructure failed; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 
-from testbed import campaign, cells, doctor, explain, microscope, proof, results, runner, spec, store
+from testbed import campaign, cells, doctor, explain, microscope, placebo, proof, results, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.metrics import table as metrics_table
@@ -39,7 +40,7 @@ from testbed.errors import GuestLost, HostError, Interrupted, NoKvm, SpecError, 
 from testbed.guest import terminal
 from testbed.guest.machine import Guest
 from testbed.kernel import series
-from testbed.paths import cache_directory
+from testbed.paths import REPOSITORY, cache_directory
 from testbed.process import pasteable
 from testbed.progress import Watcher
 from testbed.proof import Repeat
@@ -52,7 +53,8 @@ from testbed.spec import LEAST_SEEDS, Cell, Experiment, KernelSpec
 from testbed.store import Ledger
 from testbed.trial import Trial
 
-OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS = 0, 1, 1, 1, 1
+OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS = 0, 1, 1, 1, 1, 1
+SELFCHECK = REPOSITORY / "experiments" / "selfcheck.yaml"
 PIPE_COLUMNS = 120
 
 
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         return failed.exit_status
     except KeyboardInterrupt:
-        keeps = arguments.action in (_compare, _run, _build)
+        keeps = arguments.action in (_compare, _run, _build, _selfcheck)
         more = "; what is finished is kept, and the same command goes on from there" if keeps else ""
         _complain(f"stopped{more}")
         return Interrupted.exit_status
@@ -107,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_experiment_verbs(verb)
     _add_result_verbs(verb)
-    verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
+    sub = verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
+    sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
     verb("metrics", _metrics, "list the metrics: name, unit, which direction is better, and where it is from")
     verb("doctor", _doctor, "check what this machine lacks for the main job")
     return parser
@@ -148,9 +151,7 @@ def _add_experiment_verbs(verb: Verb) -> None:
         if name in ("compare", "run", "explain"):
             sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
         if name in ("compare", "run"):
-            sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
-            sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
-            _add_jobs_option(sub)
+            _add_running_options(sub)
         if name == "compare":
             sub.add_argument(
                 "--line", metavar="LINE", help="instead of its source: a line of patches/, or all"
@@ -159,6 +160,20 @@ def _add_experiment_verbs(verb: Verb) -> None:
             _add_report_options(sub)
         if name == "boot":
             sub.add_argument("--arm", help="default: the first")
+
+    sub = verb(
+        "selfcheck", _selfcheck, "compare what does not differ, many times: how often is a change found?"
+    )
+    sub.add_argument("experiment", nargs="?", type=Path, default=SELFCHECK, metavar="EXPERIMENT.yaml")
+    sub.add_argument("--comparisons", type=_positive, default=40, metavar="N", help="default: 40")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    _add_running_options(sub)
+
+
+def _add_running_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+    _add_jobs_option(sub)
 
 
 def _add_result_verbs(verb: Verb) -> None:
@@ -232,12 +247,24 @@ def _positive(word: str) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    if arguments.other:
+        _refuse_running_options(arguments)
     if arguments.line == "all":
         return _compare_lines(arguments)
     conditions, form = _conditions(arguments), "json" if arguments.json else "text"
     if arguments.other:
         return _compare_results(arguments, form, conditions)
     return _show(_execute(arguments), form, conditions, arguments.all)
+
+
+# Of `compare`, what says how trials are to run.
+RUNNING_OPTIONS = ("mode", "accel", "seeds", "results", "fresh", "jobs", "line")
+
+
+def _refuse_running_options(arguments: argparse.Namespace) -> None:
+    """Raise SpecError for options that two stored results have no use for."""
+    if given := [f"--{name}" for name in RUNNING_OPTIONS if getattr(arguments, name)]:
+        raise SpecError(f"{', '.join(given)}: nothing runs where two stored results are compared")
 
 
 def _compare_results(arguments: argparse.Namespace, form: str, conditions: Sequence[Condition]) -> int:
@@ -277,8 +304,31 @@ def _run(arguments: argparse.Namespace) -> int:
     directory = _execute(arguments)
     print(directory)
     if results.is_matrix(directory):
-        return max(cell.exit_status for cell in cells.load(directory)[1])
+        return _worst(directory)
     return _status(results.load(directory).observations)
+
+
+def _worst(home: Path) -> int:
+    """The worst exit status of a matrix's cells."""
+    return max(cell.exit_status for cell in cells.load(home)[1])
+
+
+def _selfcheck(arguments: argparse.Namespace) -> int:
+    (cell, *_) = _cells(arguments)
+    if cell.at:
+        raise SpecError(f"{arguments.experiment}: `matrix`: a check of the tool has none")
+    with _naming(arguments.experiment):
+        planned = placebo.comparisons(cell.experiment, arguments.comparisons)
+    home = _execute(arguments, planned)
+    from testbed.report import placebo as check_report  # noqa: PLC0415  (slow, with scipy)
+
+    made = results.checked(home)
+    _print(check_report.render(made))
+    results.write_check(home, made, _tell)
+    _tell(f"also in {home}: selfcheck.json, pictures/selfcheck.svg, and a result per comparison")
+    if not made["total"]["comparisons"]:
+        return max(NOTHING_TO_COMPARE, _worst(home))
+    return max(FALSE_ALARMS if made["alarm"] else OK, _worst(home))
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -304,7 +354,8 @@ def _boot(arguments: argparse.Namespace) -> int:
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
         initramfs = campaign.initramfs(experiment, cache)
         here = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
-    with Guest(here.shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
+    shape = campaign.with_arguments(here.shape, experiment.arms[arm])
+    with Guest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
         for line in script(experiment, arm, 1).set_up:
@@ -425,19 +476,23 @@ def _history(arguments: argparse.Namespace) -> int:
     found = results.history(arguments.results, arguments.metric, ALPHA, arguments.margin)
     _print(timeline.render(found.title, found.unit, found.points, found.decisions))
     if arguments.output:
-        changed = [decision.direction is not None for decision in found.decisions]
         figure = plots.history(
             found.title,
             [p.label for p in found.points],
             [list(p.values.values()) for p in found.points],
-            changed,
+            [decision.verdict for decision in found.decisions],
         )
         # Asked for by name: that it cannot be written is an error, one line and status 3.
         arguments.output.write_bytes(plots.rendered(figure, suffix))
     return OK
 
 
-def _schema(_arguments: argparse.Namespace) -> int:
+def _schema(arguments: argparse.Namespace) -> int:
+    if arguments.report:
+        from testbed.report.schema import schema  # noqa: PLC0415  (slow, with scipy)
+
+        print(json.dumps(schema(), indent=2))
+        return OK
     print(json.dumps(spec.schema(), indent=2))
     return OK
 
@@ -511,9 +566,12 @@ def _naming(experiment: Path) -> Iterator[None]:
         raise
 
 
-def _execute(arguments: argparse.Namespace) -> Path:
-    """Run what is missing of an experiment, in every cell of its matrix; return its result directory."""
-    expanded = _cells(arguments)
+def _execute(arguments: argparse.Namespace, planned: Sequence[Cell] = ()) -> Path:
+    """Run what is missing of an experiment, in every cell of its matrix; return its result directory.
+
+    Or what is missing of cells that are `planned` in its place.
+    """
+    expanded = planned or _cells(arguments)
     experiment = expanded[0].experiment
     home: Path = arguments.results or Path("results") / experiment.name
     with Watcher() as watcher, _naming(arguments.experiment):
@@ -567,9 +625,10 @@ def _run_until_decided(
     # same everywhere.
     looks = range(LEAST_SEEDS, experiment.seeds, 2) if experiment.looks else ()
     stops = range(1, experiment.seeds) if experiment.minutes else looks
-    for seed in (*stops, experiment.seeds):
-        runner.run([trial for trial in trials if trial.seed <= seed], ledger, jobs, watcher)
-        if seed == experiment.seeds:
+    for seeds in (*stops, experiment.seeds):
+        end = experiment.first_seed + seeds
+        runner.run([trial for trial in trials if trial.seed < end], ledger, jobs, watcher)
+        if seeds == experiment.seeds:
             return
         so_far = results.read(ledger)
         if missing := results.untold(so_far):
@@ -577,8 +636,8 @@ def _run_until_decided(
                 f"primary: no trial has the metric {', '.join(missing)}",
                 "`testbed parse RESULT` shows which there are with this kernel and this workload",
             )
-        if seed in looks and results.decided(so_far):
-            watcher.note(f"decided after {seed} seeds")
+        if seeds in looks and results.decided(so_far):
+            watcher.note(f"decided after {seeds} seeds")
             return
         if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
             watcher.note(f"no further seed: {experiment.minutes:g} minutes are over")
@@ -603,14 +662,16 @@ def _show(directory: Path, form: str, fail_on: Sequence[Condition] = (), everyth
     return _verdict_status(made, fail_on, result.observations)
 
 
-def _verdict_status(made: Any, fail_on: Sequence[Condition], observations: Sequence[Observation]) -> int:
+def _verdict_status(
+    made: Any, fail_on: Sequence[Condition], observations: Sequence[Observation], where: str = ""
+) -> int:
     """The exit status for a comparison."""
     if not made["seeds"]:
         return max(_status(observations), NOTHING_TO_COMPARE)
-    return _gate(made, fail_on)
+    return _gate(made, fail_on, where)
 
 
-def _gate(made: Any, fail_on: Sequence[Condition], where: str = "") -> int:
+def _gate(made: Any, fail_on: Sequence[Condition], where: str) -> int:
     """The exit status for the conditions of --fail-on."""
     if fail_on and not made["verdicts"]:
         raise SpecError("--fail-on: nothing is judged here: it takes a primary metric and a second arm")
@@ -630,7 +691,10 @@ def _show_matrix(home: Path, form: str, fail_on: Sequence[Condition]) -> int:
         _tell(f"also in {home}: report.json, report.md, heat maps in pictures/, and a result per cell")
     else:
         print(json.dumps(made, indent=2) if form == "json" else matrix.markdown(made), end="")
-    return max([status, *(_gate(cell, fail_on, f"{name}: ") for name, cell in documents.items())])
+    for name, cell in documents.items():
+        observations = () if cell["seeds"] else results.load(home / name).observations
+        status = max(status, _verdict_status(cell, fail_on, observations, f"{name}: "))
+    return status
 
 
 def _print(renderable: RenderableType) -> None:

@@ -59,9 +59,12 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
             yield f"    to be built: {pasteable(build.command(plan))}"
         else:
             yield f"    built: {plan.directory / 'vmlinux'}"
+        if words := experiment.arms[arm].command_line:
+            yield f"    kernel: {' '.join(words)}"
         yield from (f"    guest: {line}" for line in campaign.guest_commands(experiment, arm))
     vmlinux = next(iter(plans.values())).directory / "vmlinux"
-    yield f"  machine: {pasteable(by_hand(_shape(experiment), QEMU, vmlinux, Path('INITRAMFS')))}"
+    shape = campaign.with_arguments(_shape(experiment), next(iter(experiment.arms.values())))
+    yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
 
 
 def _shape(experiment: Experiment) -> Shape:

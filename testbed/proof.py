@@ -235,7 +235,8 @@ def _text(value: object) -> None:
 
 def _experiment(said: Mapping[str, Any]) -> Experiment:
     experiment = Experiment.model_validate_json(json.dumps(said["experiment"]))
-    return experiment.model_copy(update={"seeds": max(trial["seed"] for trial in said["trials"])})
+    last = max(trial["seed"] for trial in said["trials"])
+    return experiment.model_copy(update={"seeds": last - experiment.first_seed + 1})
 
 
 def _expected(said: Mapping[str, Any]) -> dict[str, Expected]:
@@ -278,7 +279,7 @@ def _bundled(
             vmlinux_sha256=said["kernels"][expected.arm]["vmlinux_sha256"],
             initramfs=files / "initramfs",
             initramfs_sha256=said["initramfs_sha256"],
-            shape=campaign.shape_of(experiment),
+            shape=campaign.with_arguments(campaign.shape_of(experiment), experiment.arms[expected.arm]),
             memory=experiment.guest.memory,
             script=script(experiment, expected.arm, expected.seed),
             deadlines=experiment.deadlines,

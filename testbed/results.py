@@ -19,6 +19,7 @@ from testbed.errors import SpecError
 from testbed.record import Record, final
 from testbed.report import machine, matrix, text
 from testbed.report.document import ALPHA, compared, document, looks, margins
+from testbed.spec import LEAST_SEEDS, Experiment
 from testbed.store import LEDGER, MATRIX, Ledger
 
 if TYPE_CHECKING:
@@ -205,6 +206,51 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
     return History(
         metric, known.title, known.unit, points, changes(points, known, alpha=alpha, margin=margin)
     )
+
+
+# --- comparisons without anything to find --------------------------------------------------------
+
+
+def checked(home: Path) -> Any:
+    """The document of how often the comparisons beneath a directory found what is not there."""
+    from testbed.analysis import placebo  # noqa: PLC0415
+    from testbed.report import placebo as said  # noqa: PLC0415
+
+    name, ran = cells.load(home)
+    outcomes, alpha, pairs, titles = [], ALPHA, 0, {}
+    for cell in ran:
+        if not (cell.result / LEDGER).exists():
+            continue
+        result = load(cell.result)
+        experiment = Experiment.model_validate_json(json.dumps(result.plan["experiment"]))
+        alpha = experiment.alpha
+        titles = {
+            m.name: m.title_of(experiment.workload.name) for m in METRICS if m.name in experiment.primary
+        }
+        # Whatever is decided, and when: so many seeds there are.
+        pairs = LEAST_SEEDS if experiment.looks else experiment.seeds
+        seeds = range(experiment.first_seed, experiment.first_seed + pairs)
+        for judgement in judged(result, full=False).values():
+            outcomes.append(placebo.outcome(cell.name, cell.at["kind"], result.comparison, judgement, seeds))
+    failures = {cell.name: cell.failure for cell in ran if cell.failure}
+    return said.document(
+        name, placebo.check(outcomes, alpha), outcomes, failures=failures, pairs=pairs, titles=titles
+    )
+
+
+def write_check(home: Path, made: Any, warn: Warn) -> None:
+    """The document and its picture, into the directory."""
+    from testbed.report import plots  # noqa: PLC0415
+
+    put(home / "selfcheck.json", json.dumps(made, indent=2) + "\n", warn)
+    told = made["exploratory"]
+    kinds = {kind: values for kind, values in told["kinds"].items() if values}
+    if kinds:
+        count = len(made["comparisons"])
+        title = f"{made['name']}: {count} comparisons without an effect"
+        figure = plots.diagonal(kinds, title, f"a metric in a comparison ({told['pairs']} pairs)")
+        for suffix in ("svg", "png"):
+            put(home / "pictures" / f"selfcheck.{suffix}", plots.rendered(figure, suffix), warn)
 
 
 # --- on disk -------------------------------------------------------------------------------------

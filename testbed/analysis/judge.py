@@ -32,12 +32,8 @@ def judgements(
     first, *others = comparison.arms.values()
     return {
         arm.name: judge(
-            [
-                q
-                for m in METRICS
-                if m.name in margins and (q := _question(m, first, arm, comparison, margins))
-            ],
-            [q for m in METRICS if m.name not in margins and (q := _question(m, first, arm, comparison, {}))],
+            [q for m in METRICS if m.name in margins and (q := question(m, first, arm, comparison, margins))],
+            [q for m in METRICS if m.name not in margins and (q := question(m, first, arm, comparison, {}))],
             alpha=alpha / len(others),
             sequential=sequential,
             full=full,
@@ -46,7 +42,7 @@ def judgements(
     }
 
 
-def _question(
+def question(
     metric: Metric, first: Arm, arm: Arm, comparison: Comparison, margins: Mapping[str, float]
 ) -> Question | None:
     """What is asked of a metric; None if it is exploratory and neither arm has it."""

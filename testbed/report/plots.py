@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +21,10 @@ from matplotlib.ticker import FuncFormatter
 
 from testbed.analysis.histogram import highest, merged
 from testbed.report.matrix import Grid
+
+if TYPE_CHECKING:
+    # Slow: with it comes scipy.
+    from testbed.analysis.verdict import Verdict
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -36,6 +40,8 @@ STYLE: dict[Any, Any] = {
 # Okabe and Ito: Color Universal Design, 2008. Black is for the arm that the others are compared with.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 WIDTH = 7.2
+# The least distance of two numbers on an axis of quantiles, in decades of 1 - q.
+_LABEL_DECADES = 0.1
 # A factor beyond which all is the same colour.
 _STRONGEST = math.log(2)
 
@@ -138,6 +144,37 @@ def _interval(axes: Axes, y: int, row: Row, reach: float) -> None:
     )
 
 
+def diagonal(p_values: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
+    """P-values of what has no effect, sorted, against those of a uniform distribution: a line per kind.
+
+    `unit` says what one of them is. Kinds are told apart by their lines' style, too.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6, 4.4))
+        axes = figure.add_subplot()
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, label="no effect")
+        for index, (kind, values) in enumerate(p_values.items(), start=1):
+            n = len(values)
+            expected = [(place + 0.5) / n for place in range(n)]
+            style = ("-", "--", ":")[(index - 1) % 3]
+            axes.plot(
+                expected,
+                sorted(values),
+                color=colour(index),
+                linestyle=style,
+                linewidth=1.5,
+                label=f"{kind}, n = {n:,}",
+            )
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_aspect("equal")
+        axes.set_xlabel("p-value, if nothing has an effect")
+        axes.set_ylabel(f"p-value of {unit}")
+        axes.set_title(title)
+        axes.legend(loc="lower right")
+        return figure
+
+
 # --- latencies -----------------------------------------------------------------------------------
 
 
@@ -204,7 +241,10 @@ def shift(
             axes.plot(x, middle, color=colour(index), label=arm)
             axes.fill_between(x, low, high, color=colour(index), alpha=0.2, linewidth=0)
         axes.axhline(0, color="0.3", linewidth=0.8)
-        axes.set_xticks(x, [f"{q:g}" for q in quantiles], rotation=45)
+        # What would overlap has a tick and no number.
+        told = [index == 0 or x[index] - x[index - 1] > _LABEL_DECADES for index in range(len(x))]
+        labels = [f"{q:g}" if known else "" for q, known in zip(quantiles, told, strict=True)]
+        axes.set_xticks(x, labels, rotation=45)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: percent(math.exp(y))))
         axes.set_xlabel(f"quantile of the latency; band: 95 %, for all quantiles at once, {n} seeds")
         axes.legend()
@@ -320,9 +360,12 @@ def heat_map(grid: Grid) -> Figure:
 
 
 def history(
-    title: str, labels: Sequence[str], values: Sequence[Sequence[float]], marks: Sequence[bool]
+    title: str, labels: Sequence[str], values: Sequence[Sequence[float]], verdicts: Sequence[Verdict]
 ) -> Figure:
-    """A metric over kernels: a dot per seed, a line through the medians, a bar where it changed."""
+    """A metric over kernels: a dot per seed, a line through the medians, a bar where it changed.
+
+    `verdicts` are on the steps between them. A change within the margin gets a small triangle instead.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(4.0, 0.9 * len(labels) + 1.5), 2.8))
         axes = figure.add_subplot()
@@ -330,11 +373,14 @@ def history(
             axes.plot([x] * len(seeds), seeds, "o", color=COLOURS[1], markersize=3, alpha=0.6)
         medians = [np.median(seeds) if len(seeds) else math.nan for seeds in values]
         axes.plot(range(len(values)), medians, color="0.3", linewidth=1)
-        for x, marked in enumerate(marks):
-            if marked:
+        for x, verdict in enumerate(verdicts):
+            if verdict in ("improved", "regressed", "changed"):
                 axes.axvline(x + 0.5, color=COLOURS[2], linewidth=1.2, linestyle="--")
+            elif verdict == "different but small":
+                foot = axes.get_xaxis_transform()
+                axes.plot(x + 0.5, 0.03, marker="^", color=COLOURS[2], markersize=4, transform=foot)
         named = [f"{label}, n = {len(seeds)}" for label, seeds in zip(labels, values, strict=True)]
         axes.set_xticks(range(len(labels)), named, rotation=30, ha="right")
-        axes.set_title(f"{title}; a dot is a seed, dashed: a change")
+        axes.set_title(f"{title}; a dot is a seed, dashed: a change,\ntriangle: one within the margin")
         axes.set_ylim(bottom=0)
         return figure

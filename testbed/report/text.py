@@ -141,7 +141,7 @@ def _settings(document: Mapping[str, Any], arm: str) -> list[str]:
     # Plans of before there was any are still worth a report.
     said = document["experiment"]["arms"].get(arm, {})
     settings = {**said.get("sysctl", {}), **said.get("sysfs", {})}
-    return [f"{name}={value}" for name, value in settings.items()]
+    return [*(f"{name}={value}" for name, value in settings.items()), *said.get("command_line", [])]
 
 
 def _sampling(document: Mapping[str, Any]) -> list[str]:

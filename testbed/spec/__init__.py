@@ -3,6 +3,8 @@
 
 from testbed.spec.experiment import (
     LEAST_SEEDS,
+    MOST_FIRST_SEED,
+    MOST_SEEDS,
     ArmSpec,
     BalloonSpec,
     DeadlineSpec,
@@ -18,6 +20,8 @@ from testbed.spec.workloads import MmapTest, WorkloadSpec
 
 __all__ = [
     "LEAST_SEEDS",
+    "MOST_FIRST_SEED",
+    "MOST_SEEDS",
     "PAGE",
     "ArmSpec",
     "BalloonSpec",

@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from testbed.spec.values import MiB, Model, Name, Setting, Size, SysctlName, SysfsName, format_size, one_of
+from testbed.spec.values import (
+    MiB,
+    Model,
+    Name,
+    Setting,
+    Size,
+    SysctlName,
+    SysfsName,
+    Word,
+    format_size,
+    one_of,
+)
 from testbed.spec.workloads import MmapTest, WorkloadSpec
 
 
@@ -49,6 +60,10 @@ class KernelSpec(Model):
         return self
 
 
+# Of the 2048 that x86 keeps, testbed's own arguments need some hundred.
+MOST_COMMAND_LINE = 1024
+
+
 class ArmSpec(Model):
     """What is compared: a kernel and how it is set. Arms with equal patches share a kernel."""
 
@@ -58,6 +73,15 @@ class ArmSpec(Model):
     """Set before the workload starts, as in `vm.swappiness: 100`."""
     sysfs: dict[SysfsName, Setting] = {}
     """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
+    command_line: Annotated[tuple[Word, ...], Field(strict=False)] = ()
+    """Arguments of its kernel, after those that testbed gives, as in `[slub_max_order=0]`."""
+
+    @model_validator(mode="after")
+    def _command_line_fits(self) -> ArmSpec:
+        length = len(" ".join(self.command_line))
+        if length > MOST_COMMAND_LINE:
+            raise ValueError(f"command_line: has {length} characters; at most {MOST_COMMAND_LINE}")
+        return self
 
 
 class StepSpec(Model):
@@ -196,6 +220,9 @@ class DeadlineSpec(Model):
 MARGIN_SECONDS = 30.0
 # Of which an always valid test can decide anything (analysis/statistics.py, LEAST_PAIRS).
 LEAST_SEEDS = 6
+# So many seeds, and no more, may follow the first one.
+MOST_SEEDS = 100_000
+MOST_FIRST_SEED = 2**31
 # As many as the guest keeps apart.
 MOST_PHASES = 16
 # Seconds that a second of virtual time may take, on a slow or busy machine.
@@ -227,8 +254,10 @@ class Experiment(Model):
     """Seconds from one reading of the counters to the next, for what goes over time; 0 for none."""
     tracepoints: bool = False
     """Whether to count, beside all else, what tracepoints tell of direct reclaim: docs/stock-kernels.md."""
-    seeds: Annotated[int, Field(ge=1, le=100000)] = 5
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 5
     """How many, in every arm; with primary metrics, at most so many: what is decided needs no more."""
+    first_seed: Annotated[int, Field(ge=1, le=MOST_FIRST_SEED)] = 1
+    """The first of them; the others follow it. Other seeds are other samples."""
     sequential: bool = True
     """Whether to look, from the sixth seed on after every second one, if the primary metrics are decided.
     False: all seeds, one look."""

@@ -74,6 +74,8 @@ ROOMS: dict[str, set[str]] = {
     "report": {"analysis", "record", "spec"},
     # Pure: what is told to a guest.
     "script": {"spec"},
+    # Pure: what comparisons without anything to find are.
+    "placebo": {"errors", "spec"},
     "cells": {"errors", "spec", "store"},
     "results": {"errors", "record", "spec", "store", "cells", "analysis", "report"},
     "trial": FOUNDATION | {"guest", "analysis.parse", "script"},
@@ -159,12 +161,14 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
         "testbed.report.text": {"rich"},
         "testbed.report.matrix": {"rich"},
         "testbed.report.timeline": {"rich"},
+        "testbed.report.placebo": {"rich"},
         "testbed.report.gate": {"difflib"},
         "testbed.report.html": {"base64", "jinja2"},
         "testbed.report.machine": {"xml"},
         "testbed.report.pictures": {"matplotlib"},
         "testbed.report.plots": {"io", "matplotlib", "numpy"},
         "testbed.analysis.shift": {"numpy", "scipy"},
+        "testbed.analysis.placebo": {"scipy"},
         # Resampling starts from a seed that is written there.
         "testbed.analysis.statistics": {"bisect", "numpy", "scipy"},
         "testbed.analysis.verdict": {"numpy"},

@@ -8,17 +8,18 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import xmlschema
 
 from testbed import campaign, cli, doctor, proof, results, runner, spec
 from testbed.analysis.metrics import METRICS
@@ -28,6 +29,7 @@ from testbed.doctor import Need
 from testbed.errors import BuildError, GuestLost, HostError, NoKvm, SpecError
 from testbed.kernel import series
 from testbed.report import machine
+from testbed.report import schema as report_schema
 from testbed.spec import Experiment
 from testbed.store import Ledger
 from tests.unit.recorded import (
@@ -590,6 +592,32 @@ def test_results_that_cannot_be_compared_are_status_2(
 
 
 @pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--seeds", "3"), "--seeds"),
+        (("--fresh",), "--fresh"),
+        (("--mode", "realtime"), "--mode"),
+        (("--line", "6.1"), "--line"),
+        (("--line", "all"), "--line"),
+        (("--accel", "tcg"), "--accel"),
+        (("--jobs", "1"), "--jobs"),
+        (("--results", "there"), "--results"),
+        (("--jobs", "1", "--fresh", "--mode", "realtime"), "--mode, --fresh, --jobs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_options_that_say_how_trials_run_are_refused_for_stored_results(
+    testbed: Testbed, tmp_path: Path, options: tuple[str, ...], named: str
+) -> None:
+    for name in "ab":
+        measured(tmp_path / name, {"x": LOW[:1]})
+    ran = testbed("compare", "a", "b", *options)
+    said = f"testbed: {named}: nothing runs where two stored results are compared\n"
+    assert ran == Ran(2, "", said)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
     ("conditions", "status"),
     [
         (["direct_reclaims regressed"], 1),
@@ -643,6 +671,25 @@ def test_a_gate_holds_in_every_cell_of_a_matrix(testbed: Testbed, tmp_path: Path
         assert (ran.status, ran.out) == (2, "") and "each of its cells has one" in ran.err
 
 
+def test_a_matrix_with_a_cell_without_a_seed_is_status_1(testbed: Testbed, tmp_path: Path) -> None:
+    home = make_matrix(tmp_path / "m")
+    rows = [(record("x", 1), UNPATCHED), (record("y", 1, "oom"), UNPATCHED)]
+    shutil.rmtree(home / "n=1")
+    write_result(home / "n=1", plan(["x", "y"]), rows)
+    ran = testbed("report", home, "--json")
+    assert ran.status == 1 and json.loads(ran.out)["cells"][0]["failure"]
+    # What failed in earnest says more.
+    index = json.loads((home / "matrix.json").read_text())
+    index["cells"][1] |= {"failure": "no QEMU", "exit_status": 3}
+    (home / "matrix.json").write_text(json.dumps(index))
+    assert testbed("report", home, "--json").status == 3
+    shutil.rmtree(home / "n=1")
+    write_result(home / "n=1", plan(["x", "y"]), [(record("x", 1, "lost"), b"")])
+    index["cells"][1] |= {"failure": "", "exit_status": 0}
+    (home / "matrix.json").write_text(json.dumps(index))
+    assert testbed("report", home, "--json").status == 3
+
+
 def test_a_history_is_a_table_and_a_picture(testbed: Testbed, tmp_path: Path) -> None:
     for name, counts in (("a", LOW), ("b", LOW[::-1]), ("c", HIGH)):
         measured(tmp_path / name, {"x": counts})
@@ -676,42 +723,49 @@ def test_a_history_that_cannot_be_had(
     assert status == 3 or ran.out == ""
 
 
-# The rules of Jenkins' junit-10.xsd for what is in use here: element -> attributes that it has to have,
-# others that it may have, and children.
-JUNIT: dict[str, tuple[set[str], set[str], set[str]]] = {
-    "testsuites": (set(), {"name", "time", "tests", "failures", "disabled", "errors"}, {"testsuite"}),
-    "testsuite": (
-        {"name", "tests"},
-        {"failures", "errors", "skipped", "time", "timestamp", "hostname", "id", "package", "file"},
-        {"properties", "testcase", "system-out", "system-err"},
-    ),
-    "testcase": (
-        {"name"},
-        {"classname", "time", "status", "class", "file", "line", "assertions"},
-        {"skipped", "error", "failure", "system-out", "system-err", "properties"},
-    ),
-    "failure": (set(), {"message", "type"}, set()),
-    "error": (set(), {"message", "type"}, set()),
-    "skipped": (set(), {"message", "type"}, set()),
-    "system-out": (set(), set(), set()),
-}
+JUNIT = xmlschema.XMLSchema(DATA / "junit.xsd")
 
 
-@pytest.mark.parametrize("after", [LOW, HIGH, HIGH[:2]], ids=["same", "worse", "too few"])
-def test_junit_keeps_to_the_schema_of_jenkins(tmp_path: Path, after: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        (LOW, "system-out"),
+        (HIGH, "failure"),
+        (HIGH[:2], "error"),
+        ([700, 1400, 650, 1500, 800, 1300], "skipped"),
+    ],
+    ids=["same", "worse", "too few", "not decided"],
+)
+def test_junit_keeps_to_its_schema(tmp_path: Path, after: list[int], said: str) -> None:
     result = measured(tmp_path / "r", {"x": LOW, "y": after})
-    root = ElementTree.fromstring(machine.junit(results.report(results.load(result))))
-    assert root.tag == "testsuites" and len(root) == 1
-    for element in root.iter():
-        needed, allowed, children = JUNIT[element.tag]
-        assert needed <= set(element.keys()) <= needed | allowed
-        assert {child.tag for child in element} <= children
-    suite = root[0]
-    for kind in ("failures", "errors", "skipped", "tests"):
-        assert int(suite.attrib[kind]) >= 0
-    assert datetime.fromisoformat(suite.attrib["timestamp"])
-    states = [child.tag for case in suite for child in case]
-    assert states == [{len(HIGH[:2]): "error"}.get(len(after), "failure" if after is HIGH else "system-out")]
+    written = machine.junit(results.report(results.load(result)))
+    JUNIT.validate(written)
+    suites = ElementTree.fromstring(written)
+    assert [suite.get("name") for suite in suites] == ["recorded.y"]
+    assert [child.tag for suite in suites for case in suite for child in case] == [said]
+
+
+def test_junit_without_verdicts_keeps_to_its_schema(result: Path) -> None:
+    written = machine.junit(results.report(results.load(result)))
+    JUNIT.validate(written)
+    assert len(ElementTree.fromstring(written)) == 0
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ('tests="1"', 'tests="-1"'),
+        ("system-out", "system-in"),
+        ('name="direct_reclaims"', ""),
+        ('timestamp="', 'timestamp="on '),
+        ('time="0"', 'time="soon"'),
+    ],
+)
+def test_what_is_no_junit_is_none_by_the_schema(tmp_path: Path, right: str, wrong: str) -> None:
+    result = measured(tmp_path / "r", {"x": LOW, "y": LOW})
+    written = machine.junit(results.report(results.load(result)))
+    assert right in written
+    assert not JUNIT.is_valid(written.replace(right, wrong))
 
 
 def test_ktap_has_its_version_first(testbed: Testbed, tmp_path: Path) -> None:
@@ -723,6 +777,8 @@ def test_ktap_has_its_version_first(testbed: Testbed, tmp_path: Path) -> None:
 def test_the_schema_and_the_metrics_are_printed(testbed: Testbed) -> None:
     ran = testbed("schema")
     assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", spec.schema())
+    ran = testbed("schema", "--report")
+    assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", report_schema.schema())
     ran = testbed("metrics")
     assert (ran.status, ran.err) == (0, "")
     assert all(metric.name in ran.out for metric in METRICS)

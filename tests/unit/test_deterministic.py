@@ -164,6 +164,7 @@ def test_a_snapshot_is_known_by_what_it_depends_on() -> None:
         start(setup=()),
         start(booted_by=OLD),
         start(shape=Shape("icount", 4, 512 * MiB)),
+        start(shape=Shape("icount", 8, 512 * MiB, "quiet")),
     ]
     assert len({other.key for other in [start(), *others]}) == 1 + len(others)
 

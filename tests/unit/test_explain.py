@@ -89,6 +89,19 @@ def test_the_experiment_of_the_repository(built: set[str]) -> None:
     assert "icount" in machine
 
 
+def test_what_an_arms_kernel_is_told_is_shown(built: set[str], tmp_path: Path) -> None:
+    said = experiment_data()
+    said["arms"]["unpatched"]["command_line"] = ["transparent_hugepage=always", "quiet"]
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(said, sort_keys=False))
+    told = lines(path)
+    assert [line for line in told if line.startswith("    kernel: ")] == [
+        "    kernel: transparent_hugepage=always quiet"
+    ]
+    assert "transparent_hugepage=never transparent_hugepage=always" not in told[-2]
+    assert told[-2].startswith("  machine: ") and "smp transparent_hugepage=always quiet'" in told[-2]
+
+
 def test_what_is_built_is_shown_where_it_is(built: set[str]) -> None:
     built |= {"linux-source-6.1+instrumentation", "linux-source-6.1+instrumentation+reclaim-capture"}
     told = lines()

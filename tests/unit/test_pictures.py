@@ -10,13 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.histogram import bucket
 from testbed.analysis.judge import judgements
 from testbed.analysis.parse import Samples, parse
+from testbed.analysis.verdict import Verdict
 from testbed.record import Record
 from testbed.report import html, pictures, plots
 from testbed.report.document import compared, document
@@ -163,8 +166,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "over NaN": lambda: plots.over_time([Track("x", {"a": [[(0, NAN), (1, NAN)]]}, {})]),
     "heat map": lambda: plots.heat_map(Grid("m", "a", "x", ("1", "2"), ("3",), ((0.5, None),))),
     "heat map of ends": lambda: plots.heat_map(Grid("m", "a", "x", ("1", "2"), ("3",), ((0.0, math.inf),))),
-    "history": lambda: plots.history("x", ["6.1", "6.2"], [[1.0, 2.0], [3.0]], [True]),
-    "history of nothing": lambda: plots.history("x", ["6.1", "6.2"], [[], [NAN]], [False]),
+    "history": lambda: plots.history("x", ["6.1", "6.2"], [[1.0, 2.0], [3.0]], ["regressed"]),
+    "history of nothing": lambda: plots.history("x", ["6.1", "6.2"], [[], [NAN]], ["none"]),
+    "diagonal": lambda: plots.diagonal({"one": [0.9, 0.1], "other": [0.5]}, "x", "a metric"),
     "history of one": lambda: plots.history("x", ["6.1"], [[1.0]], []),
 }
 
@@ -190,7 +194,8 @@ def test_png_is_the_same_twice() -> None:
         ("slopes", ["n = 2"]),
         ("strips", ["n = 2 seeds"]),
         ("over time", ["median of 2 seeds"]),
-        ("history", ["6.1, n = 2", "6.2, n = 1"]),
+        ("history", ["6.1, n = 2", "6.2, n = 1", "triangle: one within the margin"]),
+        ("diagonal", ["one, n = 2", "other, n = 1", "x", "p-value of a metric"]),
         ("forest", ["regressed +10 %", "improved -100 %"]),
     ],
 )
@@ -203,14 +208,33 @@ def colours(figure: Figure) -> dict[Any, Any]:
     return {line.get_label(): line.get_color() for line in figure.axes[0].lines}
 
 
+def test_quantiles_whose_numbers_would_overlap_have_a_tick_only() -> None:
+    band = ([0.0] * 4, [-0.1] * 4, [0.1] * 4)
+    axes = plots.shift((0.1, 0.25, 0.5, 0.9), {"a": band}, 5).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "", "0.5", "0.9"]
+
+
 def test_an_arm_has_one_colour_in_all_pictures() -> None:
     tail = colours(plots.tail({"first": [HISTOGRAM], "a": [HISTOGRAM], "b": [HISTOGRAM]}, "main"))
     shifted = colours(plots.shift((0.5, 0.9), {"a": None, "b": BAND}, 5))
     assert tail["b (n = 1)"] == shifted["b"] == plots.colour(2)
 
 
-def test_only_a_change_is_marked_in_a_history() -> None:
-    values = [[1.0, 1.1], [1.0, 1.1], [2.0, 2.1], [2.0, 2.1]]
-    figure = plots.history("x", list("abcd"), values, [False, True, False])
-    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
-    assert [list(map(float, line.get_xdata())) for line in dashed] == [[1.5, 1.5]]  # type: ignore[arg-type]
+def test_only_a_change_is_marked_in_a_history_and_a_small_one_apart() -> None:
+    values = [[1.0, 1.1]] * 7
+    verdicts: list[Verdict] = [
+        "equivalent",
+        "regressed",
+        "inconclusive",
+        "different but small",
+        "none",
+        "changed",
+    ]
+    figure = plots.history("x", list("abcdefg"), values, verdicts)
+
+    def places(lines: list[Line2D]) -> list[float]:
+        return [float(np.asarray(line.get_xdata())[0]) for line in lines]
+
+    lines = figure.axes[0].lines
+    assert places([line for line in lines if line.get_linestyle() == "--"]) == [1.5, 5.5]
+    assert places([line for line in lines if line.get_marker() == "^"]) == [3.5]

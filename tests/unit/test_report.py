@@ -272,6 +272,17 @@ def test_the_document_shows_the_first_misses_and_counts_all() -> None:
     assert trace["first"][0] == "progress 49, order 0, pid 92, comm mmap_test"
 
 
+def test_an_arm_is_what_its_kernel_is_told() -> None:
+    said = plan(["plain", "told"])
+    said["experiment"]["arms"]["told"] |= {"sysctl": {"vm.x": 1}, "command_line": ["quiet", "nosmt"]}
+    for kernel in said["provenance"]["kernels"].values():
+        kernel["vmlinux_sha256"] = "one"
+    lines = text.setting(documented(said, [observed("plain", UNPATCHED), observed("told", UNPATCHED)]))
+    assert "  plain: plain" in lines and "  told: told; vm.x=1; quiet; nosmt" in lines
+    # The same kernel, told something else, is another arm.
+    assert not [line for line in lines if "the same kernel" in line]
+
+
 def test_medians_are_of_the_seeds_that_every_arm_measured() -> None:
     seen = [observed("unpatched", UNPATCHED, 1), observed("patched", PATCHED, 1)]
     seen += [observed("patched", UNPATCHED, 2), observed("patched", UNPATCHED, 3)]

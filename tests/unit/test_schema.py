@@ -49,6 +49,8 @@ def test_there_are_experiments() -> None:
         lambda e: e["guest"].update(memory="131072K", boot_memory="1GiB"),
         lambda e: e.update(phases={"warm": 0, "rest": 1.5}, minutes=5, sequential=False),
         lambda e: e["arms"]["patched"].update(sysfs={"kernel/mm/lru_gen/enabled": "y"}),
+        lambda e: e["arms"]["patched"].update(command_line=["transparent_hugepage=always", "quiet"]),
+        lambda e: e.update(first_seed=101),
     ],
 )
 def test_what_testbed_takes_is_valid(change: Change) -> None:
@@ -74,6 +76,9 @@ def test_what_testbed_takes_is_valid(change: Change) -> None:
         (lambda e: e["arms"]["patched"].update(patch=["x"]), ["arms", "patched"]),
         (lambda e: e["arms"]["patched"].update(patches="instrumentation"), ["arms", "patched", "patches"]),
         (lambda e: e["arms"]["patched"].update(sysctl={"swappiness": 1}), ["arms", "patched", "sysctl"]),
+        (lambda e: e["arms"]["patched"].update(command_line=["a b"]), ["arms", "patched", "command_line", 0]),
+        (lambda e: e["arms"]["patched"].update(command_line="quiet"), ["arms", "patched", "command_line"]),
+        (lambda e: e.update(first_seed=0), ["first_seed"]),
         (lambda e: e["guest"].update(memory=128), ["guest", "memory"]),
         (lambda e: e["guest"].update(memory="128"), ["guest", "memory"]),
         (lambda e: e["guest"].update(vcpu=8), ["guest"]),
