@@ -24,7 +24,7 @@ from testbed.kernel import build, series, source
 from testbed.kernel.build import Kernel, Plan
 from testbed.paths import REPOSITORY
 from testbed.script import script
-from testbed.spec import ArmSpec, Experiment, GuestSpec, MiB
+from testbed.spec import Experiment, GuestSpec, MiB
 from testbed.trial import Trial
 
 DOCUMENT_SCHEMA = 1
@@ -123,9 +123,13 @@ def shape_of(experiment: Experiment) -> Shape:
     return Shape("icount", guest.vcpus, guest.boot_memory, extra=numa(guest))
 
 
-def with_arguments(shape: Shape, arm: ArmSpec) -> Shape:
-    """The machine with what an arm's kernel is told beside what all are told."""
-    return replace(shape, cmdline=" ".join(arm.command_line))
+def with_arguments(shape: Shape, experiment: Experiment, arm: str, seed: int | None = None) -> Shape:
+    """The machine with what an arm's kernel is told beside what all are told; of a seed, with its boot."""
+    words = list(experiment.arms[arm].command_line)
+    if seed is not None and experiment.boots > 1 and shape.accel == "icount":
+        # Nobody reads it. It moves what is allocated, and what the kernel's random numbers begin with.
+        words.append(f"testbed.boot={seed % experiment.boots}")
+    return replace(shape, cmdline=" ".join(words))
 
 
 def numa(guest: GuestSpec) -> tuple[str, ...]:
@@ -171,7 +175,7 @@ def prepare(
     made = initramfs(experiment, cache)
     first = next(iter(built.values()))
     here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
-    shapes = {name: with_arguments(here.shape, arm) for name, arm in experiment.arms.items()}
+    shapes = {name: with_arguments(here.shape, experiment, name) for name in experiment.arms}
     trials = tuple(
         Trial(
             arm=arm,
@@ -180,7 +184,7 @@ def prepare(
             vmlinux_sha256=kernel.vmlinux_sha256,
             initramfs=made.path,
             initramfs_sha256=made.sha256,
-            shape=shapes[arm],
+            shape=with_arguments(here.shape, experiment, arm, seed),
             memory=experiment.guest.memory,
             script=script(experiment, arm, seed),
             deadlines=experiment.deadlines,

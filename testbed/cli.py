@@ -354,7 +354,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
         initramfs = campaign.initramfs(experiment, cache)
         here = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
-    shape = campaign.with_arguments(here.shape, experiment.arms[arm])
+    shape = campaign.with_arguments(here.shape, experiment, arm)
     with Guest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)

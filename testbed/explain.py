@@ -63,7 +63,7 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
             yield f"    kernel: {' '.join(words)}"
         yield from (f"    guest: {line}" for line in campaign.guest_commands(experiment, arm))
     vmlinux = next(iter(plans.values())).directory / "vmlinux"
-    shape = campaign.with_arguments(_shape(experiment), next(iter(experiment.arms.values())))
+    shape = campaign.with_arguments(_shape(experiment), experiment, next(iter(experiment.arms)))
     yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
 
 

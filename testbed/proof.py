@@ -270,6 +270,7 @@ def _bundled(
 ) -> Repeat:
     """From the files that came with it."""
     experiment = _experiment(said)
+    shape = campaign.shape_of(experiment)
     emulator = qemu.deterministic(cache, progress, said["qemu_family"])
     trials = tuple(
         Trial(
@@ -279,7 +280,7 @@ def _bundled(
             vmlinux_sha256=said["kernels"][expected.arm]["vmlinux_sha256"],
             initramfs=files / "initramfs",
             initramfs_sha256=said["initramfs_sha256"],
-            shape=campaign.with_arguments(campaign.shape_of(experiment), experiment.arms[expected.arm]),
+            shape=campaign.with_arguments(shape, experiment, expected.arm, expected.seed),
             memory=experiment.guest.memory,
             script=script(experiment, expected.arm, expected.seed),
             deadlines=experiment.deadlines,

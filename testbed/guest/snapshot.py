@@ -25,8 +25,8 @@ from testbed.spec import PAGE
 
 # What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
 RUN_BYTES = 4096
-# Of older snapshots there is no need: taking one again costs some seconds.
-KEEP = 16
+# Of older snapshots, 32 MB each, there is no need: taking one again costs some seconds.
+KEEP = 64
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ def setting(document: Mapping[str, Any]) -> list[str]:
         f"acceleration: {provenance['accelerator']['name']} ({provenance['accelerator']['reason']})",
         *_time(document),
         *_sampling(document),
-        f"seeds: {len(document['seeds'])} in every arm; a cell is their median [lowest-highest]",
+        f"seeds: {len(document['seeds'])} in every arm{_boots(document)}; "
+        "a cell is their median [lowest-highest]",
     ]
     if len({(kernels[arm]["vmlinux_sha256"], *_settings(document, arm)) for arm in kernels}) < len(kernels):
         lines.append("note: some arms are the same kernel, bit for bit")
@@ -142,6 +143,11 @@ def _settings(document: Mapping[str, Any], arm: str) -> list[str]:
     said = document["experiment"]["arms"].get(arm, {})
     settings = {**said.get("sysctl", {}), **said.get("sysfs", {})}
     return [*(f"{name}={value}" for name, value in settings.items()), *said.get("command_line", [])]
+
+
+def _boots(document: Mapping[str, Any]) -> str:
+    boots = document["experiment"].get("boots", 1)
+    return f", from {boots} boots" if boots > 1 else ""
 
 
 def _sampling(document: Mapping[str, Any]) -> list[str]:

@@ -63,6 +63,18 @@ def test_the_seeds_follow_the_first_one(prepare: Prepare) -> None:
     assert all(f"seed={t.seed}" in t.script.run for t in later.trials)
 
 
+def test_seeds_start_from_as_many_boots_as_are_asked_for(prepare: Prepare) -> None:
+    arms = {"a": ArmSpec(), "b": ArmSpec(command_line=("quiet",))}
+    ready = prepare(arms=arms, seeds=6, boots=3)
+    starts = {arm: [t.start.key for t in ready.trials if t.arm == arm] for arm in "ab"}
+    for keys in starts.values():
+        assert keys[:3] == keys[3:] and len(set(keys)) == 3
+    assert not set(starts["a"]) & set(starts["b"])
+    assert next(t.shape.cmdline for t in ready.trials if t.arm == "b") == "quiet testbed.boot=1"
+    (alone,) = {t.start.key for t in prepare(arms=arms, seeds=6).trials if t.arm == "a"}
+    assert alone not in starts["a"]
+
+
 def test_what_an_arms_kernel_is_told_is_part_of_its_trials_and_of_no_others(prepare: Prepare) -> None:
     words = ("transparent_hugepage=always", "quiet")
     plain = prepare(arms={"a": ArmSpec(), "b": ArmSpec()})
