@@ -10,9 +10,6 @@ PLAIN, OTHER = "plain", "placebo"
 PATCH, PADDING = "placebo patch", "padded command line"
 KINDS = (PATCH, PADDING)
 SERIES = "placebo"
-# Each comparison boots its own guests. What a boot leaves behind is part of every trial that starts from
-# there: with the same snapshots, comparisons would not be independent.
-BOOT = "testbed.boot="
 # With a dot it is an option of a module that is not there; of others, the kernel hands some to init. It moves
 # what is allocated at boot, and what the kernel's own random numbers begin with.
 ARGUMENT = "testbed.padding=" + "0123456789" * 10
@@ -32,8 +29,7 @@ def comparisons(experiment: Experiment, count: int) -> list[Cell]:
 
 
 def _comparison(experiment: Experiment, number: int) -> Cell:
-    first = next(iter(experiment.arms.values()))
-    plain = first.model_copy(update={"command_line": (*first.command_line, f"{BOOT}{number}")})
+    plain = next(iter(experiment.arms.values()))
     kind = KINDS[(number - 1) % len(KINDS)]
     if kind == PATCH:
         other = plain.model_copy(update={"patches": (*plain.patches, SERIES)})

@@ -146,8 +146,14 @@ def _settings(document: Mapping[str, Any], arm: str) -> list[str]:
 
 
 def _boots(document: Mapping[str, Any]) -> str:
+    """Where deterministic trials start, if not each from a boot of its own."""
+    if document["provenance"]["accelerator"]["name"] != "icount":
+        return ""
+    # Before there was a choice it was one.
     boots = document["experiment"].get("boots", 1)
-    return f", from {boots} boots" if boots > 1 else ""
+    if boots is None or boots >= len(document["seeds"]):
+        return ""
+    return f", from {boots} boot{'s' if boots > 1 else ''} of each kernel, which they do not average out"
 
 
 def _sampling(document: Mapping[str, Any]) -> list[str]:

@@ -223,8 +223,6 @@ LEAST_SEEDS = 6
 # So many seeds, and no more, may follow the first one.
 MOST_SEEDS = 100_000
 MOST_FIRST_SEED = 2**31
-# Each is kept in a snapshot.
-MOST_BOOTS = 100
 # As many as the guest keeps apart.
 MOST_PHASES = 16
 # Seconds that a second of virtual time may take, on a slow or busy machine.
@@ -260,9 +258,10 @@ class Experiment(Model):
     """How many, in every arm; with primary metrics, at most so many: what is decided needs no more."""
     first_seed: Annotated[int, Field(ge=1, le=MOST_FIRST_SEED)] = 1
     """The first of them; the others follow it. Other seeds are other samples."""
-    boots: Annotated[int, Field(ge=1, le=MOST_BOOTS)] = 1
-    """From how many boots of each kernel deterministic trials start, seed by seed in turns. What a boot
-    leaves behind is in every trial that starts there; only other boots average it out: docs/statistics.md."""
+    boots: Annotated[int, Field(ge=1, le=MOST_SEEDS)] | None = None
+    """From how many boots of each kernel deterministic trials start, seed by seed in turns; without it, every
+    seed from its own. What a boot leaves behind is in every trial that starts there, and seeds of one boot do
+    not average it out: fewer boots are faster, and good for a first look only (docs/statistics.md)."""
     sequential: bool = True
     """Whether to look, from the sixth seed on after every second one, if the primary metrics are decided.
     False: all seeds, one look."""

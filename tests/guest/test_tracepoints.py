@@ -27,7 +27,8 @@ EXACT = {"tries": "direct_reclaim_try", "misses_drained": "direct_reclaim_miss_d
 def measured(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Measurement, ...]:
     """One measurement a seed, of the first arm."""
     data = yaml.safe_load(EXPERIMENT.read_text())
-    data |= {"arms": {"unpatched": data["arms"]["unpatched"]}, "seeds": 1, "tracepoints": True, **changes}
+    data |= {"arms": {"unpatched": data["arms"]["unpatched"]}, "boots": 1, "seeds": 1, "tracepoints": True}
+    data |= changes
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(data))
     found = []

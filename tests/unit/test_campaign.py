@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,22 +64,34 @@ def test_the_seeds_follow_the_first_one(prepare: Prepare) -> None:
     assert all(f"seed={t.seed}" in t.script.run for t in later.trials)
 
 
-def test_seeds_start_from_as_many_boots_as_are_asked_for(prepare: Prepare) -> None:
+@pytest.mark.parametrize(("boots", "starts"), [(None, 6), (6, 6), (3, 3), (1, 1)])
+def test_seeds_start_from_as_many_boots_as_are_asked_for(
+    prepare: Prepare, boots: int | None, starts: int
+) -> None:
     arms = {"a": ArmSpec(), "b": ArmSpec(command_line=("quiet",))}
-    ready = prepare(arms=arms, seeds=6, boots=3)
-    starts = {arm: [t.start.key for t in ready.trials if t.arm == arm] for arm in "ab"}
-    for keys in starts.values():
-        assert keys[:3] == keys[3:] and len(set(keys)) == 3
-    assert not set(starts["a"]) & set(starts["b"])
-    assert next(t.shape.cmdline for t in ready.trials if t.arm == "b") == "quiet testbed.boot=1"
-    (alone,) = {t.start.key for t in prepare(arms=arms, seeds=6).trials if t.arm == "a"}
-    assert alone not in starts["a"]
+    ready = prepare(arms=arms, seeds=6, boots=boots)
+    keys = {arm: [t.start.key for t in ready.trials if t.arm == arm] for arm in "ab"}
+    for found in keys.values():
+        assert len(set(found)) == starts and found == found[:starts] * (6 // starts)
+    assert not set(keys["a"]) & set(keys["b"])
+    words = [t.shape.cmdline for t in ready.trials if t.arm == "b"]
+    assert words[:2] == (
+        ["quiet testbed.boot=0"] * 2 if boots == 1 else ["quiet testbed.boot=1", "quiet testbed.boot=2"]
+    )
+
+
+def test_in_real_time_every_trial_boots_anyway(prepare: Prepare) -> None:
+    (trial,) = prepare(arms={"a": ArmSpec()}, seeds=1).trials
+    experiment = Experiment(name="x", kernel=KernelSpec(debian="linux-source-6.1"), arms={"a": ArmSpec()})
+    words = {accel: replace(trial.shape, accel=accel) for accel in ("icount", "tcg")}
+    found = {a: campaign.with_arguments(shape, experiment, "a", 5).cmdline for a, shape in words.items()}
+    assert found == {"icount": "testbed.boot=5", "tcg": ""}
 
 
 def test_what_an_arms_kernel_is_told_is_part_of_its_trials_and_of_no_others(prepare: Prepare) -> None:
     words = ("transparent_hugepage=always", "quiet")
-    plain = prepare(arms={"a": ArmSpec(), "b": ArmSpec()})
-    told = prepare(arms={"a": ArmSpec(), "b": ArmSpec(command_line=words)})
+    plain = prepare(arms={"a": ArmSpec(), "b": ArmSpec()}, boots=1)
+    told = prepare(arms={"a": ArmSpec(), "b": ArmSpec(command_line=words)}, boots=1)
     ids = [{t.id for t in made.trials if t.arm == "b"} for made in (plain, told)]
     starts = [{t.start.key for t in made.trials if t.arm == "b"} for made in (plain, told)]
     assert not ids[0] & ids[1] and len(starts[0] | starts[1]) == 2
@@ -87,5 +100,5 @@ def test_what_an_arms_kernel_is_told_is_part_of_its_trials_and_of_no_others(prep
     assert lines["b"] == f"{lines['a']} transparent_hugepage=always quiet"
     # The last one counts, so it comes after testbed's own.
     assert lines["a"].startswith("console=ttyS0 ") and "transparent_hugepage=never" in lines["a"]
-    assert {t.shape.kernel_cmdline for t in told.trials if t.arm == "b"} == {lines["b"]}
+    assert {t.shape.kernel_cmdline for t in told.trials if t.arm == "b"} == {f"{lines['b']} testbed.boot=0"}
     assert told.document["experiment"]["arms"]["b"]["command_line"] == list(words)
