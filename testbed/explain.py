@@ -18,10 +18,11 @@ from testbed.progress import duration
 from testbed.spec import Cell, Experiment
 
 # Measured with 8 vCPUs on two cores, and good for an estimate only: wall time per second of a deterministic
-# guest, two at a time; what a trial takes beside its workload,
-# most of it to fill memory; a kernel, with all of its objects.
+# guest, two at a time; what a trial takes beside its workload, most of it to fill memory; a boot, which is
+# paid once; a kernel, with all of its objects.
 WALL_PER_VIRTUAL = 2.5
 BESIDE_SECONDS = {"deterministic": 3.5, "realtime": 4.0}
+BOOT_SECONDS = 13.0
 CORE_SECONDS_PER_KERNEL = 260.0
 
 
@@ -79,8 +80,11 @@ def build_seconds(keys: set[str]) -> float:
 
 
 def trials_seconds(experiment: Experiment) -> float:
-    """About how long its trials take here."""
-    factor = WALL_PER_VIRTUAL if experiment.mode == "deterministic" else 1.0
-    each = experiment.workload.length * factor + BESIDE_SECONDS[experiment.mode]
-    rounds = -(-len(experiment.arms) * experiment.seeds // runner.jobs_for(_shape(experiment)))
-    return rounds * each
+    """About how long its trials take here, if none of its guests has booted yet."""
+    deterministic = experiment.mode == "deterministic"
+    arms, jobs = len(experiment.arms), runner.jobs_for(_shape(experiment))
+    each = experiment.workload.length * (WALL_PER_VIRTUAL if deterministic else 1.0)
+    rounds = -(-arms * experiment.seeds // jobs)
+    boots = -(-arms * min(experiment.boots or experiment.seeds, experiment.seeds) // jobs)
+    beside = BOOT_SECONDS * boots if deterministic else 0.0
+    return rounds * (each + BESIDE_SECONDS[experiment.mode]) + beside

@@ -14,7 +14,8 @@ import json
 import lzma
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from testbed.trial import Trial
 
 SCHEMA = 1
 _TEXTS = ("qemu_family", "booted_by", "initramfs_sha256")
-# Large enough for the second kernel to be found in the first.
+# Large enough for the second kernel to be found in the first, and a snapshot in the one before.
 _XZ_PRESET = 9
 _HANG = "hang"
 
@@ -161,31 +162,41 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
     if not target.name or target.is_dir():
         raise SpecError(f"{target}: is a directory; give the bundle's name, as in {target / 'x.testbed'}")
     repeat = load(result, cache, cache, progress)
-    trial = repeat.trials[0]
-    files = {
-        "report.md": report.encode(),
-        "initramfs": trial.initramfs.read_bytes(),
-        "rendezvous.so": trial.plugin().read_bytes(),
-    }
-    for trial in _one_of_each_arm(repeat.trials):
-        path = snapshot.ensure(trial.start, trial.plugin, cache, trial.deadlines.boot)
-        files[f"snapshot.{trial.arm}"] = path.read_bytes()
-        files[f"vmlinux.{trial.arm}"] = trial.vmlinux.read_bytes()
-        files[f"System.map.{trial.arm}"] = trial.vmlinux.with_name("System.map").read_bytes()
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    files["manifest.json"] = (json.dumps({**repeat.manifest, "files": hashes}, indent=1) + "\n").encode()
-    progress(f"compressing {sum(map(len, files.values())) >> 20} MiB")
-    draft = target.with_name(target.name + ".tmp")
-    try:
-        with lzma.open(draft, "wb", preset=_XZ_PRESET) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
-            for name, data in sorted(files.items()):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(data)
-                tar.addfile(entry, io.BytesIO(data))
-        draft.replace(target)
-    except OSError as unwritable:
-        draft.unlink(missing_ok=True)
-        raise StoreError(f"{target}: not written: {unwritable.strerror}") from unwritable
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
+        files = _files(repeat.trials, cache, Path(scratch))
+        texts = {"report.md": report.encode()}
+        hashes = {name: sha256(path) for name, path in files.items()}
+        hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
+        texts["manifest.json"] = (json.dumps({**repeat.manifest, "files": hashes}, indent=1) + "\n").encode()
+        progress(f"compressing {sum(path.stat().st_size for path in files.values()) >> 20} MiB")
+        draft = target.with_name(target.name + ".tmp")
+        try:
+            _pack(draft, files, texts)
+            draft.replace(target)
+        except OSError as unwritable:
+            draft.unlink(missing_ok=True)
+            raise StoreError(f"{target}: not written: {unwritable.strerror}") from unwritable
+
+
+def _files(trials: Sequence[Trial], cache: Path, scratch: Path) -> dict[str, Path]:
+    """All that it takes to run trials, by its name in a bundle."""
+    files = {"initramfs": trials[0].initramfs, "rendezvous.so": trials[0].plugin()}
+    for name, trial in _one_of_each_boot(trials):
+        # The cache may forget the first of many snapshots while the last is taken.
+        files[name] = scratch / name
+        files[name].hardlink_to(snapshot.ensure(trial.start, trial.plugin, cache, trial.deadlines.boot))
+        files[f"vmlinux.{trial.arm}"] = trial.vmlinux
+        files[f"System.map.{trial.arm}"] = trial.vmlinux.with_name("System.map")
+    return files
+
+
+def _pack(path: Path, files: Mapping[str, Path], texts: Mapping[str, bytes]) -> None:
+    with lzma.open(path, "wb", preset=_XZ_PRESET) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
+        for name in sorted(files.keys() | texts.keys()):
+            data = texts[name] if name in texts else files[name].read_bytes()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
 
 
 def _extract(path: Path, target: Path) -> None:
@@ -301,13 +312,18 @@ def _bundled(
     for file, digest in hashes.items():
         if not file.is_file() or sha256(file) != digest:
             raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
-    for trial in _one_of_each_arm(trials):
-        snapshot.adopt(trial.start, (files / f"snapshot.{trial.arm}").read_bytes(), files)
+    for name, trial in _one_of_each_boot(trials):
+        snapshot.adopt(trial.start, files / name, files)
     return _matched(said, trials, path)
 
 
-def _one_of_each_arm(trials: Sequence[Trial]) -> Iterable[Trial]:
-    return {trial.arm: trial for trial in trials}.values()
+def _one_of_each_boot(trials: Sequence[Trial]) -> Iterator[tuple[str, Trial]]:
+    """The trial of the lowest seed that starts from each snapshot, and what that is called in a bundle."""
+    seen: set[str] = set()
+    for trial in sorted(trials, key=lambda trial: (trial.arm, trial.seed)):
+        if trial.start.key not in seen:
+            seen.add(trial.start.key)
+            yield f"snapshot.{trial.arm}.{trial.seed}", trial
 
 
 def _matched(said: Mapping[str, Any], trials: Sequence[Trial], path: Path) -> Repeat:

@@ -56,6 +56,8 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
         "mode": mode,
         "seeds": SEEDS,
         "arms": {arm: loaded.arms[arm]},
+        # What boots add is in docs/statistics.md.
+        "boots": 1,
         "workload": loaded.workload.model_copy(update={loaded.workload.name: program}),
     }
     if mode == "realtime":

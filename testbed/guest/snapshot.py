@@ -125,14 +125,12 @@ def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: thread
         draft.rename(path)
 
 
-def adopt(start: Start, data: bytes, cache: Path) -> None:
-    """Put a snapshot that was taken elsewhere into the cache."""
+def adopt(start: Start, taken: Path, cache: Path) -> None:
+    """Move a snapshot that was taken elsewhere into the cache, on the same file system."""
     home = cache / "snapshots"
     home.mkdir(parents=True, exist_ok=True)
-    with locked(home / f"{start.key}.lock"), tempfile.TemporaryDirectory(dir=home) as scratch:
-        draft = Path(scratch) / "snapshot"
-        draft.write_bytes(data)
-        draft.rename(home / start.key)
+    with locked(home / f"{start.key}.lock"):
+        taken.rename(home / start.key)
 
 
 def _forget_old(home: Path) -> None:

@@ -124,6 +124,7 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
     trials = 10 * (
         spec.load(EXPERIMENT).workload.length * explain.WALL_PER_VIRTUAL
         + explain.BESIDE_SECONDS["deterministic"]
+        + explain.BOOT_SECONDS
     )
     kernels = 2 * explain.CORE_SECONDS_PER_KERNEL / CORES
     assert seconds(lines()) == pytest.approx(trials, abs=60)
@@ -132,9 +133,10 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
 
 @pytest.mark.parametrize(("seeds", "rounds"), [(1, 2), (2, 3), (3, 5)])
 def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds: int, rounds: int) -> None:
-    experiment = spec.load(THREE_ARMS, {"seeds": seeds})
+    experiment = spec.load(THREE_ARMS, {"seeds": seeds, "boots": 1})
     each = experiment.workload.length * explain.WALL_PER_VIRTUAL + explain.BESIDE_SECONDS["deterministic"]
-    assert explain.trials_seconds(experiment) == rounds * each
+    # Three kernels boot once each.
+    assert explain.trials_seconds(experiment) == rounds * each + 2 * explain.BOOT_SECONDS
 
 
 def test_real_time_takes_its_own_time(built: set[str]) -> None:
