@@ -164,6 +164,7 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
         "testbed.report.machine": {"xml"},
         "testbed.report.pictures": {"matplotlib"},
         "testbed.report.plots": {"io", "matplotlib", "numpy"},
+        "testbed.analysis.bisect": {"heapq", "numpy", "scipy"},
         "testbed.analysis.shift": {"numpy", "scipy"},
         # Resampling starts from a seed that is written there.
         "testbed.analysis.statistics": {"bisect", "numpy", "scipy"},
