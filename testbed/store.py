@@ -40,6 +40,10 @@ CREATE TABLE trials (
     UNIQUE (trial, attempt)
 );
 """
+# What a bisection notes beside its trials, in order.
+_NOTES = """
+CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, trials INTEGER NOT NULL, document TEXT NOT NULL)
+"""
 
 
 class Ledger:
@@ -98,6 +102,23 @@ class Ledger:
         if text is None:
             raise StoreError(f"{self.directory}: nothing was planned here yet")
         return json.loads(text)
+
+    def note(self, document: Mapping[str, Any]) -> None:
+        """Keep something else that was found, durably: JSON."""
+        with _translated(self.directory), self._db:
+            self._db.execute(_NOTES)
+            self._db.execute(
+                "INSERT INTO notes (trials, document) VALUES ((SELECT COUNT(*) FROM trials), ?)",
+                (json.dumps(document),),
+            )
+
+    def notes(self) -> list[tuple[int, Any]]:
+        """All notes in order, each with the number of attempts at trials that were kept before it."""
+        with _translated(self.directory):
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
+                return []
+            rows = self._db.execute("SELECT trials, document FROM notes ORDER BY id").fetchall()
+        return [(row[0], json.loads(row[1])) for row in rows]
 
     def add(self, record: Record, log: bytes) -> None:
         """Keep an attempt and its raw console log, durably."""

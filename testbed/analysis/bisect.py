@@ -11,15 +11,18 @@ merges need nothing special. Rows of R are the candidates, then the good end (wh
 history), then the bad one (which has them all). All functions on arrays take many histories of one shape at
 once, along the first axis; tests/bisect_table.py measures with them how often the search is right.
 
-The likelihood of t: all values are normal, of one unknown variance, the means of good and of bad are unknown.
-With the prior 1/sigma^2 on (mean, mean, sigma^2) and all three integrated out, n samples, of which n_G are
+The likelihood of t: all values are normal, of one unknown variance; the mean of all is unknown, and so is the
+difference of bad and good, of which the e-process that decides all else expects a size of N(0, g) standard
+deviations of a sample, g = 2. With the prior 1/sigma on the rest integrated out, n samples, of which n_G are
 good and n_B bad if t is the culprit, have the density
 
-    const * (n_G n_B)^(-1/2) * SSW(t)^(-(n - 2)/2)
+    const * (1 + g m)^(-1/2) * (SSW(t) + m delta^2/(1 + g m))^(-(n - 1)/2),  m = n_G n_B/n
 
-where SSW is the sum of squares within both groups: n - 2 degrees, as in Student's test of two samples (Box,
-Tiao: Bayesian Inference in Statistical Analysis, 1973, chapter 2). The constant is the same for all t, since
-both ends have samples. docs/bisect.md says what is added to it, and why.
+where SSW is the sum of squares within both groups and delta the difference of their means. For a flat prior
+on delta (g to infinity) this is (n_G n_B)^(-1/2) SSW(t)^(-(n - 2)/2) with n - 2 degrees in place of n - 1, which
+believes a difference that was only let through because it was large as large as it seemed: docs/bisect.md has
+what that costs. The constant is the same for all t. The formula is that of Zellner's g-prior (Liang, Paulo,
+Molina, Clyde, Berger: Journal of the American Statistical Association 103, 2008), with g/n scaled as above.
 """
 
 from __future__ import annotations
@@ -34,13 +37,15 @@ from numpy.typing import NDArray
 from scipy import special
 
 from testbed.analysis.metrics import Better, Kind
-from testbed.analysis.statistics import LEAST_PAIRS
+from testbed.analysis.statistics import LEAST_PAIRS, PRIOR
 from testbed.analysis.verdict import Decision, decide
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
+# g: the e-process's prior is on the differences of pairs, which have twice a sample's variance.
+EXPECTED = 2 * PRIOR
 # What a culprit with the wrong sign loses, as a logarithm: not more, for with few samples a sign is luck.
 WRONG_WAY = 3.0
 # One sample never tells the ends apart by more standard deviations. Deterministic guests may have none, but
@@ -156,16 +161,19 @@ def believe(r: Array, rows: Rows, values: Array, log_prior: Array, shares: bool 
 
 def _of_values(r: Array, counts: Array, sums: Array, squares: Array, gap: Array) -> Array:
     """The logarithm of the likelihood of each candidate, of normal values."""
-    n = counts.sum(axis=1, keepdims=True)
+    n, total = counts.sum(axis=1, keepdims=True), sums.sum(axis=1, keepdims=True)
     n_bad, sum_bad = _of_bad(r, counts), _of_bad(r, sums)
-    n_good, sum_good = n - n_bad, sums.sum(axis=1, keepdims=True) - sum_bad
-    explained = sum_bad**2 / n_bad + sum_good**2 / n_good
-    within = np.maximum(squares.sum(axis=1, keepdims=True) - explained, 0.0)
-    least = (n - 2) * (gap[:, None] / SHARPEST) ** 2
-    wrong = (sum_bad / n_bad - sum_good / n_good) * gap[:, None] <= 0
+    n_good = n - n_bad
+    delta = sum_bad / n_bad - (total - sum_bad) / n_good
+    m = n_good * n_bad / n
+    shrunk = 1 + EXPECTED * m
+    around = squares.sum(axis=1, keepdims=True) - total**2 / n
+    scatter = np.maximum(around - m * delta**2 * (1 - 1 / shrunk), 0.0)
+    scatter += (n - 1) * (gap[:, None] / SHARPEST) ** 2
     # A gap of nothing leaves nothing to be told.
-    scatter = np.log(np.maximum(within + least, np.finfo(np.float64).tiny))
-    likelihood = -0.5 * np.log(n_bad * n_good) - 0.5 * (n - 2) * scatter - WRONG_WAY * wrong
+    scatter = np.maximum(scatter, np.finfo(np.float64).tiny)
+    wrong = delta * gap[:, None] <= 0
+    likelihood = -0.5 * np.log(shrunk) - 0.5 * (n - 1) * np.log(scatter) - WRONG_WAY * wrong
     return np.asarray(likelihood, dtype=np.float64)
 
 

@@ -148,19 +148,21 @@ def test_the_likelihood_is_the_integral_over_means_and_variance(monkeypatch: pyt
     values = np.array([[0.0, 0.6, 2.0, 2.9, 0.9, 2.2]])
     posterior = believe(ancestry(line(3)), rows, values, np.zeros(3)).posterior[0]
 
-    mean = np.linspace(-12, 15, 271)[:, None, None]
-    sigma = np.exp(np.linspace(-4, 4, 161))[None, :, None]
+    # Integrated over mean and difference of both groups and the logarithm of sigma.
+    mean = np.linspace(-12, 15, 217)[:, None, None]
+    delta = np.linspace(-25, 25, 401)[None, :, None]
+    sigma = np.exp(np.linspace(-3.5, 3, 66))[None, None, :]
     expected = []
     for culprit in range(3):
-        is_bad = np.array([row == 4 or (row < 3 and row >= culprit) for row in rows[0]])
-        density = np.ones(161)
-        for group in (values[0][is_bad], values[0][~is_bad]):
-            residual = (group[None, None, :] - mean) / sigma
-            each = np.exp(-0.5 * (residual**2).sum(axis=2)) / sigma[:, :, 0] ** len(group)
-            density = density * np.trapezoid(each, mean[:, 0, 0], axis=0)
-        # The prior 1/sigma^2 on the variance is d(log sigma).
-        expected.append(np.trapezoid(density, np.log(sigma[0, :, 0])))
-    assert posterior == pytest.approx(np.array(expected) / sum(expected), rel=2e-3)
+        is_bad = [row == 4 or (row < 3 and row >= culprit) for row in rows[0]]
+        share = sum(is_bad) / len(is_bad)
+        # The prior on delta leaves the mean of all samples, not that of good, independent of it.
+        log = -0.5 * delta**2 / (2 * sigma**2) - 7 * np.log(sigma)
+        for value, bad in zip(values[0], is_bad, strict=True):
+            log = log - 0.5 * ((value - mean - delta * (bad - share)) / sigma) ** 2
+        inner = np.trapezoid(np.trapezoid(np.exp(log), mean[:, 0, 0], axis=0), delta[0, :, 0], axis=0)
+        expected.append(np.trapezoid(inner, np.log(sigma[0, 0])))
+    assert posterior == pytest.approx(np.array(expected) / sum(expected), rel=5e-3)
 
 
 def test_the_wrong_sign_costs_what_it_says_and_no_more() -> None:
@@ -179,7 +181,7 @@ def test_values_without_any_noise_are_finite_evidence() -> None:
     rows = np.array([[2, 2, 2, 2, 3, 3, 3, 3, 0]])
     values = np.array([[5.0] * 4 + [7.0] * 4 + [7.0]])
     belief = believe(ancestry(line(2)), rows, values, np.zeros(2))
-    assert 0.99 < belief.posterior[0, 0] < 1
+    assert 0.9 < belief.posterior[0, 0] < 1
     assert math.isinf(belief.d[0])
 
 
@@ -473,7 +475,7 @@ def test_who_is_not_confirmed_is_searched_for_again_and_not_called_confirmed() -
     standing = world.play(rules=Rules(confirm_pairs=12, trials=300))
     assert not answer(standing).confirmed
     phases = {sample.phase for sample in world.state.samples}
-    assert phases == {0, 1, 3}
+    assert {0, 1, 3} <= phases
 
 
 def test_a_search_that_was_misled_is_put_right_by_its_confirmation() -> None:
