@@ -2,8 +2,9 @@
 """The command line: the only place that prints results and decides the exit status.
 
 Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
-compared, a condition of --fail-on was met, a trial gave something else when run again, or the doctor found a
-problem; 2 bad input; 3 the machine or the infrastructure failed; 130 interrupted.
+compared, a condition of --fail-on was met, a trial gave something else when run again, no commit was
+confirmed as the culprit, or the doctor found a problem; 2 bad input; 3 the machine or the infrastructure
+failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -51,7 +53,7 @@ from testbed.spec import LEAST_SEEDS, Cell, Experiment, KernelSpec
 from testbed.store import Ledger
 from testbed.trial import Trial
 
-OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS = 0, 1, 1, 1, 1
+OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1
 PIPE_COLUMNS = 120
 
 
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         return failed.exit_status
     except KeyboardInterrupt:
-        keeps = arguments.action in (_compare, _run, _build)
+        keeps = arguments.action in (_compare, _run, _build, _bisect)
         more = "; what is finished is kept, and the same command goes on from there" if keeps else ""
         _complain(f"stopped{more}")
         return Interrupted.exit_status
@@ -106,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_experiment_verbs(verb)
     _add_result_verbs(verb)
+    _add_bisect_verb(verb)
     verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
     verb("metrics", _metrics, "list the metrics: name, unit, which direction is better, and where it is from")
     verb("doctor", _doctor, "check what this machine lacks for the main job")
@@ -191,6 +194,35 @@ def _add_result_verbs(verb: Verb) -> None:
     sub.add_argument("--break-at-miss", type=_positive, metavar="N", help="and stop at its Nth reclaim miss")
 
 
+def _add_bisect_verb(verb: Verb) -> None:
+    sub = verb("bisect", _bisect, "find the commit that changed a metric, or say how far that has come")
+    sub.add_argument(
+        "words",
+        nargs="*",
+        metavar="status|log|replay RESULT, or -- PATH...",
+        help="with --repo, limits the commits to some paths, as git does; without, looks at a bisection: how "
+        "it stands, what it did and why, or how it stands under another --confidence",
+    )
+    sub.add_argument("--repo", type=Path, metavar="DIR", help="a local git repository of Linux; only read")
+    sub.add_argument("--good", metavar="REV", help="a revision that is good")
+    sub.add_argument("--bad", metavar="REV", help="a later one that is bad")
+    sub.add_argument(
+        "--experiment", type=Path, metavar="EXPERIMENT.yaml", help="its first arm is what all commits get"
+    )
+    sub.add_argument(
+        "--metric", help="default: the first primary; outcome:panic (hang, oom, failed, flood) for crashes"
+    )
+    sub.add_argument(
+        "--confidence", type=_probability, metavar="P", help="to name a commit at; default: 0.95"
+    )
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/bisect-NAME")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+    sub.add_argument("--json", action="store_true", help="print the JSON document")
+    _add_jobs_option(sub)
+
+
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="all metrics in the table, not only the usual ones"
@@ -215,6 +247,16 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
     )
     _add_jobs_option(parser)
+
+
+def _probability(word: str) -> float:
+    try:
+        p = float(word)
+    except ValueError:
+        p = math.nan
+    if not 0.5 <= p < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not from 0.5 to below 1")
+    return p
 
 
 def _positive(word: str) -> int:
@@ -429,6 +471,66 @@ def _history(arguments: argparse.Namespace) -> int:
         )
         # Asked for by name: that it cannot be written is an error, one line and status 3.
         arguments.output.write_bytes(plots.rendered(figure, suffix))
+    return OK
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    from testbed import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
+
+    looks: dict[str, Callable[[Path], int]] = {
+        "status": lambda directory: _show_bisection(directory, arguments),
+        "replay": lambda directory: _show_bisection(directory, arguments, write=False),
+        "log": _bisection_log,
+    }
+    if not arguments.repo:
+        verb, *rest = arguments.words or [""]
+        if verb not in looks or len(rest) != 1:
+            raise SpecError(
+                "bisect needs --repo, --good, --bad and --experiment; or: status, log or replay RESULT"
+            )
+        return looks[verb](Path(rest[0]))
+    for name in ("good", "bad", "experiment"):
+        if getattr(arguments, name) is None:
+            raise SpecError(f"bisect --repo needs --{name} as well")
+    experiment = _experiment(arguments)
+    home: Path = arguments.results or Path("results") / f"bisect-{experiment.name}"
+    cache = cache_directory()
+    ends = arguments.good, arguments.bad
+    asked = bisect.asked(arguments.repo, ends, arguments.words, experiment, arguments.metric)
+    with Watcher() as watcher:
+        watcher.note(f"{len(asked.range.changes)} commits between good and bad")
+        if arguments.fresh and (old := store.set_aside(home)):
+            watcher.note(f"the old result is now {old}")
+        bench = bisect.Machine(asked.experiment, asked.repository, cache, arguments.jobs, watcher.note)
+        with Ledger.create(home) as ledger, _naming(arguments.experiment):
+            bisect.bisect(asked, bisect.rules(arguments.confidence), bench, ledger, watcher.note)
+    return _show_bisection(home, arguments)
+
+
+def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bool = True) -> int:
+    """Print how a bisection stands; what it is under other rules is nowhere written."""
+    from testbed import bisect  # noqa: PLC0415
+
+    changes = {"confidence": arguments.confidence} if arguments.confidence and not write else {}
+    made, said = bisect.status(directory, **changes)
+    if arguments.json:
+        print(json.dumps(made, indent=2))
+    else:
+        _print(bisect.render(made, said))
+        sys.stdout.flush()
+    if write:
+        bisect.write(directory, made, said, _tell)
+        if not arguments.json:
+            _tell(f"also in {directory}: report.md, report.json, pictures/posterior.svg; logs/")
+    answer = made["answer"]
+    return OK if answer and answer["confirmed"] else NOBODY_NAMED
+
+
+def _bisection_log(directory: Path) -> int:
+    from testbed import bisect  # noqa: PLC0415
+
+    for line in bisect.log(directory):
+        print(text.visible(line))
     return OK
 
 

@@ -26,6 +26,9 @@ from testbed.record import Record
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
+# What a plan can be of, and the key that it then has.
+COMPARISON, BISECTION = "comparison", "bisection"
+_HAS = {COMPARISON: "trials", BISECTION: "bisect"}
 # In a directory that has a result per cell of a matrix.
 MATRIX = "matrix.json"
 
@@ -95,13 +98,19 @@ class Ledger:
             if self._last_plan() != text:
                 self._db.execute("INSERT INTO plans (document) VALUES (?)", (text,))
 
-    def plan(self) -> Any:
-        """The last plan. Raises StoreError when there is none yet."""
+    def plan(self, of: str = COMPARISON) -> Any:
+        """The last plan. Raises StoreError when there is none yet, SpecError when it is not of that kind."""
         with _translated(self.directory):
             text = self._last_plan()
         if text is None:
             raise StoreError(f"{self.directory}: nothing was planned here yet")
-        return json.loads(text)
+        plan = json.loads(text)
+        if _HAS[of] not in plan:
+            raise SpecError(
+                f"{self.directory}: not the result of a {of}",
+                "`testbed bisect status` shows that of a bisection" if of == COMPARISON else "",
+            )
+        return plan
 
     def note(self, document: Mapping[str, Any]) -> None:
         """Keep something else that was found, durably: JSON."""

@@ -19,15 +19,17 @@ good and n_B bad if t is the culprit, have the density
     const * (1 + g m)^(-1/2) * (SSW(t) + m delta^2/(1 + g m))^(-(n - 1)/2),  m = n_G n_B/n
 
 where SSW is the sum of squares within both groups and delta the difference of their means. For a flat prior
-on delta (g to infinity) this is (n_G n_B)^(-1/2) SSW(t)^(-(n - 2)/2) with n - 2 degrees in place of n - 1, which
-believes a difference that was only let through because it was large as large as it seemed: docs/bisect.md has
-what that costs. The constant is the same for all t. The formula is that of Zellner's g-prior (Liang, Paulo,
-Molina, Clyde, Berger: Journal of the American Statistical Association 103, 2008), with g/n scaled as above.
+on delta (g to infinity) this is (n_G n_B)^(-1/2) SSW(t)^(-(n - 2)/2), with n - 2 degrees in place of n - 1;
+that believes a difference, which was let through because it seemed large, to be as large as it seemed:
+docs/bisect.md has what that costs. The constant is the same for all t. The formula is that of Zellner's
+g-prior, on the scale above (Liang, Paulo, Molina, Clyde, Berger: Mixtures of g priors for Bayesian variable
+selection, Journal of the American Statistical Association 103, 2008).
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -487,7 +489,7 @@ class _Search:
                     reason = f"{len(self.tried)} trials leave {len(few)} commits in question"
                     return self._nobody(reason, gate, view)
                 return self._search(view, phase, gate)
-            contrasts = self._confirmation(best, phase + 1)
+            contrasts = self._confirmation(best, phase + 1, self._half(gate.decision))
             rise = gate.decision.estimate > 0
             if all(_confirms(contrast, rise) for contrast in contrasts):
                 return self._answer(best, mass, gate, contrasts, view, confirmed=True)
@@ -557,7 +559,17 @@ class _Search:
 
     # --- comparing ---
 
-    def _confirmation(self, found: Sequence[str], phase: int) -> tuple[Contrast, ...]:
+    def _half(self, decision: Decision) -> float:
+        """Half of the difference of the ends, as a margin: who differs by less from its parent is not who
+        made all of it, and to see that takes no more than to see the difference."""
+        estimate = decision.estimate or 0.0
+        if self.measured.kind == "outcome":
+            return abs(estimate) / 2
+        if not decision.relative:
+            return 0.0
+        return math.expm1(min(abs(math.log1p(estimate)), 2.0) / 2) if estimate > -1 else 1.0
+
+    def _confirmation(self, found: Sequence[str], phase: int, margin: float) -> tuple[Contrast, ...]:
         """The culprit against each of its parents. Of several that cannot be told apart: the first commit
         that can be tested and has them all, against what comes before them all."""
         columns = [self.columns[commit] for commit in found]
@@ -583,12 +595,19 @@ class _Search:
             else:
                 before[self.good] = None
         return tuple(
-            self._contrast(side, after, phase, alpha=self.rules.confirm_alpha, most=self.rules.confirm_pairs)
+            self._contrast(
+                side,
+                after,
+                phase,
+                alpha=self.rules.confirm_alpha,
+                most=self.rules.confirm_pairs,
+                margin=margin,
+            )
             for side in before or {self.good: None}
         )
 
     def _contrast(
-        self, before: str, after: str, phase: int, *, alpha: float, most: int, margin: float = 0.0
+        self, before: str, after: str, phase: int, *, alpha: float, most: int, margin: float
     ) -> Contrast:
         """Compare two commits on the seeds of a phase, at every number of pairs, until that is decided."""
         both = [self.values.get(self._stands(commit), {}) for commit in (before, after)]

@@ -82,6 +82,8 @@ ROOMS: dict[str, set[str]] = {
     "proof": FOUNDATION | {"campaign", "trial", "store", "guest", "script"},
     "microscope": FOUNDATION | {"trial", "guest"},
     "progress": {"record", "report.text"},
+    "bisect": FOUNDATION
+    | {"campaign", "trial", "runner", "store", "kernel", "guest", "results", "analysis", "report"},
     "explain": FOUNDATION | {"campaign", "runner", "guest", "kernel", "progress"},
     "doctor": {"errors", "process", "paths", "debian", "guest.image", "guest.qemu"},
     "bootstrap": {"errors", "process", "paths", "doctor"},
@@ -156,6 +158,7 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
     # shape.py names paths, it opens none.
     more = {
         "testbed.guest.shape": {"pathlib"},
+        "testbed.report.bisection": {"rich"},
         "testbed.report.text": {"rich"},
         "testbed.report.matrix": {"rich"},
         "testbed.report.timeline": {"rich"},
