@@ -54,6 +54,8 @@ from testbed.store import Ledger
 from testbed.trial import Trial
 
 OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1
+# `testbed check` adds it to a status that is no verdict, so that `git bisect run` stops.
+NO_VERDICT = 128
 PIPE_COLUMNS = 120
 
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         status = int(arguments.action(arguments))
         sys.stdout.flush()
@@ -87,6 +89,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         _abandon_output()
         return HostError.exit_status
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(argv)
+    except SystemExit as ended:
+        words = list(sys.argv[1:] if argv is None else argv)
+        if ended.code and words[:1] == ["check"]:
+            # `git bisect run` would go on, and call the commit bad.
+            raise SystemExit(NO_VERDICT + SpecError.exit_status) from ended
+        raise
 
 
 def _abandon_output() -> None:
@@ -195,6 +208,17 @@ def _add_result_verbs(verb: Verb) -> None:
 
 
 def _add_bisect_verb(verb: Verb) -> None:
+    sub = verb("check", _check, "for `git bisect run`: exit 0 if the first arm is good, 1 if bad, else 125")
+    sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+    for name in ("good", "bad"):
+        sub.add_argument(
+            f"--{name}", type=Path, required=True, metavar="RESULT[:ARM]", help=f"measured alike, and {name}"
+        )
+    sub.add_argument("--metric", help="default: the first primary; outcome:panic for crashes")
+    sub.add_argument("--confidence", type=_probability, default=0.95, metavar="P", help="default: 0.95")
+    sub.add_argument("--seeds", type=_positive, metavar="N", help="at most so many, if not the experiment's")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
     sub = verb("bisect", _bisect, "find the commit that changed a metric, or say how far that has come")
     sub.add_argument(
         "words",
@@ -472,6 +496,31 @@ def _history(arguments: argparse.Namespace) -> int:
         # Asked for by name: that it cannot be written is an error, one line and status 3.
         arguments.output.write_bytes(plots.rendered(figure, suffix))
     return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from testbed import bisect, check  # noqa: PLC0415  (slow, with scipy and matplotlib)
+
+    try:
+        experiment = _experiment(arguments)
+        metric = bisect.metric(arguments.metric, experiment)
+        sides = check.side(arguments.good, metric), check.side(arguments.bad, metric)
+        with Watcher() as watcher, _naming(arguments.experiment):
+            return check.check(
+                experiment,
+                sides,
+                metric,
+                confidence=arguments.confidence,
+                cache=cache_directory(),
+                watch=watcher,
+            )
+    except TestbedError as failed:
+        # Below 128, git would take it for a verdict.
+        _complain(str(failed))
+        return NO_VERDICT + failed.exit_status
+    except OSError as failed:
+        _complain(str(failed))
+        return NO_VERDICT + HostError.exit_status
 
 
 def _bisect(arguments: argparse.Namespace) -> int:

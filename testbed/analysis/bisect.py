@@ -240,6 +240,26 @@ def probe(r: Array, belief: Belief, built: Flags, testable: Flags, rho: float) -
     return np.where(crowded, thinner, best)
 
 
+def suspicion(good: Sequence[float], bad: Sequence[float], values: Sequence[float], kind: Kind) -> float:
+    """How probable it is that a commit with these values is as bad is, and not as good is.
+
+    There have to be values of both ends; without any of the commit it is 1/2.
+    """
+    # Of two candidates the first is that commit, the second what made bad bad if it was not that one.
+    rows = np.array([[2] * len(good) + [3] * len(bad) + [0] * len(values)], dtype=np.intp)
+    scale = _scaled(np.array([[*good, *bad, *values]], dtype=np.float64), kind)
+    belief = believe(ancestry([[], [0]]), rows, scale, np.zeros(2), kind == "outcome")
+    return float(belief.posterior[0, 0])
+
+
+def _scaled(values: Array, kind: Kind) -> Array:
+    """Values on the scale of the analysis: ratios become differences; of values of which some are 0, the root
+    has the most even scatter."""
+    if kind == "outcome":
+        return values
+    return np.log(values) if (values > 0).all() else np.sqrt(values)
+
+
 # --- the state -------------------------------------------------------------------------------------
 
 
@@ -517,12 +537,9 @@ class _Search:
         weights = np.array([commit.weight for commit in self.state.history.commits])
         with np.errstate(divide="ignore"):
             prior = np.log(np.where(self._possible(), weights, 0.0))
-        shares = self.measured.kind == "outcome"
-        if not shares:
-            # Ratios become differences; of values of which some are 0, the root has the most even scatter.
-            values = np.log(values) if (values > 0).all() else np.sqrt(values)
+        values = _scaled(values, self.measured.kind)
         testable = np.array([name not in self.untestable for name in self.names])
-        belief = believe(self.r, rows, values, prior[None], shares)
+        belief = believe(self.r, rows, values, prior[None], self.measured.kind == "outcome")
         return _View(self.candidates, self.r, belief, testable, indistinct(self.r, testable))
 
     def _possible(self) -> Flags:

@@ -84,6 +84,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": {"record", "report.text"},
     "bisect": FOUNDATION
     | {"campaign", "trial", "runner", "store", "kernel", "guest", "results", "analysis", "report"},
+    "check": FOUNDATION | {"bisect", "campaign", "runner", "store", "results", "analysis"},
     "explain": FOUNDATION | {"campaign", "runner", "guest", "kernel", "progress"},
     "doctor": {"errors", "process", "paths", "debian", "guest.image", "guest.qemu"},
     "bootstrap": {"errors", "process", "paths", "doctor"},
