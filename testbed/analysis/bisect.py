@@ -54,11 +54,13 @@ WRONG_WAY = 3.0
 # every commit moves things about a little.
 SHARPEST = 8.0
 # Residuals of the ends that no normal distribution has (in standard errors of its skewness and kurtosis).
-SKEWED, PEAKED = 3.0, 4.0
+SKEWED, PEAKED = 2.5, 2.5
 # A commit of which that many trials give no value, and not a third of them does, cannot be tested.
 FAILURES = 2
 # From here on, workers are better spread over commits than on one: docs/bisect.md.
 CLEAR = 1.25
+# Rows of R that are numbers at a time: of 15,000 commits all would take 2 GB.
+BLOCK = 1024
 # A trial's seed is its phase times this, plus its number: phases are search, confirmation, search, ...
 PHASE = 10_000
 
@@ -66,7 +68,7 @@ PHASE = 10_000
 # --- on arrays -------------------------------------------------------------------------------------
 
 
-def ancestry(links: Sequence[Sequence[int]]) -> Array:
+def ancestry(links: Sequence[Sequence[int]]) -> Flags:
     """R, of the shape (candidates + 2, candidates), from each candidate's parents among the candidates.
 
     One pass: parents come first. Raises ValueError when they do not.
@@ -80,26 +82,29 @@ def ancestry(links: Sequence[Sequence[int]]) -> Array:
             r[commit] |= r[parent]
         r[commit, commit] = True
     r[count + 1] = True
-    return r.astype(np.float64)
+    return r
 
 
-def indistinct(r: Array, testable: Flags) -> Rows:
+def indistinct(r: Flags, testable: Flags) -> Rows:
     """A label per candidate: candidates with equal labels are told apart by no commit that can be tested."""
-    columns = np.packbits(r[testable] > 0, axis=0).T
+    columns = np.packbits(r[testable], axis=0).T
     labels: dict[bytes, int] = {}
     return np.array([labels.setdefault(column.tobytes(), len(labels)) for column in columns], dtype=np.intp)
 
 
-def _is_line(r: Array) -> bool:
+def _is_line(r: Flags) -> bool:
     """Whether the candidates follow each other, so that products with R are running sums."""
-    return np.array_equal(r[:-2], np.tri(r.shape[1]))
+    count = r.shape[1]
+    return bool(np.count_nonzero(r[:-2]) == count * (count + 1) // 2)
 
 
-def _of_bad(r: Array, x: Array) -> Array:
+def _of_bad(r: Flags, x: Array) -> Array:
     """Sums over what is bad by candidate, from values by row: x R."""
     if _is_line(r):
         return np.asarray(x[:, -1:] + x[:, -3::-1].cumsum(axis=1)[:, ::-1], dtype=np.float64)
-    return np.asarray(x @ r, dtype=np.float64)
+    # Of one history of many thousand commits, few rows have samples.
+    used = x.any(axis=0)
+    return np.asarray(x[:, used] @ r[used].astype(np.float64), dtype=np.float64)
 
 
 def _sums(rows: Rows, values: Array, count: int) -> Array:
@@ -126,7 +131,7 @@ class Belief:
     coarse: Flags
 
 
-def believe(r: Array, rows: Rows, values: Array, log_prior: Array, shares: bool = False) -> Belief:
+def believe(r: Flags, rows: Rows, values: Array, log_prior: Array, shares: bool = False) -> Belief:
     """The posterior of the candidates.
 
     `rows` and `values` have the shape (histories, samples), with -1 for no sample; both ends have samples.
@@ -161,7 +166,7 @@ def believe(r: Array, rows: Rows, values: Array, log_prior: Array, shares: bool 
     return Belief(posterior, counts, gap, d, coarse)
 
 
-def _of_values(r: Array, counts: Array, sums: Array, squares: Array, gap: Array) -> Array:
+def _of_values(r: Flags, counts: Array, sums: Array, squares: Array, gap: Array) -> Array:
     """The logarithm of the likelihood of each candidate, of normal values."""
     n, total = counts.sum(axis=1, keepdims=True), sums.sum(axis=1, keepdims=True)
     n_bad, sum_bad = _of_bad(r, counts), _of_bad(r, sums)
@@ -179,7 +184,7 @@ def _of_values(r: Array, counts: Array, sums: Array, squares: Array, gap: Array)
     return np.asarray(likelihood, dtype=np.float64)
 
 
-def _of_shares(r: Array, counts: Array, ones: Array, gap: Array) -> Array:
+def _of_shares(r: Flags, counts: Array, ones: Array, gap: Array) -> Array:
     """The same of values 0 and 1, with shares of Beta(1/2, 1/2) for good and for bad."""
     n_bad, k_bad = _of_bad(r, counts), _of_bad(r, ones)
     n_good = counts.sum(axis=1, keepdims=True) - n_bad
@@ -191,7 +196,7 @@ def _of_shares(r: Array, counts: Array, ones: Array, gap: Array) -> Array:
     return np.asarray(both - WRONG_WAY * wrong, dtype=np.float64)
 
 
-def _of_sides(r: Array, rows: Rows, values: Array, counts: Array) -> Array:
+def _of_sides(r: Flags, rows: Rows, values: Array, counts: Array) -> Array:
     """The same of which side of the middle between the medians of the ends a value lies on."""
     medians = [
         np.nanmedian(np.where(rows == end, values, np.nan), axis=1) for end in (len(r) - 2, len(r) - 1)
@@ -215,15 +220,16 @@ def _not_normal(powers: Sequence[Array], counts: Array) -> Flags:
     return np.asarray(spread & found, dtype=np.bool_)
 
 
-def innocence(r: Array, posterior: Array) -> Array:
+def innocence(r: Flags, posterior: Array) -> Array:
     """p (histories, rows): how probable it is that a commit is bad."""
     if _is_line(r):
         ends = np.zeros((len(posterior), 1)), posterior.sum(axis=1, keepdims=True)
         return np.concatenate([posterior.cumsum(axis=1), *ends], axis=1)
-    return np.asarray(posterior @ r.T, dtype=np.float64)
+    parts = (posterior @ r[n : n + BLOCK].T.astype(np.float64) for n in range(0, len(r), BLOCK))
+    return np.concatenate(list(parts), axis=1)
 
 
-def probe(r: Array, belief: Belief, built: Flags, testable: Flags, rho: float) -> Rows:
+def probe(r: Flags, belief: Belief, built: Flags, testable: Flags, rho: float) -> Rows:
     """The row to take the next sample of, per history.
 
     The one of the largest p (1 - p) per cost, rho being what a build costs in trials; `built` and `testable`
@@ -719,7 +725,7 @@ class _View:
     """What is believed at some moment, of one history."""
 
     candidates: Sequence[str]
-    r: Array
+    r: Flags
     belief: Belief
     testable: Flags
     labels: Rows

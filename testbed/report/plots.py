@@ -358,7 +358,8 @@ def posterior(title: str, good: Sequence[float], suspects: Sequence[Suspect], na
         figure = Figure(figsize=(WIDTH, 4.6))
         above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 1.3]})
         places = np.arange(len(suspects))
-        above.bar(places, [s.culprit for s in suspects], color=COLOURS[2], width=1.0, label="is the culprit")
+        culprit = [s.culprit for s in suspects]
+        above.fill_between(places, culprit, step="mid", color=COLOURS[2], label="is the culprit")
         bad = [s.bad for s in suspects]
         above.step(places, bad, where="mid", color="0.4", linewidth=1, label="is bad")
         missing = [n for n, s in enumerate(suspects) if not s.testable]

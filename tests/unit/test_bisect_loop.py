@@ -19,9 +19,10 @@ import pytest
 from testbed import bisect, cli, runner, spec
 from testbed.analysis.bisect import PHASE, Answer, Rules, Wanted
 from testbed.bisect import Asked, Broken, Built
-from testbed.errors import GuestLost, HostError, SpecError
-from testbed.kernel import history
+from testbed.errors import BuildError, GuestLost, HostError, SpecError
+from testbed.kernel import build, history
 from testbed.record import LOST, MEASURED, Record
+from testbed.spec import ArmSpec
 from testbed.store import Ledger
 from tests.unit.recorded import EXPERIMENT, UNPATCHED, record, span, with_frame
 
@@ -406,6 +407,110 @@ def test_merges_and_kinds(tmp_path: Path) -> None:
     assert at["reclaim"].kind({"mm/page_alloc.c"}) == "not compiled"
     assert history.symbols(top, "main") == {"CONFIG_NEW_ONE", "CONFIG_A_MENU"}
     assert history.symbols(top, base) == frozenset()
+
+
+# --- a machine -------------------------------------------------------------------------------------
+
+FIX = """\
+--- a/lib/new.c
++++ b/lib/new.c
+@@ -1 +1,2 @@
+ /* a file */
++/* fixed */
+"""
+
+
+@dataclass
+class Bare:
+    """A machine for a repository of two commits, `before` and `after` there was an option and a file."""
+
+    machine: bisect.Machine
+    before: str
+    after: str
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Bare:
+    top = tmp_path / "linux"
+    top.mkdir()
+    git(top, "init", "--quiet", "-b", "main")
+    (top / "Makefile").write_text(MAKEFILE)
+    before = commit(top, "start", "mm/vmscan.c")
+    (top / "Kconfig").write_text("config NEW\n\tbool\n")
+    after = commit(top, "a file", "lib/new.c")
+    (tmp_path / "fix.patch").write_text(FIX)
+    (tmp_path / "extra.config").write_text("CONFIG_NEW=y\n# CONFIG_OLD is not set\n")
+    return Bare(machine(tmp_path, str(tmp_path / "fix.patch")), before, after)
+
+
+def machine(tmp_path: Path, *patches: str) -> bisect.Machine:
+    experiment = spec.expand(EXPERIMENT, {}, [])[0].experiment
+    kernel = experiment.kernel.model_copy(update={"config": (str(tmp_path / "extra.config"),)})
+    arms = {"a": ArmSpec(patches=patches)}
+    experiment = experiment.model_copy(update={"arms": arms, "kernel": kernel})
+    return bisect.Machine(experiment, tmp_path / "linux", tmp_path / "cache", None, lambda _: None)
+
+
+def test_a_commit_does_without_what_it_does_not_know(bare: Bare) -> None:
+    plan, remarks = bare.machine.plan(bare.before)
+    assert remarks == ("without fix.patch", "without CONFIG_NEW")
+    assert (plan.files, dict(plan.config)) == ({}, {"CONFIG_OLD": "# CONFIG_OLD is not set"})
+    plan, remarks = bare.machine.plan(bare.after)
+    assert remarks == () and plan.files == {"lib/new.c": b"/* a file */\n/* fixed */\n"}
+    assert plan.config["CONFIG_NEW"] == "CONFIG_NEW=y"
+
+
+def test_what_is_compiled_is_read_from_what_kbuild_left(bare: Bare) -> None:
+    assert bare.machine.compiled(bare.after) == frozenset()
+    words = build.command(bare.machine.plan(bare.after)[0])
+    source = Path(words[words.index("-C") + 1])
+    note = source.parent / "obj/mm/.vmscan.o.cmd"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"source_mm/vmscan.o := {source}/mm/vmscan.c\n\n  {source}/include/a.h \\\n  other/b.h\n")
+    assert bare.machine.compiled(bare.after) == {"mm/vmscan.c", "include/a.h"}
+
+
+def test_a_series_has_to_apply(bare: Bare, tmp_path: Path) -> None:
+    with pytest.raises(Broken, match="its patches or options do not fit"):
+        machine(tmp_path, "instrumentation").build(bare.after)
+
+
+def test_what_becomes_of_a_build(bare: Bare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[Exception | str] = [
+        BuildError("make failed", "mm/x.c:1: error:"),
+        SpecError("kernel.config: Linux 6.1.1 does not have it so"),
+        BuildError("make failed", "No space left on device"),
+        "a hash",
+        "another hash",
+    ]
+
+    def built(plan: build.Plan, progress: object) -> build.Kernel:
+        found = said.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return build.Kernel(plan.key, tmp_path, "", (), "6.1.1", "6.1.1", (), found, 61.0)
+
+    monkeypatch.setattr(build, "build", built)
+    with pytest.raises(Broken, match="does not build"):
+        bare.machine.build(bare.after)
+    with pytest.raises(Broken, match="its options do not fit"):
+        bare.machine.build(bare.after)
+    with pytest.raises(BuildError, match="make failed"):
+        bare.machine.build(bare.after)
+    assert bare.machine.build(bare.after) == Built("a hash", 61.0)
+    with pytest.raises(HostError, match="not the one that was measured before"):
+        bare.machine.build(bare.after)
+
+
+def test_what_does_not_fit_an_end_is_a_mistake(
+    repository: Path, stand: Stand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(_commit: str) -> Built:
+        raise Broken("its patches or options do not fit", "x") from SpecError("x.patch: does not apply")
+
+    monkeypatch.setattr(stand, "build", build)
+    with pytest.raises(SpecError, match="does not apply"):
+        search(question(repository), stand, tmp_path / "r")
 
 
 # --- looking at it ---------------------------------------------------------------------------------
