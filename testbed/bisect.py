@@ -658,18 +658,20 @@ def log(directory: Path) -> Iterator[str]:
         asked = metric_of(plan)
         rules = Rules(**plan["rules"])
         book = Book(history_of(plan), asked.value)
-        before = ""
+        columns = {commit.id: n for n, commit in enumerate(book.history.commits)}
+        before, bad = "", tuple[float, ...]()
         for event in events(ledger):
             take(book, event, ledger)
             if isinstance(event, Record):
                 sample = book.samples.get((event.arm, event.seed))
                 value = sample.value if sample else None
                 said = f"{value:.6g}" if value is not None else sample.outcome if sample else LOST
-                line = f"{event.arm[: bisection.SHORT]} seed {event.seed}: {said}"
+                why = f" (bad: {100 * bad[columns[event.arm]]:.0f} %)" if bad and event.arm in columns else ""
+                line = f"{event.arm[: bisection.SHORT]}{why} seed {event.seed}: {said}"
             else:
                 what = f"built in {event['seconds']:.0f} s" if event["kernel"] else event["reason"]
                 line = f"{event['commit'][: bisection.SHORT]} {what}"
             standing = assess(book.state, asked.measured, book.costs(rules))
             now = bisection.standing_in_words(standing, book.history)
             yield f"{line}; {now}" if now != before else line
-            before = now
+            before, bad = now, standing.bad

@@ -28,6 +28,7 @@ selection, Journal of the American Statistical Association 103, 2008).
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,6 +88,8 @@ def ancestry(links: Sequence[Sequence[int]]) -> Flags:
 
 def indistinct(r: Flags, testable: Flags) -> Rows:
     """A label per candidate: candidates with equal labels are told apart by no commit that can be tested."""
+    if testable.all():
+        return np.arange(r.shape[1], dtype=np.intp)
     columns = np.packbits(r[testable], axis=0).T
     labels: dict[bytes, int] = {}
     return np.array([labels.setdefault(column.tobytes(), len(labels)) for column in columns], dtype=np.intp)
@@ -225,7 +228,9 @@ def innocence(r: Flags, posterior: Array) -> Array:
     if _is_line(r):
         ends = np.zeros((len(posterior), 1)), posterior.sum(axis=1, keepdims=True)
         return np.concatenate([posterior.cumsum(axis=1), *ends], axis=1)
-    parts = (posterior @ r[n : n + BLOCK].T.astype(np.float64) for n in range(0, len(r), BLOCK))
+    likely = (posterior > 0).any(axis=0)
+    some = posterior[:, likely]
+    parts = (some @ r[n : n + BLOCK, likely].T.astype(np.float64) for n in range(0, len(r), BLOCK))
     return np.concatenate(list(parts), axis=1)
 
 
@@ -413,6 +418,12 @@ def assess(
     return _Search(state, measured, rules, workers, frozenset(pending)).standing()
 
 
+@functools.lru_cache(maxsize=2)
+def _ancestry(history: History) -> Flags:
+    columns = {commit.id: column for column, commit in enumerate(history.commits)}
+    return ancestry([[columns[link] for link in commit.links] for commit in history.commits])
+
+
 class _Search:
     """The working of `assess`, which keeps what its steps share."""
 
@@ -429,8 +440,7 @@ class _Search:
         # The bad end is the last candidate as well, unless paths are limited.
         ends = {self.good: len(self.candidates), self.bad: len(self.candidates) + 1}
         self.rows = {**self.columns, **ends}
-        links = [[self.columns[link] for link in commit.links] for commit in state.history.commits]
-        self.r = ancestry(links)
+        self.r = _ancestry(state.history)
         self.names = [*self.candidates, self.good, self.bad]
         # The first of those with the same kernel stands for all of them.
         first: dict[str, str] = {}

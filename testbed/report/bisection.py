@@ -199,6 +199,8 @@ def _facts(document: Mapping[str, Any]) -> Iterator[str]:
     yield line
     if document["coarse"] and document["kind"] != "outcome":
         yield "values count as above or below the middle of the ends, since these are far from normal"
+    if document["next"]["trials"]:
+        yield "next: a trial of " + ", ".join(w["commit"][:SHORT] for w in document["next"]["trials"])
     if fallback := document["provenance"].get("fallback"):
         yield str(fallback)
 
@@ -236,6 +238,8 @@ def picture(document: Mapping[str, Any]) -> dict[str, Any]:
             sides[int(seed) // PHASE % 2].append(value)
         return sides
 
+    if document["bad"]["id"] not in _ids(document):
+        commits = [*commits, {**document["bad"], "posterior": 0.0, "bad": 1.0}]
     return {
         "title": f"{document['title']} ({document['unit']})",
         "good": [value for side in split(document["good"]) for value in side],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from testbed.kernel import build, history
 from testbed.record import LOST, MEASURED, Record
 from testbed.spec import ArmSpec
 from testbed.store import Ledger
-from tests.unit.recorded import EXPERIMENT, UNPATCHED, record, span, with_frame
+from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, record, span, with_frame
 
 RULES = Rules()
 MAKEFILE = "VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 1\n"
@@ -179,14 +180,11 @@ def test_weights_are_of_what_is_compiled(repository: Path, stand: Stand, tmp_pat
 
 @pytest.mark.parametrize("place", ["build", "run", "note", "noted", "add", "added", "plan"])
 def test_killed_at_any_moment_it_goes_on(
-    repository: Path, stand: Stand, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at every third of such moments, again and again: it comes to what it had come to."""
-    asked, bad = question(repository, "outcome:panic"), stand.bad
-    # With builds ahead, what is chosen depends on which of them are ready.
-    stand.deterministic = False
-    stand.mute, stand.outcome = True, lambda name, _: "panic" if bad(name) else MEASURED
-    undisturbed = search(asked, replace(stand, built=Counter(), ran=Counter()), tmp_path / "whole")
+    asked, stand = question(repository, "outcome:panic"), mute_stand(repository)
+    undisturbed = search(asked, mute_stand(repository), tmp_path / "whole")
     passed = Counter[str]()
 
     def moment(name: str) -> None:
@@ -220,6 +218,56 @@ def test_killed_at_any_moment_it_goes_on(
     # At most what was under way is done again.
     assert max(stand.ran.values()) <= 2 and sum(stand.ran.values()) <= len(kept(tmp_path / "r")) + lives
     assert sum(stand.built.values()) <= len(stand.built) + lives
+
+
+def mute_stand(repository: Path) -> Stand:
+    """One in which what is bad panics. Nothing is built ahead: which builds are ready would decide what is
+    chosen."""
+    names = subjects(repository)
+    made = Stand(names, lambda name: name != "start" and int(name.split()[1]) >= 8)
+    made.mute, made.deterministic = True, False
+    made.outcome = lambda name, _: "panic" if made.bad(name) else MEASURED
+    return made
+
+
+def live(repository: Path, directory: Path) -> None:
+    """A process of its own, that says each time when it is about to run a trial, and waits to be told to."""
+    stand = mute_stand(repository)
+
+    def ask(kind: str) -> None:
+        print(kind, flush=True)
+        sys.stdin.readline()
+
+    stand.interrupt = ask
+    print(search(question(repository, "outcome:panic"), stand, directory).commits)
+
+
+def test_kill_9_and_the_same_command(repository: Path, tmp_path: Path) -> None:
+    asked, whole = question(repository, "outcome:panic"), mute_stand(repository)
+    undisturbed = search(asked, whole, tmp_path / "whole")
+    program = (
+        "import sys; from pathlib import Path; from tests.unit.test_bisect_loop import live;"
+        "live(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    words = [sys.executable, "-c", program, str(repository), str(tmp_path / "r")]
+    done = []
+    for steps in (6, 12, 1000):
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        ) as child:
+            assert child.stdin and child.stdout
+            said = ""
+            for _ in range(steps):
+                if said:
+                    child.stdin.write("\n")
+                    child.stdin.flush()
+                said = child.stdout.readline().strip()
+                if said not in ("build", "run"):
+                    break
+            child.kill()
+            done.append(said)
+    assert done[:2] == ["run", "run"] and done[2] == str(undisturbed.commits)
+    assert kept(tmp_path / "r") == kept(tmp_path / "whole")
 
 
 def test_an_answer_is_given_again_without_doing_anything(
