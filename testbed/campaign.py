@@ -175,23 +175,8 @@ def prepare(
     made = initramfs(experiment, cache)
     first = next(iter(built.values()))
     here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
-    shapes = {name: with_arguments(here.shape, experiment, name) for name in experiment.arms}
     trials = tuple(
-        Trial(
-            arm=arm,
-            seed=seed,
-            vmlinux=kernel.vmlinux,
-            vmlinux_sha256=kernel.vmlinux_sha256,
-            initramfs=made.path,
-            initramfs_sha256=made.sha256,
-            shape=with_arguments(here.shape, experiment, arm, seed),
-            memory=experiment.guest.memory,
-            script=script(experiment, arm, seed),
-            deadlines=experiment.deadlines,
-            environment=here.environment,
-            qemu=here.qemu,
-            cache=cache,
-        )
+        trial(experiment, arm, seed, kernel, Guests(made, here, cache))
         for arm, kernel in built.items()
         for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
     )
@@ -200,24 +185,61 @@ def prepare(
         "experiment": experiment.model_dump(mode="json"),
         "trials": {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials},
         "provenance": {
-            "kernels": {arm: _kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
-            "testbed": own_version(),
-            "initramfs": {"sha256": made.sha256},
-            "qemu": here.qemu.version,
-            "qemu_family": here.qemu.family,
-            "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
-            "fallback": here.fallback,
-            "kernel_command_lines": {arm: shape.kernel_cmdline for arm, shape in shapes.items()},
+            "kernels": {arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
             "guest_commands": {arm: guest_commands(experiment, arm) for arm in experiment.arms},
-            "host": {
-                "cpu": host_cpu(),
-                "cores": len(os.sched_getaffinity(0)),
-                "kernel": platform.release(),
-                "machine": platform.machine(),
-            },
+            **machine_facts(experiment, here, made),
         },
     }
     return Campaign(trials, document)
+
+
+@dataclass(frozen=True)
+class Guests:
+    """What all guests of an experiment have in common."""
+
+    initramfs: Image
+    machine: Machine
+    cache: Path
+
+
+def trial(experiment: Experiment, arm: str, seed: int, kernel: Kernel, guests: Guests) -> Trial:
+    """One trial of an arm of an experiment, on a kernel."""
+    here = guests.machine
+    return Trial(
+        arm=arm,
+        seed=seed,
+        vmlinux=kernel.vmlinux,
+        vmlinux_sha256=kernel.vmlinux_sha256,
+        initramfs=guests.initramfs.path,
+        initramfs_sha256=guests.initramfs.sha256,
+        shape=with_arguments(here.shape, experiment, arm, seed),
+        memory=experiment.guest.memory,
+        script=script(experiment, arm, seed),
+        deadlines=experiment.deadlines,
+        environment=here.environment,
+        qemu=here.qemu,
+        cache=guests.cache,
+    )
+
+
+def machine_facts(experiment: Experiment, here: Machine, initramfs: Image) -> dict[str, Any]:
+    """Where trials ran and what with, for the ledger."""
+    shapes = {arm: with_arguments(here.shape, experiment, arm) for arm in experiment.arms}
+    return {
+        "testbed": own_version(),
+        "initramfs": {"sha256": initramfs.sha256},
+        "qemu": here.qemu.version,
+        "qemu_family": here.qemu.family,
+        "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
+        "fallback": here.fallback,
+        "kernel_command_lines": {arm: shape.kernel_cmdline for arm, shape in shapes.items()},
+        "host": {
+            "cpu": host_cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+        },
+    }
 
 
 def guest_commands(experiment: Experiment, arm: str) -> list[str]:
@@ -226,7 +248,8 @@ def guest_commands(experiment: Experiment, arm: str) -> list[str]:
     return [*told.set_up, told.run]
 
 
-def _kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
+def kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
+    """What a kernel is and what it was made of, for the ledger."""
     return {
         "source": kernel.source,
         "source_identity": plan.source.identity,

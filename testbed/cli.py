@@ -3,8 +3,8 @@
 
 Results go to standard output, everything else to standard error. Exit status: 0 fine; 1 no seed could be
 compared, a condition of --fail-on was met, a trial gave something else when run again, there were too many
-false alarms, or the doctor found a problem; 2 bad input; 3 the machine or the infrastructure failed; 130
-interrupted.
+false alarms, no commit was confirmed as the culprit, or the doctor found a problem; 2 bad input; 3 the
+machine or the infrastructure failed; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -53,8 +54,10 @@ from testbed.spec import LEAST_SEEDS, Cell, Experiment, KernelSpec
 from testbed.store import Ledger
 from testbed.trial import Trial
 
-OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS = 0, 1, 1, 1, 1, 1
+OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1, 1
 SELFCHECK = REPOSITORY / "experiments" / "selfcheck.yaml"
+# `testbed check` adds it to a status that is no verdict, so that `git bisect run` stops.
+NO_VERDICT = 128
 PIPE_COLUMNS = 120
 
 
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         status = int(arguments.action(arguments))
         sys.stdout.flush()
@@ -76,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         return failed.exit_status
     except KeyboardInterrupt:
-        keeps = arguments.action in (_compare, _run, _build, _selfcheck)
+        keeps = arguments.action in (_compare, _run, _build, _selfcheck, _bisect)
         more = "; what is finished is kept, and the same command goes on from there" if keeps else ""
         _complain(f"stopped{more}")
         return Interrupted.exit_status
@@ -88,6 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(str(failed))
         _abandon_output()
         return HostError.exit_status
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return _parser().parse_args(argv)
+    except SystemExit as ended:
+        words = list(sys.argv[1:] if argv is None else argv)
+        if ended.code and words[:1] == ["check"]:
+            # `git bisect run` would go on, and call the commit bad.
+            raise SystemExit(NO_VERDICT + SpecError.exit_status) from ended
+        raise
 
 
 def _abandon_output() -> None:
@@ -109,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_experiment_verbs(verb)
     _add_result_verbs(verb)
+    _add_bisect_verb(verb)
     sub = verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
     sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
     verb("metrics", _metrics, "list the metrics: name, unit, which direction is better, and where it is from")
@@ -211,6 +226,46 @@ def _add_result_verbs(verb: Verb) -> None:
     sub.add_argument("--break-at-miss", type=_positive, metavar="N", help="and stop at its Nth reclaim miss")
 
 
+def _add_bisect_verb(verb: Verb) -> None:
+    sub = verb("check", _check, "for `git bisect run`: exit 0 if the first arm is good, 1 if bad, else 125")
+    sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+    for name in ("good", "bad"):
+        sub.add_argument(
+            f"--{name}", type=Path, required=True, metavar="RESULT[:ARM]", help=f"measured alike, and {name}"
+        )
+    sub.add_argument("--metric", help="default: the first primary; outcome:panic for crashes")
+    sub.add_argument("--confidence", type=_probability, default=0.95, metavar="P", help="default: 0.95")
+    sub.add_argument("--seeds", type=_positive, metavar="N", help="at most so many, if not the experiment's")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+    sub = verb("bisect", _bisect, "find the commit that changed a metric, or say how far that has come")
+    sub.add_argument(
+        "words",
+        nargs="*",
+        metavar="status|log|replay RESULT, or -- PATH...",
+        help="with --repo, limits the commits to some paths, as git does; without, looks at a bisection: how "
+        "it stands, what it did and why, or how it stands under another --confidence",
+    )
+    sub.add_argument("--repo", type=Path, metavar="DIR", help="a local git repository of Linux; only read")
+    sub.add_argument("--good", metavar="REV", help="a revision that is good")
+    sub.add_argument("--bad", metavar="REV", help="a later one that is bad")
+    sub.add_argument(
+        "--experiment", type=Path, metavar="EXPERIMENT.yaml", help="its first arm is what all commits get"
+    )
+    sub.add_argument(
+        "--metric", help="default: the first primary; outcome:panic (hang, oom, failed, flood) for crashes"
+    )
+    sub.add_argument(
+        "--confidence", type=_probability, metavar="P", help="to name a commit at; default: 0.95"
+    )
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/bisect-NAME")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+    sub.add_argument("--json", action="store_true", help="print the JSON document")
+    _add_jobs_option(sub)
+
+
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="all metrics in the table, not only the usual ones"
@@ -235,6 +290,16 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
         "--trials", type=_positive, metavar="N", help="a sample of N, spread over arms and seeds"
     )
     _add_jobs_option(parser)
+
+
+def _probability(word: str) -> float:
+    try:
+        p = float(word)
+    except ValueError:
+        p = math.nan
+    if not 0.5 <= p < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not from 0.5 to below 1")
+    return p
 
 
 def _positive(word: str) -> int:
@@ -484,6 +549,91 @@ def _history(arguments: argparse.Namespace) -> int:
         )
         # Asked for by name: that it cannot be written is an error, one line and status 3.
         arguments.output.write_bytes(plots.rendered(figure, suffix))
+    return OK
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from testbed import bisect, check  # noqa: PLC0415  (slow, with scipy and matplotlib)
+
+    try:
+        experiment = _experiment(arguments)
+        metric = bisect.metric(arguments.metric, experiment)
+        sides = check.side(arguments.good, metric), check.side(arguments.bad, metric)
+        with Watcher() as watcher, _naming(arguments.experiment):
+            return check.check(
+                experiment,
+                sides,
+                metric,
+                confidence=arguments.confidence,
+                cache=cache_directory(),
+                watch=watcher,
+            )
+    except TestbedError as failed:
+        # Below 128, git would take it for a verdict.
+        _complain(str(failed))
+        return NO_VERDICT + failed.exit_status
+    except OSError as failed:
+        _complain(str(failed))
+        return NO_VERDICT + HostError.exit_status
+
+
+def _bisect(arguments: argparse.Namespace) -> int:
+    from testbed import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
+
+    looks: dict[str, Callable[[Path], int]] = {
+        "status": lambda directory: _show_bisection(directory, arguments),
+        "replay": lambda directory: _show_bisection(directory, arguments, write=False),
+        "log": _bisection_log,
+    }
+    if not arguments.repo:
+        verb, *rest = arguments.words or [""]
+        if verb not in looks or len(rest) != 1:
+            raise SpecError(
+                "bisect needs --repo, --good, --bad and --experiment; or: status, log or replay RESULT"
+            )
+        return looks[verb](Path(rest[0]))
+    for name in ("good", "bad", "experiment"):
+        if getattr(arguments, name) is None:
+            raise SpecError(f"bisect --repo needs --{name} as well")
+    experiment = _experiment(arguments)
+    home: Path = arguments.results or Path("results") / f"bisect-{experiment.name}"
+    cache = cache_directory()
+    ends = arguments.good, arguments.bad
+    asked = bisect.asked(arguments.repo, ends, arguments.words, experiment, arguments.metric)
+    with Watcher() as watcher:
+        watcher.note(f"{len(asked.range.changes)} commits between good and bad")
+        if arguments.fresh and (old := store.set_aside(home)):
+            watcher.note(f"the old result is now {old}")
+        bench = bisect.Machine(asked.experiment, asked.repository, cache, arguments.jobs, watcher.note)
+        with Ledger.create(home) as ledger, _naming(arguments.experiment):
+            bisect.bisect(asked, bisect.rules(arguments.confidence), bench, ledger, watcher.note)
+    return _show_bisection(home, arguments)
+
+
+def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bool = True) -> int:
+    """Print how a bisection stands; what it is under other rules is nowhere written."""
+    from testbed import bisect  # noqa: PLC0415
+
+    changes = {"confidence": arguments.confidence} if arguments.confidence and not write else {}
+    made, said = bisect.status(directory, **changes)
+    if arguments.json:
+        print(json.dumps(made, indent=2))
+    else:
+        _print(bisect.render(made, said))
+        sys.stdout.flush()
+    if write:
+        bisect.write(directory, made, said, _tell)
+        if not arguments.json:
+            _tell(f"also in {directory}: report.md, report.json, pictures/posterior.svg; logs/")
+    answer = made["answer"]
+    return OK if answer and answer["confirmed"] else NOBODY_NAMED
+
+
+def _bisection_log(directory: Path) -> int:
+    from testbed import bisect  # noqa: PLC0415
+
+    for line in bisect.log(directory):
+        print(text.visible(line))
     return OK
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 
@@ -37,6 +38,7 @@ class Watcher:
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._lock = threading.Lock()
         self._began = time.monotonic()
         self._told: set[tuple[str, str]] = set()
         self._planned = self._ended = self._already = self._lost = 0
@@ -51,9 +53,10 @@ class Watcher:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Something has begun or was found."""
-        self._print(text)
-        self._show(visible(text).split("\n", maxsplit=1)[0][:60], total=None)
+        """Something has begun or was found. May be called from any thread."""
+        with self._lock:
+            self._print(text)
+            self._show(visible(text).split("\n", maxsplit=1)[0][:60], total=None)
 
     def started(self, total: int, done: int, jobs: int) -> None:
         self._planned, self._already, self._ended = total, done, 0

@@ -26,6 +26,9 @@ from testbed.record import Record
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
+# What a plan can be of, and the key that it then has.
+COMPARISON, BISECTION = "comparison", "bisection"
+_HAS = {COMPARISON: "trials", BISECTION: "bisect"}
 # In a directory that has a result per cell of a matrix.
 MATRIX = "matrix.json"
 
@@ -39,6 +42,10 @@ CREATE TABLE trials (
     document TEXT NOT NULL,
     UNIQUE (trial, attempt)
 );
+"""
+# What a bisection notes beside its trials, in order.
+_NOTES = """
+CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, trials INTEGER NOT NULL, document TEXT NOT NULL)
 """
 
 
@@ -91,13 +98,36 @@ class Ledger:
             if self._last_plan() != text:
                 self._db.execute("INSERT INTO plans (document) VALUES (?)", (text,))
 
-    def plan(self) -> Any:
-        """The last plan. Raises StoreError when there is none yet."""
+    def plan(self, of: str = COMPARISON) -> Any:
+        """The last plan. Raises StoreError when there is none yet, SpecError when it is not of that kind."""
         with _translated(self.directory):
             text = self._last_plan()
         if text is None:
             raise StoreError(f"{self.directory}: nothing was planned here yet")
-        return json.loads(text)
+        plan = json.loads(text)
+        if _HAS[of] not in plan:
+            raise SpecError(
+                f"{self.directory}: not the result of a {of}",
+                "`testbed bisect status` shows that of a bisection" if of == COMPARISON else "",
+            )
+        return plan
+
+    def note(self, document: Mapping[str, Any]) -> None:
+        """Keep something else that was found, durably: JSON."""
+        with _translated(self.directory), self._db:
+            self._db.execute(_NOTES)
+            self._db.execute(
+                "INSERT INTO notes (trials, document) VALUES ((SELECT COUNT(*) FROM trials), ?)",
+                (json.dumps(document),),
+            )
+
+    def notes(self) -> list[tuple[int, Any]]:
+        """All notes in order, each with the number of attempts at trials that were kept before it."""
+        with _translated(self.directory):
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
+                return []
+            rows = self._db.execute("SELECT trials, document FROM notes ORDER BY id").fetchall()
+        return [(row[0], json.loads(row[1])) for row in rows]
 
     def add(self, record: Record, log: bytes) -> None:
         """Keep an attempt and its raw console log, durably."""

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -97,14 +97,20 @@ class Kernel:
         return self.directory / "config"
 
 
-def plan(source: Source, fragments: Sequence[str], arm: ArmSpec, cache: Path) -> Plan:
+def plan(
+    source: Source, fragments: Sequence[str], arm: ArmSpec, cache: Path, known: Container[str] | None = None
+) -> Plan:
     """Work out what an arm's kernel is made of, and so its key. Builds nothing.
 
-    Raises SpecError for a patch that does not apply or a fragment that cannot be used.
+    With `known`, symbols that are not among them are not asked to be set: a kernel of before there was an
+    option has to do without it. Raises SpecError for a patch that does not apply or a fragment that cannot be
+    used.
     """
     patches = series.load(arm.patches, source.version)
     files = series.apply(patches, source.read)
     config = kconfig.merge(kconfig.load(fragments, source.version))
+    if known is not None:
+        config = {name: line for name, line in config.items() if name in known or kconfig.unset(line)}
     tools = tuple(_version_line(tool) for tool in ("gcc", "ld"))
     contents = {path: data and hashlib.sha256(data).hexdigest() for path, data in files.items()}
     key = _digest([SCHEMA, source.identity, contents, config, tools, VARIABLES])
@@ -224,6 +230,21 @@ def _configure(plan: Plan, work: Path, log: IO[bytes]) -> None:
             "an option that is absent is unknown there, or something that it depends on is not set",
         )
     _put(work / "obj" / ".config", dotconfig.read_bytes())
+
+
+def compiled(plan: Plan) -> frozenset[str]:
+    """The files of the source that went into what was last built where a plan's kernel is built.
+
+    From what kbuild notes of every object; empty if nothing was built there yet.
+    """
+    work = _work(plan)
+    top = f"{work / 'src'}/"
+    return frozenset(
+        word.removeprefix(top)
+        for command in (work / "obj").rglob(".*.o.cmd")
+        for word in command.read_text(errors="replace").split()
+        if word.startswith(top)
+    )
 
 
 def command(plan: Plan) -> list[str]:

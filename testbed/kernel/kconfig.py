@@ -64,6 +64,11 @@ def lost(requested: Mapping[str, str], dotconfig: str) -> list[str]:
     ]
 
 
+def unset(line: str) -> bool:
+    """Whether a line asks for its symbol not to be set, as one that does not exist is anyway."""
+    return _UNSET.fullmatch(line) is not None
+
+
 def _entry(line: str) -> tuple[str, str] | None:
     if match := _UNSET.fullmatch(line):
         return match[1], line

@@ -301,11 +301,11 @@ class GitTree(Source):
     git_dir: Path
 
     def read(self, path: str) -> bytes | None:
-        listing = _git(self.git_dir, "ls-tree", "-z", "--full-tree", self.identity, "--", path).stdout
+        listing = git(self.git_dir, "ls-tree", "-z", "--full-tree", self.identity, "--", path).stdout
         mode, _type, blob = (listing.split(b"\t")[0].decode().split() or ("", "", ""))[:3]
         if not mode.startswith("100"):
             return None
-        return _git(self.git_dir, "cat-file", "blob", blob).stdout
+        return git(self.git_dir, "cat-file", "blob", blob).stdout
 
     def checkout(self, dest: Path) -> None:
         dest.mkdir(parents=True, exist_ok=True)
@@ -314,10 +314,10 @@ class GitTree(Source):
         index.with_name(f"{index.name}.lock").unlink(missing_ok=True)
         env = {"GIT_INDEX_FILE": str(index)}
         for command in (["read-tree", "--reset", "-u", self.identity], ["clean", "-ffdxq"]):
-            _git(self.git_dir, f"--work-tree={dest}", *command, cwd=dest, env=env)
+            git(self.git_dir, f"--work-tree={dest}", *command, cwd=dest, env=env)
 
 
-def _git(
+def git(
     git_dir: Path,
     *words: str,
     cwd: Path | None = None,
@@ -326,6 +326,7 @@ def _git(
     error: type[TestbedError] = BuildError,
     check: bool = True,
 ) -> subprocess.CompletedProcess[bytes]:
+    """Run git on a repository, safe from what its or the user's configuration says."""
     settings = [word for setting in _SETTINGS for word in ("-c", setting)]
     return process.run(
         ["git", *settings, f"--git-dir={git_dir}", *words],
@@ -337,10 +338,18 @@ def _git(
     )
 
 
-def _parse(git_dir: Path, revision: str) -> str | None:
-    """The hash that a revision stands for."""
+def local(path: Path) -> Path:
+    """The git directory of a local repository. Raises SpecError when it is none."""
+    git_dir = path / ".git" if (path / ".git").exists() else path
+    if git(git_dir, "rev-parse", "--git-dir", check=False).returncode != 0:
+        raise SpecError(f"{path}: not a git repository")
+    return git_dir
+
+
+def parse(git_dir: Path, revision: str) -> str | None:
+    """The hash that a revision stands for; None when there is none."""
     words = ("rev-parse", "--verify", "--quiet", "--end-of-options", revision)
-    return _git(git_dir, *words, check=False).stdout.decode().strip() or None
+    return git(git_dir, *words, check=False).stdout.decode().strip() or None
 
 
 def _revision(spec: GitSource, cache: Path, progress: Progress) -> Source:
@@ -349,12 +358,12 @@ def _revision(spec: GitSource, cache: Path, progress: Progress) -> Source:
         with locked(git_dir.with_suffix(".lock"), progress):
             commit = _fetched(git_dir, spec, progress)
     else:
-        path = Path(spec.repository)
-        git_dir = path / ".git" if (path / ".git").exists() else path
-        if _git(git_dir, "rev-parse", "--git-dir", check=False).returncode != 0:
-            raise SpecError(f"kernel.git.repository: {path}: not a git repository")
-        commit = _parse(git_dir, f"{spec.revision}^{{commit}}")
-    tree = commit and _parse(git_dir, f"{commit}^{{tree}}")
+        try:
+            git_dir = local(Path(spec.repository))
+        except SpecError as none:
+            raise SpecError(f"kernel.git.repository: {none.message}") from none
+        commit = parse(git_dir, f"{spec.revision}^{{commit}}")
+    tree = commit and parse(git_dir, f"{commit}^{{tree}}")
     if commit is None or tree is None:
         raise SpecError(f"kernel.git.revision: {spec.repository} has no commit `{spec.revision}`")
     label = f"{spec.repository} {spec.revision} ({commit[:12]})"
@@ -365,27 +374,27 @@ def _repository(cache: Path, name: str) -> Path:
     """A bare repository of ours."""
     path = cache / "git" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.git"
     path.parent.mkdir(parents=True, exist_ok=True)
-    _git(path, "init", "--quiet", "--bare")
+    git(path, "init", "--quiet", "--bare")
     return path
 
 
 def _fetched(git_dir: Path, spec: GitSource, progress: Progress) -> str | None:
     """Fetch a revision and return its commit. What a full hash names can not change: it is fetched once."""
     whole_hash = re.fullmatch(r"[0-9a-f]{40}", spec.revision)
-    if whole_hash and (commit := _parse(git_dir, f"{spec.revision}^{{commit}}")):
+    if whole_hash and (commit := parse(git_dir, f"{spec.revision}^{{commit}}")):
         return commit
     progress(f"fetching {spec.revision} from {spec.repository}")
     fetch = ("fetch", "--quiet", "--no-tags", "--force")
-    shallow = _git(git_dir, *fetch, "--depth=1", "--", spec.repository, spec.revision, check=False)
+    shallow = git(git_dir, *fetch, "--depth=1", "--", spec.repository, spec.revision, check=False)
     if shallow.returncode == 0:
-        return _parse(git_dir, "FETCH_HEAD^{commit}")
+        return parse(git_dir, "FETCH_HEAD^{commit}")
     # A server gives out names and, if it likes, whole hashes; the rest takes its history to work out.
     if re.fullmatch(r"[0-9a-f]{7,40}|.*[~^@].*", spec.revision):
         progress(f"fetching all of {spec.repository}")
         heads, tags = "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*"
         whole = (*fetch, "--depth=2147483647", "--", spec.repository, heads, tags)
-        _git(git_dir, *whole, timeout=DOWNLOAD_SECONDS, error=HostError)
-        return _parse(git_dir, f"{spec.revision}^{{commit}}")
+        git(git_dir, *whole, timeout=DOWNLOAD_SECONDS, error=HostError)
+        return parse(git_dir, f"{spec.revision}^{{commit}}")
     reason = shallow.stderr.decode(errors="replace").strip()
     if "couldn't find remote ref" in reason or "invalid refspec" in reason:
         return None
@@ -412,12 +421,12 @@ def _local_tree(path: Path, cache: Path, progress: Progress) -> Source:
             progress(f"looking for changes in {path}")
             _borrow(theirs, store)
             env["GIT_OBJECT_DIRECTORY"] = str(store / "objects")
-            _git(theirs, f"--work-tree={path}", "add", "--all", cwd=path, env=env)
+            git(theirs, f"--work-tree={path}", "add", "--all", cwd=path, env=env)
         else:
             _refuse_built(path)
             progress(f"reading {path}")
-            _git(store, f"--work-tree={path}", "add", "--all", "--force", cwd=path, env=env)
-        tree = _git(store, "write-tree", env=env).stdout.decode().strip()
+            git(store, f"--work-tree={path}", "add", "--all", "--force", cwd=path, env=env)
+        tree = git(store, "write-tree", env=env).stdout.decode().strip()
     return GitTree(tree, f"tree:{path}", _describe(path, tree), store)
 
 
@@ -430,7 +439,7 @@ def _borrow(theirs: Path, store: Path) -> None:
 
     def locate(name: str) -> Path:
         words = ("rev-parse", "--path-format=absolute", "--git-path", name)
-        return Path(_git(theirs, *words).stdout.decode().rstrip("\n"))
+        return Path(git(theirs, *words).stdout.decode().rstrip("\n"))
 
     (store / "objects/info").mkdir(exist_ok=True)
     (store / "objects/info/alternates").write_text(f"{locate('objects')}\n")
@@ -450,8 +459,8 @@ def _refuse_built(path: Path) -> None:
 
 
 def _describe(path: Path, tree: str) -> str:
-    head = _parse(path / ".git", "HEAD") if (path / ".git").exists() else None
+    head = parse(path / ".git", "HEAD") if (path / ".git").exists() else None
     if head is None:
         return f"{path} ({tree[:12]})"
-    changed = _parse(path / ".git", f"{head}^{{tree}}") != tree
+    changed = parse(path / ".git", f"{head}^{{tree}}") != tree
     return f"{path} ({head[:12]}{f' with changes, {tree[:12]}' if changed else ''})"

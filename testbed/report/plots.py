@@ -384,3 +384,43 @@ def history(
         axes.set_title(f"{title}; a dot is a seed, dashed: a change,\ntriangle: one within the margin")
         axes.set_ylim(bottom=0)
         return figure
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A commit of a bisection: how probable it is that it is the culprit and that it is bad, its values in
+    the search and on the fresh seeds of a confirmation, and whether it can be tested."""
+
+    culprit: float
+    bad: float
+    values: Sequence[float]
+    fresh: Sequence[float]
+    testable: bool
+
+
+def posterior(title: str, good: Sequence[float], suspects: Sequence[Suspect], named: Sequence[int]) -> Figure:
+    """Who is the culprit, over the commits in order, and beneath it what was measured of each."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [1, 1.3]})
+        places = np.arange(1, len(suspects) + 1)
+        culprit = [s.culprit for s in suspects]
+        above.fill_between(places, culprit, step="mid", color=COLOURS[2], label="is the culprit")
+        bad = [s.bad for s in suspects]
+        above.step(places, bad, where="mid", color="0.4", linewidth=1, label="is bad")
+        if missing := [n for n, s in enumerate(suspects, 1) if not s.testable]:
+            above.plot(missing, [0.0] * len(missing), "x", color="black", label="cannot be tested")
+        above.set_ylim(-0.05, 1.05)
+        above.set_ylabel("probability")
+        above.legend(loc="upper left")
+        for n in named:
+            for axes in (above, below):
+                axes.axvline(n + 1, color=COLOURS[2], linewidth=0.8, linestyle=":")
+        for n, (values, fresh) in enumerate([(good, ()), *((s.values, s.fresh) for s in suspects)]):
+            below.plot([n] * len(values), values, "o", color=COLOURS[1], markersize=3, alpha=0.6)
+            below.plot([n] * len(fresh), fresh, "+", color=COLOURS[3], markersize=5)
+        count = len(good) + sum(len(s.values) + len(s.fresh) for s in suspects)
+        below.set_xlim(-0.8, len(suspects) + 0.8)
+        below.set_xlabel("commit; 0 is the good end")
+        below.set_title(f"{title}; a dot is a trial, + one on a fresh seed, n = {count}")
+        return figure

@@ -84,6 +84,9 @@ ROOMS: dict[str, set[str]] = {
     "proof": FOUNDATION | {"campaign", "trial", "store", "guest", "script"},
     "microscope": FOUNDATION | {"trial", "guest"},
     "progress": {"record", "report.text"},
+    "bisect": FOUNDATION
+    | {"campaign", "trial", "runner", "store", "kernel", "guest", "results", "analysis", "report"},
+    "check": FOUNDATION | {"bisect", "campaign", "runner", "store", "results", "analysis"},
     "explain": FOUNDATION | {"campaign", "runner", "guest", "kernel", "progress"},
     "doctor": {"errors", "process", "paths", "debian", "guest.image", "guest.qemu"},
     "bootstrap": {"errors", "process", "paths", "doctor"},
@@ -158,6 +161,7 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
     # shape.py names paths, it opens none.
     more = {
         "testbed.guest.shape": {"pathlib"},
+        "testbed.report.bisection": {"rich"},
         "testbed.report.text": {"rich"},
         "testbed.report.matrix": {"rich"},
         "testbed.report.timeline": {"rich"},
@@ -167,6 +171,7 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
         "testbed.report.machine": {"xml"},
         "testbed.report.pictures": {"matplotlib"},
         "testbed.report.plots": {"io", "matplotlib", "numpy"},
+        "testbed.analysis.bisect": {"heapq", "numpy", "scipy"},
         "testbed.analysis.shift": {"numpy", "scipy"},
         "testbed.analysis.placebo": {"scipy"},
         # Resampling starts from a seed that is written there.
