@@ -6,6 +6,7 @@ The snapshot is taken at one exact instruction, so that whoever takes it gets th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -134,8 +135,13 @@ def adopt(start: Start, taken: Path, cache: Path) -> None:
 
 
 def _forget_old(home: Path) -> None:
-    files = [path for path in home.iterdir() if path.is_file() and not path.suffix]
+    ages: dict[Path, float] = {}
+    for path in home.iterdir():
+        # Whoever else takes one at the same time forgets old ones, too.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.suffix:
+                ages[path] = path.stat().st_mtime
     # Their locks stay: somebody may be waiting for one.
-    for path in sorted(files, key=lambda path: path.stat().st_mtime)[:-KEEP]:
+    for path in sorted(ages, key=lambda path: ages[path])[:-KEEP]:
         path.unlink(missing_ok=True)
         path.with_suffix(".log.gz").unlink(missing_ok=True)

@@ -195,6 +195,23 @@ def test_old_snapshots_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
     assert "tmpdraft" in left
 
 
+def test_two_may_forget_old_snapshots_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(KEEP + 5):
+        (tmp_path / f"{number:032x}").write_bytes(b"")
+        os.utime(tmp_path / f"{number:032x}", (number, number))
+    is_file = Path.is_file
+
+    def taken_away_meanwhile(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == f"{0:032x}":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", taken_away_meanwhile)
+    _forget_old(tmp_path)
+    assert len(list(tmp_path.iterdir())) == KEEP
+
+
 def test_of_the_hosts_clock_nothing_is_left_in_a_snapshot() -> None:
     head, tail = b"...\x04\0\0\0\0", b"\x05\x0ctimer/icount..."
     name = b"\x05timer" + bytes(4) + b"\0\0\0\x02"
