@@ -100,7 +100,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         words = list(sys.argv[1:] if argv is None else argv)
         if ended.code and words[:1] == ["check"]:
             # `git bisect run` would go on, and call the commit bad.
-            raise SystemExit(NO_VERDICT + SpecError.exit_status) from ended
+            sys.exit(NO_VERDICT + SpecError.exit_status)
         raise
 
 

@@ -26,9 +26,9 @@ from testbed.record import Record
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
-# What a plan can be of, and the key that it then has.
+# What a plan can be of; that of a bisection has a key of its own.
 COMPARISON, BISECTION = "comparison", "bisection"
-_HAS = {COMPARISON: "trials", BISECTION: "bisect"}
+_BISECTED = "bisect"
 # In a directory that has a result per cell of a matrix.
 MATRIX = "matrix.json"
 
@@ -105,7 +105,7 @@ class Ledger:
         if text is None:
             raise StoreError(f"{self.directory}: nothing was planned here yet")
         plan = json.loads(text)
-        if _HAS[of] not in plan:
+        if (BISECTION if _BISECTED in plan else COMPARISON) != of:
             raise SpecError(
                 f"{self.directory}: not the result of a {of}",
                 "`testbed bisect status` shows that of a bisection" if of == COMPARISON else "",

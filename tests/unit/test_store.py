@@ -93,6 +93,17 @@ def test_reading_is_possible_while_it_is_written(tmp_path: Path) -> None:
             assert len(reader.records()) == 1
 
 
+def test_notes_know_their_place_among_the_trials(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "r") as ledger:
+        assert ledger.notes() == []
+        ledger.note({"first": 1})
+        ledger.add(record("a", 1), b"one")
+        ledger.add(record("a", 2), b"two")
+        ledger.note({"second": 2})
+    with Ledger.open(tmp_path / "r") as ledger:
+        assert ledger.notes() == [(0, {"first": 1}), (2, {"second": 2})]
+
+
 def test_the_last_plan_counts_and_an_equal_one_is_not_kept_twice(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "r") as ledger:
         for plan in ({"n": 1}, {"n": 1}, {"n": 2}):
