@@ -123,9 +123,9 @@ MISTAKES = [
     ),
     (
         RIGHT + "zzzz: 1\n",
-        "4: `zzzz`: unknown key; known here: accel, alpha, arms, deadlines, description, first_seed, guest, "
-        "kernel, matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, tracepoints, "
-        "workload",
+        "4: `zzzz`: unknown key; known here: accel, alpha, arms, boots, deadlines, description, first_seed, "
+        "guest, kernel, matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, "
+        "tracepoints, workload",
     ),
     # Missing.
     (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
