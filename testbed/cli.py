@@ -46,7 +46,7 @@ from testbed.process import pasteable
 from testbed.progress import Watcher
 from testbed.proof import Repeat
 from testbed.record import LOST, MEASURED
-from testbed.report import matrix, text
+from testbed.report import matrix, text, words
 from testbed.report.document import ALPHA
 from testbed.report.gate import Condition, condition, failures
 from testbed.script import script
@@ -789,6 +789,10 @@ def _run_until_decided(
         if seeds in looks and results.decided(so_far):
             watcher.note(f"decided after {seeds} seeds")
             return
+        if looks and seeds == looks[0]:
+            # The pilot says whether it is worth while to go on.
+            for line in words.detectable(results.report(so_far)):
+                watcher.note(line)
         if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
             watcher.note(f"no further seed: {experiment.minutes:g} minutes are over")
             return

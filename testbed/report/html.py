@@ -75,10 +75,7 @@ def _power(document: Mapping[str, Any]) -> Iterator[str]:
         for name, decision in judgement["primary"].items():
             if decision["verdict"] in ("inconclusive", "none"):
                 yield f"{arm}: {words.sentence(known.get(name, name), decision)}"
-            elif decision["mde"] is not None:
-                smallest = words.size(decision, decision["mde"])
-                title = known.get(name, name)
-                yield f"{arm}: {title}: with so many seeds, a change of {smallest} is found nine times in ten"
+    yield from words.detectable(document)
 
 
 def _exploratory(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:

@@ -268,6 +268,7 @@ def render(document: Mapping[str, Any], everything: bool = False) -> RenderableT
     parts: list[RenderableType] = [_text(document["name"], "bold"), _text(document["description"])]
     parts += [_text(line, "bold") for line in fallback(document)]
     parts += [_text(f"{arm}: {said}", "bold") for arm, said in words.verdicts(document)]
+    parts += [_text(line) for line in words.detectable(document)]
     if document["verdicts"]:
         parts.append(_text(words.how(document)))
     parts += [_text(line, "bold") for line in words.disagreements(document)]
@@ -290,6 +291,7 @@ def markdown(document: Mapping[str, Any], everything: bool = False) -> str:
     for line in fallback(document):
         lines += [f"**{escaped(line)}**", ""]
     lines += [f"- **{escaped(arm)}**: {escaped(said)}" for arm, said in words.verdicts(document)]
+    lines += [f"- {escaped(line)}" for line in words.detectable(document)]
     if document["verdicts"]:
         lines += ["", escaped(words.how(document)), ""]
     lines += [f"- **{escaped(line)}**" for line in words.disagreements(document)]

@@ -92,6 +92,17 @@ def how(document: Document) -> str:
     )
 
 
+def detectable(document: Document) -> Iterator[str]:
+    """The smallest change of each primary metric that so many seeds find, if they are enough to know."""
+    known = titles(document)
+    for arm, judgement in document["verdicts"].items():
+        for name, decision in judgement["primary"].items():
+            if decision["mde"] is not None:
+                smallest = size(decision, decision["mde"])
+                title = known.get(name, name)
+                yield f"{arm}: {title}: with so many seeds, a change of {smallest} is found nine times in ten"
+
+
 def disagreements(document: Document) -> Iterator[str]:
     """Primary metrics of which a second method says something else."""
     known = titles(document)
