@@ -42,7 +42,7 @@ import yaml
 from testbed import cli, process, spec
 from testbed.analysis.metrics import METRICS
 from testbed.errors import HostError, Interrupted, SpecError, TestbedError
-from testbed.kernel import series
+from testbed.kernel import series, source
 from testbed.paths import REPOSITORY, cache_directory
 from testbed.report.text import escaped, visible
 
@@ -153,11 +153,11 @@ def _derived(
     kernel = found.kernel.model_dump(mode="json", exclude_none=True)
     arms = {name: arm.model_dump(mode="json", exclude_defaults=True) for name, arm in found.arms.items()}
     if tree:
-        source: dict[str, Any] = {"tree": str(tree.resolve())}
+        on: dict[str, Any] = {"tree": str(tree.resolve())}
         if base:
             fork, patch = _change(tree, base, out)
-            source, patches = {"git": {"repository": str(tree.resolve()), "revision": fork}}, [patch]
-        kernel = {"config": kernel["config"], **source}
+            on, patches = {"git": {"repository": str(tree.resolve()), "revision": fork}}, [patch]
+        kernel = {"config": kernel["config"], **on}
     if patches:
         first, baseline = next(iter(arms.items()))
         with_them = [*baseline.get("patches", []), *map(str, patches)]
@@ -191,9 +191,8 @@ def _change(tree: Path, base: str, out: Path) -> tuple[str, Path]:
 
 def _git(tree: Path, *words: str) -> str:
     # Named, git asks nobody whose directory that is: in a container it is often another user's.
-    git_dir = tree / ".git" if (tree / ".git").exists() else tree
-    argv = ["git", f"--git-dir={git_dir.resolve()}", *words]
-    done = process.run(argv, timeout=GIT_SECONDS, error=HostError, check=False)
+    git_dir = source.git_directory(tree).resolve()
+    done = source.git(git_dir, *words, timeout=GIT_SECONDS, error=HostError, check=False)
     if done.returncode:
         said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no common ancestor"])[0]
         raise SpecError(

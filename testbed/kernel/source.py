@@ -338,9 +338,14 @@ def git(
     )
 
 
+def git_directory(path: Path) -> Path:
+    """Where git's own files would be, if a path is a work tree or a bare repository."""
+    return path / ".git" if (path / ".git").exists() else path
+
+
 def local(path: Path) -> Path:
     """The git directory of a local repository. Raises SpecError when it is none."""
-    git_dir = path / ".git" if (path / ".git").exists() else path
+    git_dir = git_directory(path)
     if git(git_dir, "rev-parse", "--git-dir", check=False).returncode != 0:
         raise SpecError(f"{path}: not a git repository")
     return git_dir
