@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from rich.console import RenderableType
-
 from testbed import campaign, results, runner
 from testbed import trial as trials
 from testbed.analysis.bisect import (
@@ -143,6 +141,13 @@ class Book:
         self.samples[record.arm, record.seed] = Sample(record.arm, record.seed, value, said)
         self.trial_seconds.append(sum(s for stage, s in record.stages.items() if stage != "snapshot"))
 
+    def came_to(self, record: Record) -> str:
+        """What an attempt that was taken in has given, in a word."""
+        sample = self.samples.get((record.arm, record.seed))
+        if sample is None:
+            return LOST
+        return sample.outcome if sample.value is None else f"{sample.value:.6g}"
+
     @property
     def state(self) -> State:
         """What the search goes by."""
@@ -247,7 +252,7 @@ class Bench(Protocol):
 
     @property
     def deterministic(self) -> bool:
-        """Whether what else the machine does changes no number, and a boot that failed fails again."""
+        """Whether what else the machine does changes no number, and is no reason why a boot fails."""
 
 
 @dataclass
@@ -339,8 +344,14 @@ class Machine:
 
     def run(self, wanted: Wanted, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
         """Run a trial of a commit that is built."""
+        kernel = self.kernel(wanted.commit)
         made = campaign.trial(
-            self.experiment, self.arm, wanted.seed, self.kernel(wanted.commit), self.guests()
+            self.experiment,
+            self.arm,
+            wanted.seed,
+            self.guests(),
+            vmlinux=kernel.vmlinux,
+            sha256=kernel.vmlinux_sha256,
         )
         return trials.run(replace(made, arm=wanted.commit), attempt, cancel)
 
@@ -358,7 +369,7 @@ class Machine:
 
     @property
     def deterministic(self) -> bool:
-        """Whether what else the machine does changes no number, and a boot that failed fails again."""
+        """Whether what else the machine does changes no number, and is no reason why a boot fails."""
         return self.guests().machine.shape.accel == "icount"
 
 
@@ -405,10 +416,8 @@ def asked(
     repository: Path, ends: tuple[str, str], paths: Sequence[str], experiment: Experiment, name: str | None
 ) -> Asked:
     """What a person asks for, looked up; `ends` are good and bad. Raises SpecError for what is not there."""
-    first = next(iter(experiment.arms))
-    one = experiment.model_copy(update={"arms": {first: experiment.arms[first]}})
-    chosen = metric(name, experiment)
-    return Asked(repository.resolve(), history.between(repository, *ends, paths), tuple(paths), one, chosen)
+    found = history.between(repository, *ends, paths)
+    return Asked(repository.resolve(), found, tuple(paths), experiment.only(), metric(name, experiment))
 
 
 def rules(confidence: float | None) -> Rules:
@@ -560,46 +569,38 @@ class _Loop:
                 self._note_trial(self.running.pop(future), *future.result())
 
     def _note_build(self, book: Book, commit: str, result: Callable[[], Built]) -> None:
-        kept: dict[str, Any] = {"commit": commit, "kernel": "", "reason": "", "remarks": []}
+        short = commit[: bisection.SHORT]
         try:
             built = result()
         except Broken as broken:
-            kept |= {"reason": broken.reason, "detail": broken.detail}
-            self.note(f"{commit[: bisection.SHORT]} {broken.reason}: {broken.detail.splitlines()[0]}")
-        else:
-            kept |= {"kernel": built.kernel, "seconds": built.seconds, "remarks": list(built.remarks)}
-            same = [c for c, kernel in book.kernels.items() if kernel == built.kernel]
-            if same:
-                self.note(
-                    f"{commit[: bisection.SHORT]} is the kernel of {same[0][: bisection.SHORT]}: no trials"
-                )
-        self.ledger.note(kept)
-        book.noted(kept)
+            self.note(f"{short} {broken.reason}: {broken.detail.splitlines()[0]}")
+            self._keep(book, commit, reason=broken.reason, detail=broken.detail)
+            return
+        if same := [c for c, kernel in book.kernels.items() if kernel == built.kernel]:
+            self.note(f"{short} is the kernel of {same[0][: bisection.SHORT]}: no trials")
+        self._keep(book, commit, kernel=built.kernel, seconds=built.seconds, remarks=list(built.remarks))
 
     def _note_trial(self, wanted: Wanted, record: Record, log: bytes) -> None:
         self.ledger.add(record, log)
         self.book.ended(record, log)
+        short, seconds = record.arm[: bisection.SHORT], sum(record.stages.values())
         if record.outcome == LOST:
             self.lost[wanted] += 1
             if self.lost[wanted] >= runner.ATTEMPTS:
-                raise GuestLost(f"{wanted.commit[: bisection.SHORT]} seed {wanted.seed}: {record.detail}")
+                raise GuestLost(f"{short} seed {wanted.seed}: {record.detail}")
+        self.note(f"{short} seed {record.seed}: {self.book.came_to(record)} in {seconds:.1f} s")
         sample = self.book.samples.get((record.arm, record.seed))
-        value = sample.value if sample else None
-        said = f"{value:.6g}" if value is not None else sample.outcome if sample else LOST
-        seconds = sum(record.stages.values())
-        self.note(f"{record.arm[: bisection.SHORT]} seed {record.seed}: {said} in {seconds:.1f} s")
-        silent = value is None and record.outcome != LOST and "workload" not in record.stages
-        if silent and self.deterministic:
-            # Its boot is the same for all seeds.
-            kept = {
-                "commit": record.arm,
-                "kernel": "",
-                "reason": f"does not boot ({record.outcome})",
-                "detail": record.detail,
-                "remarks": [],
-            }
-            self.ledger.note(kept)
-            self.book.noted(kept)
+        silent = sample is None or sample.value is None
+        if silent and self.deterministic and record.outcome != LOST and "workload" not in record.stages:
+            # Another seed's boot hardly goes further, and costs its deadline. Nobody is innocent for that.
+            reason = f"does not boot ({record.outcome})"
+            self._keep(self.book, record.arm, reason=reason, detail=record.detail)
+
+    def _keep(self, book: Book, commit: str, **found: Any) -> None:
+        """Keep what became of a commit's kernel; of one that cannot be used, `reason` and `detail`."""
+        note = {"commit": commit, "kernel": "", "reason": "", "remarks": [], **found}
+        self.ledger.note(note)
+        book.noted(note)
 
     def _tell(self, said: str) -> None:
         if said != self.told:
@@ -638,18 +639,11 @@ def status(directory: Path, **changes: Any) -> tuple[Mapping[str, Any], str]:
     return bisection.document(plan, book.remarks, book.state, standing, rules), said
 
 
-def render(document: Mapping[str, Any], said: str) -> RenderableType:
-    """The report for a terminal."""
-    return bisection.render(document, said)
-
-
 def write(directory: Path, document: Mapping[str, Any], said: str, warn: Note) -> None:
     """The report in its other forms, and its picture, into the result directory."""
     results.put(directory / "report.json", json.dumps(document, indent=2) + "\n", warn)
     results.put(directory / "report.md", bisection.markdown(document, said), warn)
-    figure = plots.posterior(**bisection.picture(document))
-    for suffix in ("svg", "png"):
-        results.put(directory / "pictures" / f"posterior.{suffix}", plots.rendered(figure, suffix), warn)
+    results.put_picture(directory, "posterior", plots.posterior(**bisection.picture(document)), warn)
 
 
 def log(directory: Path) -> Iterator[str]:
@@ -664,11 +658,8 @@ def log(directory: Path) -> Iterator[str]:
         for event in events(ledger):
             take(book, event, ledger)
             if isinstance(event, Record):
-                sample = book.samples.get((event.arm, event.seed))
-                value = sample.value if sample else None
-                said = f"{value:.6g}" if value is not None else sample.outcome if sample else LOST
                 why = f" (bad: {100 * bad[columns[event.arm]]:.0f} %)" if bad and event.arm in columns else ""
-                line = f"{event.arm[: bisection.SHORT]}{why} seed {event.seed}: {said}"
+                line = f"{event.arm[: bisection.SHORT]}{why} seed {event.seed}: {book.came_to(event)}"
             else:
                 what = f"built in {event['seconds']:.0f} s" if event["kernel"] else event["reason"]
                 line = f"{event['commit'][: bisection.SHORT]} {what}"

@@ -175,8 +175,9 @@ def prepare(
     made = initramfs(experiment, cache)
     first = next(iter(built.values()))
     here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
+    guests = Guests(made, here, cache)
     trials = tuple(
-        trial(experiment, arm, seed, kernel, Guests(made, here, cache))
+        trial(experiment, arm, seed, guests, vmlinux=kernel.vmlinux, sha256=kernel.vmlinux_sha256)
         for arm, kernel in built.items()
         for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
     )
@@ -202,14 +203,16 @@ class Guests:
     cache: Path
 
 
-def trial(experiment: Experiment, arm: str, seed: int, kernel: Kernel, guests: Guests) -> Trial:
-    """One trial of an arm of an experiment, on a kernel."""
+def trial(
+    experiment: Experiment, arm: str, seed: int, guests: Guests, *, vmlinux: Path, sha256: str
+) -> Trial:
+    """One trial of an arm of an experiment, on a kernel with that hash."""
     here = guests.machine
     return Trial(
         arm=arm,
         seed=seed,
-        vmlinux=kernel.vmlinux,
-        vmlinux_sha256=kernel.vmlinux_sha256,
+        vmlinux=vmlinux,
+        vmlinux_sha256=sha256,
         initramfs=guests.initramfs.path,
         initramfs_sha256=guests.initramfs.sha256,
         shape=with_arguments(here.shape, experiment, arm, seed),

@@ -44,13 +44,9 @@ class Side:
 
 def side(path: Path, metric: Metric) -> Side:
     """The values of a metric in a RESULT or RESULT:ARM. Raises SpecError when there are too few of them."""
-    directory, wanted = results.chosen(path)
-    with Ledger.open(directory) as ledger:
+    with Ledger.open(results.chosen(path)[0]) as ledger:
         plan = ledger.plan()
-        arms = list(plan["experiment"]["arms"])
-        arm = arms[0] if wanted is None else wanted
-        if arm not in arms:
-            raise SpecError(f"{directory}: there is no arm `{arm}`: {', '.join(arms)}")
+        arm = results.arm_of(path, plan)
         records = [r for r in ledger.records() if r.trial in plan["trials"] and r.arm == arm]
         values = list(_values(ledger, records, metric))
     least = LEAST_PAIRS[True]
@@ -79,10 +75,8 @@ def check(
     The result goes beside the good one. Raises SpecError for results that were not measured alike.
     """
     good, bad = sides
-    first = next(iter(experiment.arms))
-    one = experiment.model_copy(update={"arms": {first: experiment.arms[first]}})
     try:
-        ready = campaign.prepare(one, cache, watch.note, threading.Event())
+        ready = campaign.prepare(experiment.only(), cache, watch.note, threading.Event())
     except BuildError as failed:
         watch.note(f"cannot tell: it does not build: {failed}")
         return CANNOT_TELL

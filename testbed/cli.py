@@ -413,7 +413,7 @@ def _boot(arguments: argparse.Namespace) -> int:
     arm = arguments.arm or next(iter(experiment.arms))
     if arm not in experiment.arms:
         raise SpecError(f"{arguments.experiment}: there is no arm `{arm}`: {', '.join(experiment.arms)}")
-    experiment = experiment.model_copy(update={"arms": {arm: experiment.arms[arm]}})
+    experiment = experiment.only(arm)
     cache, settings = cache_directory(), experiment.guest
     with Watcher() as watcher, _naming(arguments.experiment):
         kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
@@ -613,13 +613,14 @@ def _bisect(arguments: argparse.Namespace) -> int:
 def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bool = True) -> int:
     """Print how a bisection stands; what it is under other rules is nowhere written."""
     from testbed import bisect  # noqa: PLC0415
+    from testbed.report import bisection  # noqa: PLC0415
 
     changes = {"confidence": arguments.confidence} if arguments.confidence and not write else {}
     made, said = bisect.status(directory, **changes)
     if arguments.json:
         print(json.dumps(made, indent=2))
     else:
-        _print(bisect.render(made, said))
+        _print(bisection.render(made, said))
         sys.stdout.flush()
     if write:
         bisect.write(directory, made, said, _tell)
@@ -791,7 +792,7 @@ def _run_until_decided(
             return
         if looks and seeds == looks[0]:
             # The pilot says whether it is worth while to go on.
-            for line in words.detectable(results.report(so_far)):
+            for line in words.detectable(results.report(so_far, full=False)):
                 watcher.note(line)
         if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
             watcher.note(f"no further seed: {experiment.minutes:g} minutes are over")

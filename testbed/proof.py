@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from testbed import campaign
+from testbed.campaign import Guests, Machine
 from testbed.errors import SpecError, StoreError
 from testbed.guest import qemu, snapshot
+from testbed.guest.accel import Accel
+from testbed.guest.image import Image
 from testbed.paths import sha256
 from testbed.record import LOST, Record, final
-from testbed.script import script
 from testbed.spec import Experiment
 from testbed.store import LEDGER, Ledger
 from testbed.trial import Trial
@@ -281,29 +283,24 @@ def _bundled(
 ) -> Repeat:
     """From the files that came with it."""
     experiment = _experiment(said)
-    shape = campaign.shape_of(experiment)
-    emulator = qemu.deterministic(cache, progress, said["qemu_family"])
-    trials = tuple(
-        Trial(
-            arm=expected.arm,
-            seed=expected.seed,
-            vmlinux=files / f"vmlinux.{expected.arm}",
-            vmlinux_sha256=said["kernels"][expected.arm]["vmlinux_sha256"],
-            initramfs=files / "initramfs",
-            initramfs_sha256=said["initramfs_sha256"],
-            shape=campaign.with_arguments(shape, experiment, expected.arm, expected.seed),
-            memory=experiment.guest.memory,
-            script=script(experiment, expected.arm, expected.seed),
-            deadlines=experiment.deadlines,
-            environment=campaign.environment(said["qemu_family"], said["booted_by"]),
-            qemu=emulator,
-            # Its snapshots are not to be taken for those that are made here.
-            cache=files,
+    machine = Machine(
+        campaign.shape_of(experiment),
+        qemu.deterministic(cache, progress, said["qemu_family"]),
+        Accel("icount", "as the bundle's"),
+        campaign.environment(said["qemu_family"], said["booted_by"]),
+    )
+    # Its snapshots are not to be taken for those that are made here.
+    guests = Guests(Image(files / "initramfs", said["initramfs_sha256"]), machine, cache=files)
+
+    def brought(arm: str, seed: int) -> Trial:
+        vmlinux, digest = files / f"vmlinux.{arm}", said["kernels"][arm]["vmlinux_sha256"]
+        return replace(
+            campaign.trial(experiment, arm, seed, guests, vmlinux=vmlinux, sha256=digest),
             compiled_plugin=files / "rendezvous.so",
             booted_by=said["booted_by"],
         )
-        for expected in _expected(said).values()
-    )
+
+    trials = tuple(brought(expected.arm, expected.seed) for expected in _expected(said).values())
     hashes = {
         **{files / name: digest for name, digest in said.get("files", {}).items()},
         **{trial.vmlinux: trial.vmlinux_sha256 for trial in trials},

@@ -24,6 +24,8 @@ from testbed.store import LEDGER, MATRIX, Ledger
 
 if TYPE_CHECKING:
     # What needs scipy or matplotlib takes long to import: where it is used, and no earlier.
+    from matplotlib.figure import Figure
+
     from testbed.analysis.history import Point
     from testbed.analysis.verdict import Decision, Judgement
 
@@ -101,9 +103,9 @@ def untold(result: Result) -> list[str]:
     return [name for name in margins(result.plan) if not any(arm.values[name] for arm in arms)]
 
 
-def report(result: Result) -> Any:
-    """The document of a result."""
-    verdicts = judged(result)
+def report(result: Result, full: bool = True) -> Any:
+    """The document of a result. `full` is as in analysis.verdict.judge()."""
+    verdicts = judged(result, full)
     return document(result.plan, result.comparison, result.observations, result.records, verdicts)
 
 
@@ -118,14 +120,18 @@ def chosen(path: Path) -> tuple[Path, str | None]:
     return path, None
 
 
-def _one_arm(path: Path) -> tuple[str, Result]:
+def arm_of(path: Path, plan: Mapping[str, Any]) -> str:
+    """Which arm RESULT or RESULT:ARM means in its plan: the first, if none is named. Raises SpecError."""
     directory, wanted = chosen(path)
-    result = load(directory)
-    arms = list(result.plan["experiment"]["arms"])
-    arm = arms[0] if wanted is None else wanted
-    if arm not in arms:
-        raise SpecError(f"{directory}: there is no arm `{arm}`: {', '.join(arms)}")
-    return arm, result
+    arms = list(plan["experiment"]["arms"])
+    if wanted is not None and wanted not in arms:
+        raise SpecError(f"{directory}: there is no arm `{wanted}`: {', '.join(arms)}")
+    return arms[0] if wanted is None else wanted
+
+
+def _one_arm(path: Path) -> tuple[str, Result]:
+    result = load(chosen(path)[0])
+    return arm_of(path, result.plan), result
 
 
 def joined(paths: Sequence[Path]) -> Result:
@@ -249,8 +255,7 @@ def write_check(home: Path, made: Any, warn: Warn) -> None:
         count = len(made["comparisons"])
         title = f"{made['name']}: {count} comparisons without an effect"
         figure = plots.diagonal(kinds, title, f"a metric in a comparison ({told['pairs']} pairs)")
-        for suffix in ("svg", "png"):
-            put(home / "pictures" / f"selfcheck.{suffix}", plots.rendered(figure, suffix), warn)
+        put_picture(home, "selfcheck", figure, warn)
 
 
 # --- on disk -------------------------------------------------------------------------------------
@@ -283,12 +288,16 @@ def write_matrix(home: Path, warn: Warn) -> tuple[Any, dict[str, Any], int]:
     put(home / "report.json", json.dumps(made, indent=2) + "\n", warn)
     put(home / "report.md", matrix.markdown(made), warn)
     for grid in matrix.grids(made):
-        figure = plots.heat_map(grid)
-        for suffix in ("svg", "png"):
-            put(
-                home / "pictures" / f"{grid.metric}.{grid.arm}.{suffix}", plots.rendered(figure, suffix), warn
-            )
+        put_picture(home, f"{grid.metric}.{grid.arm}", plots.heat_map(grid), warn)
     return made, documents, max(cell.exit_status for cell in ran)
+
+
+def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> None:
+    """Write a picture into a result directory, as SVG and as PNG."""
+    from testbed.report import plots  # noqa: PLC0415
+
+    for suffix in ("svg", "png"):
+        put(directory / "pictures" / f"{name}.{suffix}", plots.rendered(figure, suffix), warn)
 
 
 def put(path: Path, content: str | bytes, warn: Warn) -> None:

@@ -49,13 +49,11 @@ def other_work() -> Iterator[None]:
 def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     """The trials of one arm in one mode, and the coefficient of variation of each metric over seeds."""
     loaded = spec.load(EXPERIMENT)
-    arm = next(iter(loaded.arms))
     assert loaded.workload.load
     program = loaded.workload.load.model_copy(update={"seconds": SECONDS})
     update = {
         "mode": mode,
         "seeds": SEEDS,
-        "arms": {arm: loaded.arms[arm]},
         # What boots add is in docs/statistics.md.
         "boots": 1,
         "workload": loaded.workload.model_copy(update={loaded.workload.name: program}),
@@ -63,7 +61,7 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     if mode == "realtime":
         update["accel"] = "tcg"
     with Watcher() as watcher, Ledger.create(directory) as ledger:
-        ready = campaign.prepare(loaded.model_copy(update=update), cache_directory(), watcher.note)
+        ready = campaign.prepare(loaded.only().model_copy(update=update), cache_directory(), watcher.note)
         runner.run(ready.trials, ledger, None, watcher)
         ids = {trial.id for trial in ready.trials}
         records = [r for r in final(ledger.records()).values() if r.trial in ids and r.outcome == MEASURED]

@@ -28,16 +28,13 @@ CELLS = ((8, "anon", 30), *((vcpus, mode, 5) for vcpus in (1, 2, 4, 8, 16) for m
 
 def trial(vcpus: int, mode: str) -> Trial:
     """The experiment's first arm and seed, on so many vCPUs."""
-    loaded = spec.load(EXPERIMENT)
-    arm = next(iter(loaded.arms))
+    loaded = spec.load(EXPERIMENT).only()
     changes = {
-        "arms": {arm: loaded.arms[arm]},
         "guest": loaded.guest.model_copy(update={"vcpus": vcpus}),
         "workload": WorkloadSpec(mmap_test=MmapTest.model_validate({"mode": mode, "seconds": SECONDS})),
     }
-    return campaign.prepare(loaded.model_copy(update=changes), cache_directory(), lambda _text: None).trials[
-        0
-    ]
+    ready = campaign.prepare(loaded.model_copy(update=changes), cache_directory(), lambda _text: None)
+    return ready.trials[0]
 
 
 def digest(chosen: Trial, busy: bool) -> str:

@@ -26,7 +26,7 @@ from testbed.spec import PAGE
 
 # What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
 RUN_BYTES = 4096
-# Of older snapshots, 32 MB each, there is no need: taking one again costs some seconds.
+# Of older snapshots, 37 MB each, there is no need: taking one again costs some seconds.
 KEEP = 64
 
 

@@ -290,6 +290,11 @@ class Experiment(Model):
                 )
         return primary
 
+    def only(self, arm: str | None = None) -> Experiment:
+        """The same with one arm: the first, if none is named."""
+        name = next(iter(self.arms)) if arm is None else arm
+        return self.model_copy(update={"arms": {name: self.arms[name]}})
+
     @property
     def looks(self) -> bool:
         """Whether seeds are added until the primary metrics are decided."""

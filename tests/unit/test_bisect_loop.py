@@ -46,13 +46,19 @@ def commit(top: Path, subject: str, path: str) -> str:
     return git(top, "rev-parse", "HEAD")
 
 
+def started(top: Path) -> str:
+    """A repository with a single commit; its hash."""
+    top.mkdir(exist_ok=True)
+    git(top, "init", "--quiet", "-b", "main")
+    (top / "Makefile").write_text(MAKEFILE)
+    return commit(top, "start", "mm/vmscan.c")
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """good, 1 to 12, of which every third changes mm/."""
     top = tmp_path_factory.mktemp("repository")
-    git(top, "init", "--quiet", "-b", "main")
-    (top / "Makefile").write_text(MAKEFILE)
-    commit(top, "start", "mm/vmscan.c")
+    started(top)
     git(top, "tag", "good")
     for n in range(1, 13):
         commit(top, f"change {n}", "mm/vmscan.c" if n % 3 == 0 else f"lib/{n % 2}.c")
@@ -428,10 +434,7 @@ def test_revisions_that_cannot_be(repository: Path, tmp_path: Path) -> None:
 
 def test_merges_and_kinds(tmp_path: Path) -> None:
     top = tmp_path / "r"
-    top.mkdir()
-    git(top, "init", "--quiet", "-b", "main")
-    (top / "Makefile").write_text(MAKEFILE)
-    base = commit(top, "start", "mm/vmscan.c")
+    base = started(top)
     git(top, "checkout", "--quiet", "-b", "side")
     docs = commit(top, "docs", "Documentation/mm/x.rst")
     git(top, "checkout", "--quiet", "main")
@@ -480,10 +483,7 @@ class Bare:
 @pytest.fixture
 def bare(tmp_path: Path) -> Bare:
     top = tmp_path / "linux"
-    top.mkdir()
-    git(top, "init", "--quiet", "-b", "main")
-    (top / "Makefile").write_text(MAKEFILE)
-    before = commit(top, "start", "mm/vmscan.c")
+    before = started(top)
     (top / "Kconfig").write_text("config NEW\n\tbool\n")
     after = commit(top, "a file", "lib/new.c")
     (tmp_path / "fix.patch").write_text(FIX)
