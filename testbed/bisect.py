@@ -643,7 +643,10 @@ def write(directory: Path, document: Mapping[str, Any], said: str, warn: Note) -
     """The report in its other forms, and its picture, into the result directory."""
     results.put(directory / "report.json", json.dumps(document, indent=2) + "\n", warn)
     results.put(directory / "report.md", bisection.markdown(document, said), warn)
-    results.put_picture(directory, "posterior", plots.posterior(**bisection.picture(document)), warn)
+    figure = plots.posterior(**bisection.picture(document))
+    results.put_picture(directory, "posterior", figure, warn)
+    page = bisection.page(document, said, plots.rendered(figure, "svg"))
+    results.put(directory / "report.html", page, warn)
 
 
 def log(directory: Path) -> Iterator[str]:

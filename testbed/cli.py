@@ -242,9 +242,15 @@ def _add_bisect_verb(verb: Verb) -> None:
     sub.add_argument(
         "words",
         nargs="*",
-        metavar="status|log|replay RESULT, or -- PATH...",
+        metavar="status|log RESULT, or -- PATH...",
         help="with --repo, limits the commits to some paths, as git does; without, looks at a bisection: how "
-        "it stands, what it did and why, or how it stands under another --confidence",
+        "it stands, or what it did and why",
+    )
+    sub.add_argument(
+        "--replay",
+        type=Path,
+        metavar="RESULT",
+        help="how one stands under another --confidence; builds nothing",
     )
     sub.add_argument("--repo", type=Path, metavar="DIR", help="a local git repository of Linux; only read")
     sub.add_argument("--good", metavar="REV", help="a revision that is good")
@@ -582,14 +588,16 @@ def _bisect(arguments: argparse.Namespace) -> int:
 
     looks: dict[str, Callable[[Path], int]] = {
         "status": lambda directory: _show_bisection(directory, arguments),
-        "replay": lambda directory: _show_bisection(directory, arguments, write=False),
         "log": _bisection_log,
     }
+    if arguments.replay:
+        return _show_bisection(arguments.replay, arguments, write=False)
     if not arguments.repo:
         verb, *rest = arguments.words or [""]
         if verb not in looks or len(rest) != 1:
             raise SpecError(
-                "bisect needs --repo, --good, --bad and --experiment; or: status, log or replay RESULT"
+                "bisect needs --repo, --good, --bad and --experiment; or: status RESULT, log RESULT; "
+                "or --replay RESULT"
             )
         return looks[verb](Path(rest[0]))
     for name in ("good", "bad", "experiment"):
@@ -625,7 +633,7 @@ def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bo
     if write:
         bisect.write(directory, made, said, _tell)
         if not arguments.json:
-            _tell(f"also in {directory}: report.md, report.json, pictures/posterior.svg; logs/")
+            _tell(f"also in {directory}: report.html, report.md, report.json, pictures/; logs/")
     answer = made["answer"]
     return OK if answer and answer["confirmed"] else NOBODY_NAMED
 

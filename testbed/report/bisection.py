@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A bisection as one JSON document, as text and as Markdown. Pure; slow to import (scipy, matplotlib).
+"""A bisection as one JSON document, as text, Markdown and HTML. Pure; slow to import (scipy, matplotlib).
 
     commits = [{"id", "subject", "kind", "posterior", "bad", "built", "untestable", "remarks",
                 "values": {SEED: value}, "outcomes": {OUTCOME: trials}}]
@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.analysis.bisect import PHASE, Answer, Contrast, History, Rules, Standing, State
-from testbed.report import words
+from testbed.report import html, text, words
 from testbed.report.plots import Suspect
 from testbed.report.text import escaped, markdown_line, number, visible
 
@@ -67,6 +67,7 @@ def document(
     return {
         "schema": SCHEMA,
         "name": plan["experiment"]["name"],
+        "experiment": plan["experiment"],
         "metric": asked["metric"],
         "kind": asked["kind"],
         "title": asked["title"],
@@ -201,8 +202,15 @@ def _facts(document: Mapping[str, Any]) -> Iterator[str]:
         yield "values count as above or below the middle of the ends, since these are far from normal"
     if document["next"]["trials"]:
         yield "next: a trial of " + ", ".join(w["commit"][:SHORT] for w in document["next"]["trials"])
-    if fallback := document["provenance"].get("fallback"):
-        yield str(fallback)
+
+
+def _setting(document: Mapping[str, Any]) -> Iterator[str]:
+    """What ran."""
+    (arm, said), *_ = document["experiment"]["arms"].items()
+    patches = ", ".join(said.get("patches", [])) or "no patches"
+    yield "every commit: " + "; ".join([patches, *text.settings(document, arm)])
+    yield from text.guest_and_workload(document["experiment"])
+    yield from text.acceleration(document)
 
 
 def render(document: Mapping[str, Any], said: str) -> RenderableType:
@@ -212,18 +220,42 @@ def render(document: Mapping[str, Any], said: str) -> RenderableType:
         table.add_column(heading, justify="right" if heading in HEADINGS[1:5] else "left")
     for row in _rows(document):
         table.add_row(*(Text(visible(cell)) for cell in row))
-    facts = [Text(visible(line)) for line in (*_facts(document), *_contrasts(document))]
+    told = (*text.fallback(document), *_facts(document), *_contrasts(document))
+    facts = [Text(visible(line)) for line in told]
     return Group(Text(visible(said), style="bold"), *facts, table)
 
 
 def markdown(document: Mapping[str, Any], said: str) -> str:
     """The report as Markdown."""
     lines = [f"# Bisection: {escaped(document['name'])}", "", f"**{escaped(said)}**", ""]
-    lines += [f"- {escaped(line)}" for line in (*_facts(document), *_contrasts(document))]
+    told = (*text.fallback(document), *_facts(document), *_contrasts(document))
+    lines += [f"- {escaped(line)}" for line in told]
     lines += ["", markdown_line(HEADINGS), markdown_line(["---"] * len(HEADINGS))]
     lines += [markdown_line(escaped(cell) for cell in row) for row in _rows(document)]
     lines += ["", "![posterior and measurements](pictures/posterior.svg)", ""]
     return "\n".join(lines)
+
+
+def page(document: Mapping[str, Any], said: str, posterior: bytes) -> str:
+    """The report as one HTML file; `posterior` is the picture of picture(), as SVG."""
+    provenance = document["provenance"]
+    caption = "How probable it is of each commit that it did it, and what was measured of it"
+    return html.rendered(
+        "bisection.html.j2",
+        name=f"Bisection: {document['name']}",
+        description=document["experiment"]["description"],
+        fallback=text.fallback(document),
+        said=said,
+        confirmed=bool(document["answer"] and document["answer"]["confirmed"]),
+        posterior=html.embedded(caption, posterior),
+        facts=list(_facts(document)),
+        contrasts=list(_contrasts(document)),
+        headings=HEADINGS,
+        rows=list(_rows(document)),
+        # Where no end could be built, there is no machine yet.
+        setting=list(_setting(document)) if provenance else [],
+        provenance=list(text.machine(provenance)) if provenance else [],
+    )
 
 
 def picture(document: Mapping[str, Any]) -> dict[str, Any]:

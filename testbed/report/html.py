@@ -30,15 +30,9 @@ class Picture:
 
 
 def page(document: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
-    """The file's content."""
-    environment = Environment(
-        loader=PackageLoader("testbed.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
-    return environment.get_template("report.html.j2").render(
+    """The file's content, of a comparison."""
+    return rendered(
+        "report.html.j2",
         name=document["name"],
         description=document["description"],
         fallback=text.fallback(document),
@@ -54,11 +48,25 @@ def page(document: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
         notes=text.notes(document),
         traces=list(text.traces(document)),
         provenance=list(text.provenance(document)),
-        pictures=[
-            {"caption": p.caption, "place": p.place, "data": base64.b64encode(p.svg).decode()}
-            for p in pictures
-        ],
+        pictures=[{"place": p.place, **embedded(p.caption, p.svg)} for p in pictures],
     )
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A template with these values in it."""
+    environment = Environment(
+        loader=PackageLoader("testbed.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    return environment.get_template(template).render(values)
+
+
+def embedded(caption: str, svg: bytes) -> dict[str, str]:
+    """A picture as templates take it."""
+    return {"caption": caption, "data": base64.b64encode(svg).decode()}
 
 
 def _verdicts(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:
@@ -78,15 +86,11 @@ def _power(document: Mapping[str, Any]) -> Iterator[str]:
     yield from words.detectable(document)
 
 
-def _exploratory(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _exploratory(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     known = words.titles(document)
     for arm, judgement in document["verdicts"].items():
         for name, decision in judgement["exploratory"].items():
             if decision["estimate"] is not None:
-                yield {
-                    "title": known.get(name, name),
-                    "arm": arm,
-                    "change": words.change(decision, decision["estimate"]),
-                    "interval": words.interval(decision).strip(),
-                    "verdict": decision["verdict"],
-                }
+                change = words.change(decision, decision["estimate"])
+                interval = words.interval(decision).strip()
+                yield known.get(name, name), arm, change, interval, decision["verdict"]

@@ -109,7 +109,7 @@ def headings(document: Mapping[str, Any]) -> list[str]:
 
 def setting(document: Mapping[str, Any]) -> list[str]:
     """What ran, in a few lines."""
-    guest, provenance = document["experiment"]["guest"], document["provenance"]
+    provenance = document["provenance"]
     memory = sorted({size for arm in document["arms"].values() for size in arm["memory_bytes"].values()})
     shown = " … ".join(f"{size >> 10:,}" for size in sorted({memory[0], memory[-1]})) if memory else "?"
     kernels = provenance["kernels"]
@@ -117,17 +117,14 @@ def setting(document: Mapping[str, Any]) -> list[str]:
     lines = [
         f"kernel: {', '.join(sources)}",
         *(f"  {arm}: {_differs(document, arm)}" for arm in kernels),
-        f"guest: {guest['vcpus']} vCPUs, {format_size(guest['boot_memory'])} ballooned down to "
-        f"{format_size(guest['memory'])} (MemTotal {shown} KiB), zram {format_size(guest['swap'])}",
-        f"workload: {WorkloadSpec.model_validate(document['experiment']['workload']).describe()}",
-        *_balloon(guest),
-        f"acceleration: {provenance['accelerator']['name']} ({provenance['accelerator']['reason']})",
-        *_time(document),
+        *guest_and_workload(document["experiment"], f" (MemTotal {shown} KiB)"),
+        *acceleration(document),
+        *_ratio(document),
         *_sampling(document),
         f"seeds: {len(document['seeds'])} in every arm{_boots(document)}; "
         "a cell is their median [lowest-highest]",
     ]
-    if len({(kernels[arm]["vmlinux_sha256"], *_settings(document, arm)) for arm in kernels}) < len(kernels):
+    if len({(kernels[arm]["vmlinux_sha256"], *settings(document, arm)) for arm in kernels}) < len(kernels):
         lines.append("note: some arms are the same kernel, bit for bit")
     return lines
 
@@ -135,14 +132,15 @@ def setting(document: Mapping[str, Any]) -> list[str]:
 def _differs(document: Mapping[str, Any], arm: str) -> str:
     """What makes an arm what it is."""
     patches = document["provenance"]["kernels"][arm]["patches"]
-    return "; ".join([", ".join(patches) or "no patches", *_settings(document, arm)])
+    return "; ".join([", ".join(patches) or "no patches", *settings(document, arm)])
 
 
-def _settings(document: Mapping[str, Any], arm: str) -> list[str]:
+def settings(document: Mapping[str, Any], arm: str) -> list[str]:
+    """What is set in an arm's guests, by its experiment."""
     # Plans of before there was any are still worth a report.
     said = document["experiment"]["arms"].get(arm, {})
-    settings = {**said.get("sysctl", {}), **said.get("sysfs", {})}
-    return [*(f"{name}={value}" for name, value in settings.items()), *said.get("command_line", [])]
+    values = {**said.get("sysctl", {}), **said.get("sysfs", {})}
+    return [*(f"{name}={value}" for name, value in values.items()), *said.get("command_line", [])]
 
 
 def _boots(document: Mapping[str, Any]) -> str:
@@ -171,6 +169,17 @@ def fallback(document: Mapping[str, Any]) -> list[str]:
     return list(filter(None, [document["provenance"].get("fallback", "")]))
 
 
+def guest_and_workload(experiment: Mapping[str, Any], seen: str = "") -> Iterator[str]:
+    """The guests' shape, with what was seen of it, and what runs in them."""
+    guest = experiment["guest"]
+    yield (
+        f"guest: {guest['vcpus']} vCPUs, {format_size(guest['boot_memory'])} ballooned down to "
+        f"{format_size(guest['memory'])}{seen}, zram {format_size(guest['swap'])}"
+    )
+    yield f"workload: {WorkloadSpec.model_validate(experiment['workload']).describe()}"
+    yield from _balloon(guest)
+
+
 def _balloon(guest: Mapping[str, Any]) -> Iterator[str]:
     """The schedule of memory while the workload runs."""
     for kind, schedule in (guest.get("balloon") or {}).items():
@@ -182,18 +191,24 @@ def _balloon(guest: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _time(document: Mapping[str, Any]) -> Iterator[str]:
-    """What a second is in there, where it is none of ours."""
-    if document["provenance"]["accelerator"]["name"] != "icount":
-        return
-    vcpus = document["experiment"]["guest"]["vcpus"]
-    yield (
-        "time: virtual. A second is 10^9 instructions of all vCPUs together, "
-        f"{1000 / vcpus:,.0f} million of each: no caches, no memory latency, no real I/O. "
-        "Counts and orders of events are what it is good for, not how long a real CPU would take"
-    )
+def acceleration(document: Mapping[str, Any]) -> Iterator[str]:
+    """What ran the guests, and what a second is in there, where it is none of ours."""
+    accelerator = document["provenance"]["accelerator"]
+    yield f"acceleration: {accelerator['name']} ({accelerator['reason']})"
+    if accelerator["name"] == "icount":
+        vcpus = document["experiment"]["guest"]["vcpus"]
+        yield (
+            "time: virtual. A second is 10^9 instructions of all vCPUs together, "
+            f"{1000 / vcpus:,.0f} million of each: no caches, no memory latency, no real I/O. "
+            "Counts and orders of events are what it is good for, not how long a real CPU would take"
+        )
+
+
+def _ratio(document: Mapping[str, Any]) -> Iterator[str]:
+    """How long virtual time took."""
     wall = document["wall_seconds"].get("workload")
-    if document["guest_seconds"] and wall:
+    virtual = document["provenance"]["accelerator"]["name"] == "icount"
+    if virtual and document["guest_seconds"] and wall:
         yield f"  {document['guest_seconds']:.2f} s of it took {wall:.1f} s of wall time: 1 : " + (
             f"{wall / document['guest_seconds']:.1f}"
         )
@@ -252,10 +267,15 @@ def provenance(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"{arm}: patch {patch} sha256 {digest}"
         if line := facts["command_lines"].get(arm):
             yield f"{arm}: {line}"
+    yield from machine(facts)
+    yield f"testbed {facts.get('testbed', 'unknown')}, first trial {facts['started'] or 'unknown'}"
+
+
+def machine(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What ran the guests, and where."""
     host = facts["host"]
     yield f"initramfs sha256 {facts['initramfs']['sha256']}"
     yield f"{facts['qemu']}, on {host['cores']} x {host['cpu']}, Linux {host['kernel']}"
-    yield f"testbed {facts.get('testbed', 'unknown')}, first trial {facts['started'] or 'unknown'}"
 
 
 def render(document: Mapping[str, Any], everything: bool = False) -> RenderableType:

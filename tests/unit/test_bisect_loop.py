@@ -134,7 +134,10 @@ class Stand:
         return frozenset({"mm/vmscan.c", "lib/0.c"})
 
     def facts(self) -> dict[str, Any]:
-        return {"qemu_family": "9.2", "initramfs": {}, "fallback": "", "qemu": "9", "host": {}}
+        host = {"cores": 2, "cpu": "a CPU", "kernel": "6.1"}
+        accelerator = {"name": "icount", "reason": "the default"}
+        same = {"qemu_family": "9.2", "fallback": "", "qemu": "QEMU 9"}
+        return {**same, "accelerator": accelerator, "initramfs": {"sha256": "ab"}, "host": host}
 
 
 @pytest.fixture
@@ -579,13 +582,16 @@ def test_status_log_and_replay(
     assert (directory / "pictures/posterior.svg").read_bytes().startswith(b"<?xml")
     assert "**" in (directory / "report.md").read_text()
     assert json.loads((directory / "report.json").read_text())["answer"]["confirmed"]
+    page = (directory / "report.html").read_text()
+    assert "(change 8), confirmed on fresh seeds" in page and "data:image/svg+xml;base64," in page
+    assert "<script" not in page and "bad end" in page
 
     assert cli.main(["bisect", "log", str(directory)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(before[0]) + len(stand.built)
     assert "built in 50 s" in lines[0] and "confirmed on fresh seeds" in lines[-1]
 
-    assert cli.main(["bisect", "replay", str(directory), "--confidence", "0.999999"]) == 1
+    assert cli.main(["bisect", "--replay", str(directory), "--confidence", "0.999999"]) == 1
     assert "searching:" in capsys.readouterr().out
     assert (kept(directory), stand.built.total()) == before
 
