@@ -18,6 +18,8 @@ from testbed.errors import HostError
 
 # The newest version in any of them is taken; names such as linux-source-6.1 are in few.
 SUITES = ("bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid")
+# Between the releases' updates a kernel is newest there; it is also where older ones are kept.
+SECURITY_SUITES = ("bookworm-security", "trixie-security")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 FETCH_SECONDS = 900.0
 
@@ -31,14 +33,14 @@ class Package:
     sha256: str
 
 
-def mirror() -> str | None:
-    """The Debian mirror in this machine's apt configuration; None on another distribution."""
+def mirror(archive: str = "debian") -> str | None:
+    """The mirror of a Debian archive in this machine's apt configuration; None on another distribution."""
     if shutil.which("apt-get") is None or not KEYRING.exists():
         return None
     listing = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
     done = process.run(listing, timeout=60, error=HostError, check=False)
     # By its path, since apt knows an archive's origin only once it has fetched its lists.
-    uris = [uri for uri in done.stdout.decode().split() if uri.rstrip("/").endswith("/debian")]
+    uris = [uri for uri in done.stdout.decode().split() if uri.rstrip("/").endswith(f"/{archive}")]
     return uris[0] if uris else None
 
 
@@ -59,7 +61,7 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
     """Download a package, NAME or NAME=VERSION; return its .deb in the cache.
 
     The caller keeps others from doing the same. Raises HostError when there is no mirror or the package
-    is in none of SUITES.
+    is in none of SUITES and SECURITY_SUITES.
     """
     uri = mirror()
     if uri is None:
@@ -68,7 +70,13 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
     for name in ("lists/partial", "archives/partial", "deb"):
         (room / name).mkdir(parents=True, exist_ok=True)
     sources = room / "sources.list"
-    sources.write_text("".join(f"deb [signed-by={KEYRING}] {uri} {suite} main\n" for suite in SUITES))
+    # Mirrors that have both have them side by side.
+    security = mirror("debian-security") or f"{uri.rstrip('/')}-security"
+    archives = ((uri, SUITES), (security, SECURITY_SUITES))
+    lines = (
+        f"deb [signed-by={KEYRING}] {where} {suite} main\n" for where, names in archives for suite in names
+    )
+    sources.write_text("".join(lines))
     options = {
         "Dir::Etc::SourceList": sources,
         "Dir::Etc::SourceParts": "/dev/null",

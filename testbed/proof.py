@@ -258,7 +258,7 @@ def _expected(said: Mapping[str, Any]) -> dict[str, Expected]:
 
 def _rebuilt(said: Mapping[str, Any], path: Path, cache: Path, progress: Callable[[str], None]) -> Repeat:
     """From this checkout's sources, which must give the same kernels and the same initramfs."""
-    ready = campaign.prepare(_experiment(said), cache, progress, family=said["qemu_family"])
+    ready = campaign.prepare(_pinned(said), cache, progress, family=said["qemu_family"])
     here = ready.document["provenance"]
     unlike = [
         f"vmlinux of {arm} is {here['kernels'][arm]['vmlinux_sha256'][:12]}, "
@@ -276,6 +276,18 @@ def _rebuilt(said: Mapping[str, Any], path: Path, cache: Path, progress: Callabl
             "\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels, initramfs and snapshots"
         )
     return _matched(said, ready.trials, path)
+
+
+def _pinned(said: Mapping[str, Any]) -> Experiment:
+    """The experiment, of the very version of a Debian package that was measured."""
+    experiment = _experiment(said)
+    package = experiment.kernel.debian
+    if package is None or "=" in package:
+        return experiment
+    name, version = next(iter(said["kernels"].values()))["source"].split(" ")
+    return experiment.model_copy(
+        update={"kernel": experiment.kernel.model_copy(update={"debian": f"{name}={version}"})}
+    )
 
 
 def _bundled(

@@ -168,21 +168,28 @@ def _debian(package: str, cache: Path, progress: Progress) -> Source:
     if not tree.is_dir():
         with locked(tree.with_suffix(".lock"), progress):
             _unpack(archive, tree, progress)
-    return Unpacked(f"sha256:{digest}", f"sha256:{digest}", f"{package} {version}", tree)
+    name = package.partition("=")[0]
+    return Unpacked(f"sha256:{digest}", f"sha256:{digest}", f"{name} {version}", tree)
 
 
 def _debian_archive(package: str, cache: Path, progress: Progress) -> tuple[Path, str]:
-    """The package's tarball and version: as installed, or fetched into the cache."""
-    installed = DEBIAN_SOURCES / f"{package}.tar.xz"
+    """The tarball and version of a package, NAME or NAME=VERSION: as installed, or fetched into the cache."""
+    name, _, exactly = package.partition("=")
+    installed = DEBIAN_SOURCES / f"{name}.tar.xz"
     if installed.is_file():
-        query = ["dpkg-query", "--show", "--showformat=${Version}", package]
-        return installed, process.run(query, timeout=10, error=HostError).stdout.decode().strip()
+        query = ["dpkg-query", "--show", "--showformat=${Version}", name]
+        version = process.run(query, timeout=10, error=HostError).stdout.decode().strip()
+        if exactly in ("", version):
+            return installed, version
+    newest = cache / "debian" / name
+    if newest.is_dir() and exactly == (newest / "version").read_text():
+        package = name
     fetched = cache / "debian" / package
     if not fetched.is_dir():
         # One lock for all packages, since they share apt's lists.
         with locked(cache / "debian" / "lock", progress):
             _fetch(package, cache, fetched, progress)
-    return fetched / f"{package}.tar.xz", (fetched / "version").read_text()
+    return fetched / f"{name}.tar.xz", (fetched / "version").read_text()
 
 
 def _fetch(package: str, cache: Path, fetched: Path, progress: Progress) -> None:
@@ -196,10 +203,11 @@ def _fetch(package: str, cache: Path, fetched: Path, progress: Progress) -> None
             f"kernel.debian: {package} is neither in {DEBIAN_SOURCES} nor to be had: {failed.message}",
             f"apt-get install {package}, or give kernel.tarball, kernel.git or kernel.tree",
         ) from failed
+    archive = f"{package.partition('=')[0]}.tar.xz"
     staging = fetched.with_name(f"{package}.tmp")
     _remove(staging)  # left by a process that was killed
     debian.unpack(deb, staging / "root")
-    (staging / "root" / str(DEBIAN_SOURCES)[1:] / f"{package}.tar.xz").rename(staging / f"{package}.tar.xz")
+    (staging / "root" / str(DEBIAN_SOURCES)[1:] / archive).rename(staging / archive)
     (staging / "version").write_text(debian.version(deb))
     _remove(staging / "root")
     staging.rename(fetched)

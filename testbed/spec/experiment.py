@@ -42,7 +42,8 @@ class GitSource(Model):
 class KernelSpec(Model):
     """Where the kernel's source comes from, exactly one of the four, and its configuration."""
 
-    debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+$")] | None = None
+    debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$")] | None = None
+    """A package, as installed or else the newest in Debian's suites; of one version with `=VERSION`."""
     tarball: TarballSource | None = None
     git: GitSource | None = None
     tree: Path | None = None

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import debian, proof
+from testbed import campaign, debian, proof
 from testbed.debian import Package
 from testbed.errors import GuestLost, Hang, HostError, SpecError
 from testbed.guest import qemu
@@ -29,7 +29,7 @@ from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv
 from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.record import MEASURED, Record
-from testbed.spec import BalloonSpec, MiB
+from testbed.spec import BalloonSpec, Experiment, MiB
 from tests.unit.recorded import REPOSITORY
 from tests.unit.test_guest_faults import make_trial
 
@@ -109,6 +109,25 @@ def test_where_none_is_to_be_had_it_is_said_in_a_line(path: Path, tmp_path: Path
     with pytest.raises(HostError) as caught:
         qemu.deterministic(tmp_path, print, "9.2")
     assert caught.value.message == "deterministic guests need QEMU 9.2: this machine has 7.2"
+
+
+@pytest.mark.parametrize("known", ["http://here/debian-security/", ""])
+def test_packages_come_from_releases_and_from_their_security_updates(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "KEYRING", Path(__file__))
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "apt-get").write_text(
+        f"#!/bin/sh\ncase $* in\n*indextargets*) echo http://here/debian/ {known};;\n"
+        "*download*) echo >x_1_amd64.deb;;\nesac\n"
+    )
+    (commands / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    assert debian.fetch("x", tmp_path, print).name == "x_1_amd64.deb"
+    sources = (tmp_path / "apt/sources.list").read_text()
+    assert "http://here/debian/ bookworm main" in sources
+    assert f"http://here/debian-security{'/' if known else ''} bookworm-security main" in sources
 
 
 def test_a_package_that_is_not_the_pinned_one_is_refused(
@@ -396,6 +415,18 @@ def test_a_bundle_has_regular_files_only(tmp_path: Path, kind: bytes) -> None:
 
 
 PUBLISHED = REPOSITORY / "experiments" / "reclaim-capture.manifest.json"
+
+
+def test_a_package_of_a_manifest_is_asked_for_in_the_version_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(experiment: Experiment, *_: object, **__: object) -> None:
+        assert experiment.kernel.debian == "linux-source-6.1=6.1.192-2"
+        raise HostError("it is")
+
+    monkeypatch.setattr(campaign, "prepare", prepare)
+    with pytest.raises(HostError, match="it is"):
+        proof.load(PUBLISHED, tmp_path, tmp_path, print)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed import debian
 from testbed.errors import HostError, SpecError
 from testbed.kernel import source
 from testbed.kernel.source import Source
@@ -205,6 +207,34 @@ def test_a_debian_package_is_its_tarball_and_its_version(
     tarball.rename(tmp_path / "linux-source-6.1.tar.xz")
     found = source.resolve(KernelSpec(debian="linux-source-6.1"), cache)
     assert (found.label, found.version) == ("linux-source-6.1 6.1.192-2", "6.1.192")
+
+
+def test_another_version_of_a_debian_package_is_fetched_once(
+    tarball: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(package: str, *_: object) -> Path:
+        asked.append(package)
+        deb = tmp_path / "x.deb"
+        deb.write_text(package.partition("=")[2] or "6.1.200-1")
+        return deb
+
+    def unpack(_deb: Path, root: Path) -> None:
+        there = root / "usr/src"
+        there.mkdir(parents=True)
+        shutil.copy(tarball, there / "linux-source-6.1.tar.xz")
+
+    monkeypatch.setattr(debian, "fetch", fetch)
+    monkeypatch.setattr(debian, "unpack", unpack)
+    monkeypatch.setattr(debian, "version", Path.read_text)
+    newest, older, newest_again = (
+        source.resolve(KernelSpec(debian=f"linux-source-6.1{version}"), cache).label
+        for version in ("", "=6.1.190-1", "=6.1.200-1")
+    )
+    assert newest == newest_again == "linux-source-6.1 6.1.200-1"
+    assert older == "linux-source-6.1 6.1.190-1"
+    assert asked == ["linux-source-6.1", "linux-source-6.1=6.1.190-1"]
 
 
 def test_a_package_that_is_not_installed_comes_with_the_remedy(cache: Path) -> None:
