@@ -137,7 +137,7 @@ class Book:
         if record.outcome == LOST or (record.arm, record.seed) in self.samples:
             return
         value = self.value(record, log)
-        said = "measured" if value is not None else FAILURES.get(record.outcome, "is not measured")
+        said = "measured" if value is not None else FAILURES.get(record.outcome, "gives no value")
         self.samples[record.arm, record.seed] = Sample(record.arm, record.seed, value, said)
         self.trial_seconds.append(sum(s for stage, s in record.stages.items() if stage != "snapshot"))
 
