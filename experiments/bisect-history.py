@@ -44,7 +44,7 @@ PLANTS: dict[str, tuple[str, list[Edit]]] = {
             )
         ],
     ),
-    # A stall's p99 goes up.
+    # The longest stalls get longer, and there are fewer.
     "batch": (
         "mm: reclaim more at a time",
         [
@@ -58,7 +58,7 @@ PLANTS: dict[str, tuple[str, list[Edit]]] = {
             )
         ],
     ),
-    # Allocation stalls go up.
+    # Misses before the drain go up; with constant pressure, allocation stalls do not.
     "watermark": (
         "mm: let kswapd sleep earlier",
         [
