@@ -228,7 +228,7 @@ def _checked(said: Any, named: Path) -> dict[str, Any]:
     try:
         if said["schema"] != SCHEMA:
             raise SpecError(f"{named}: a manifest of version {said['schema']}; this testbed reads {SCHEMA}")
-        _experiment(said)
+        _pinned(said)
         for text in (*(said[key] for key in _TEXTS), *dict(said.get("files", {})).values()):
             _text(text)
         for expected in _expected(said).values():
@@ -250,6 +250,17 @@ def _experiment(said: Mapping[str, Any]) -> Experiment:
     experiment = Experiment.model_validate_json(json.dumps(said["experiment"]))
     last = max(trial["seed"] for trial in said["trials"])
     return experiment.model_copy(update={"seeds": last - experiment.first_seed + 1})
+
+
+def _pinned(said: Mapping[str, Any]) -> Experiment:
+    """The experiment, of the very version of a Debian package that was measured."""
+    kernel = said["experiment"]["kernel"]
+    package = kernel.get("debian")
+    if package is None or "=" in package:
+        return _experiment(said)
+    _, _, version = str(said["kernels"][said["trials"][0]["arm"]]["source"]).partition(" ")
+    pinned = {**kernel, "debian": f"{package}={version}"}
+    return _experiment({**said, "experiment": {**said["experiment"], "kernel": pinned}})
 
 
 def _expected(said: Mapping[str, Any]) -> dict[str, Expected]:
@@ -276,18 +287,6 @@ def _rebuilt(said: Mapping[str, Any], path: Path, cache: Path, progress: Callabl
             "\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels, initramfs and snapshots"
         )
     return _matched(said, ready.trials, path)
-
-
-def _pinned(said: Mapping[str, Any]) -> Experiment:
-    """The experiment, of the very version of a Debian package that was measured."""
-    experiment = _experiment(said)
-    package = experiment.kernel.debian
-    if package is None or "=" in package:
-        return experiment
-    name, version = next(iter(said["kernels"].values()))["source"].split(" ")
-    return experiment.model_copy(
-        update={"kernel": experiment.kernel.model_copy(update={"debian": f"{name}={version}"})}
-    )
 
 
 def _bundled(

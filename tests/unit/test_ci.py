@@ -284,7 +284,10 @@ def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) ->
     ("changes", "said"),
     [
         ({"experiment": ""}, "TESTBED_EXPERIMENT: which experiment?"),
-        ({"experiment": "reclaim-captur"}, "reclaim-captur: no such file\n  testbed's own are direct-reclaim, mglru, "),
+        (
+            {"experiment": "reclaim-captur"},
+            "reclaim-captur: no such file\n  testbed's own are direct-reclaim, mglru, ",
+        ),
         ({"patches": "my.patch other.patch"}, "TESTBED_PATCHES: other.patch: no such file"),
         ({"patches": "*.diff"}, "TESTBED_PATCHES: *.diff: no such file"),
         ({"base": "HEAD^1"}, "TESTBED_BASE: a base is a revision of TESTBED_TREE"),

@@ -429,6 +429,17 @@ def test_a_package_of_a_manifest_is_asked_for_in_the_version_that_was_measured(
         proof.load(PUBLISHED, tmp_path, tmp_path, print)
 
 
+@pytest.mark.parametrize("source", ["linux-source-6.1 -oDir=/", "x", 5])
+def test_a_version_that_is_none_is_refused_in_a_line(tmp_path: Path, source: object) -> None:
+    said = json.loads(PUBLISHED.read_text())
+    for kernel in said["kernels"].values():
+        kernel["source"] = source
+    (tmp_path / "m.json").write_text(json.dumps(said))
+    with pytest.raises(SpecError, match=r"m\.json: not a manifest: ") as caught:
+        proof.load(tmp_path / "m.json", tmp_path, tmp_path, print)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "key", ["qemu_family", "booted_by", "initramfs_sha256", "kernels", "trials", "experiment"]
 )
