@@ -644,9 +644,8 @@ def write(directory: Path, document: Mapping[str, Any], said: str, warn: Note) -
     results.put(directory / "report.json", json.dumps(document, indent=2) + "\n", warn)
     results.put(directory / "report.md", bisection.markdown(document, said), warn)
     figure = plots.posterior(**bisection.picture(document))
-    results.put_picture(directory, "posterior", figure, warn)
-    page = bisection.page(document, said, plots.rendered(figure, "svg"))
-    results.put(directory / "report.html", page, warn)
+    svg = results.put_picture(directory, "posterior", figure, warn)
+    results.put(directory / "report.html", bisection.page(document, said, svg), warn)
 
 
 def log(directory: Path) -> Iterator[str]:

@@ -292,12 +292,14 @@ def write_matrix(home: Path, warn: Warn) -> tuple[Any, dict[str, Any], int]:
     return made, documents, max(cell.exit_status for cell in ran)
 
 
-def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> None:
-    """Write a picture into a result directory, as SVG and as PNG."""
+def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> bytes:
+    """Write a picture into a result directory, as SVG and as PNG. Returns the SVG."""
     from testbed.report import plots  # noqa: PLC0415
 
-    for suffix in ("svg", "png"):
-        put(directory / "pictures" / f"{name}.{suffix}", plots.rendered(figure, suffix), warn)
+    drawn = {suffix: plots.rendered(figure, suffix) for suffix in ("svg", "png")}
+    for suffix, data in drawn.items():
+        put(directory / "pictures" / f"{name}.{suffix}", data, warn)
+    return drawn["svg"]
 
 
 def put(path: Path, content: str | bytes, warn: Warn) -> None:
