@@ -470,7 +470,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watcher: Watcher) -> int:
     """Run trials again and say whether they gave the same."""
-    chosen = _sample(runner.interleaved(repeat.trials), arguments.trials)
+    chosen = runner.interleaved(proof.sample(repeat.trials, arguments.trials))
     with Ledger.create(directory) as ledger:
         runner.run(chosen, ledger, arguments.jobs, watcher)
         differences = proof.differences(repeat, ledger)
@@ -486,12 +486,6 @@ def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watch
         # That says nothing about the bytes.
         return GuestLost.exit_status
     return DIFFERS if differences else OK
-
-
-def _sample(trials: Sequence[Trial], wanted: int | None) -> list[Trial]:
-    """So many of them, evenly spread."""
-    count = min(wanted or len(trials), len(trials))
-    return [trials[index * len(trials) // count] for index in range(count)]
 
 
 def _bundle(arguments: argparse.Namespace) -> int:

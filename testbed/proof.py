@@ -34,8 +34,18 @@ from testbed.trial import Trial
 
 SCHEMA = 1
 _TEXTS = ("qemu_family", "booted_by", "initramfs_sha256")
-# Large enough for the second kernel to be found in the first, and a snapshot in the one before.
-_XZ_PRESET = 9
+# What counts is a dictionary in which the second kernel finds the first, and a snapshot the one before. With
+# that, a quick search for matches is ten times faster than the preset's own, for a file larger by a tenth.
+_XZ = [
+    {
+        "id": lzma.FILTER_LZMA2,
+        "preset": 9,
+        "mode": lzma.MODE_FAST,
+        "mf": lzma.MF_HC4,
+        "nice_len": 273,
+        "depth": 8,
+    }
+]
 _HANG = "hang"
 
 
@@ -146,6 +156,14 @@ def only(repeat: Repeat, name: str) -> Repeat:
     return replace(repeat, trials=tuple(chosen))
 
 
+def sample(trials: Sequence[Trial], wanted: int | None) -> list[Trial]:
+    """So many of them, evenly spread over arms, and over the seeds of each; all if there are no more."""
+    # Arm by arm: spread over trials that take turns, they could all be of one arm.
+    ordered = sorted(trials, key=lambda trial: (trial.arm, trial.seed))
+    count = min(wanted or len(ordered), len(ordered))
+    return [ordered[index * len(ordered) // count] for index in range(count)]
+
+
 def first_difference(expected: bytes, got: bytes) -> str:
     """The first line in which two logs differ, with its number."""
     pairs = itertools.zip_longest(expected.split(b"\n"), got.split(b"\n"))
@@ -193,7 +211,7 @@ def _files(trials: Sequence[Trial], cache: Path, scratch: Path) -> dict[str, Pat
 
 
 def _pack(path: Path, files: Mapping[str, Path], texts: Mapping[str, bytes]) -> None:
-    with lzma.open(path, "wb", preset=_XZ_PRESET) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
+    with lzma.open(path, "wb", filters=_XZ) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
         for name in sorted(files.keys() | texts.keys()):
             data = texts[name] if name in texts else files[name].read_bytes()
             entry = tarfile.TarInfo(name)

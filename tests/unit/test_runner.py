@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import runner
+from testbed import proof, runner
 from testbed.guest.shape import Shape
 from testbed.record import LOST, MEASURED, Record
 from testbed.store import Ledger
@@ -69,6 +69,18 @@ def plan(qemu: str, arms: str = "ab", seeds: int = 2) -> list[Trial]:
 def test_arms_take_turns_in_going_first() -> None:
     order = [(t.seed, t.arm) for t in runner.interleaved(plan("q", "ab", 4))]
     assert order == [(1, "a"), (1, "b"), (2, "b"), (2, "a"), (3, "a"), (3, "b"), (4, "b"), (4, "a")]
+
+
+@pytest.mark.parametrize("arms", ["ab", "abcd"])
+@pytest.mark.parametrize("seeds", [5, 8, 10])
+def test_a_sample_is_of_all_arms_alike(arms: str, seeds: int) -> None:
+    trials = runner.interleaved(plan("q", arms, seeds))
+    for wanted in (len(arms), 2 * len(arms)):
+        chosen = proof.sample(trials, wanted)
+        assert len({(t.arm, t.seed) for t in chosen}) == wanted
+        assert {sum(t.arm == arm for t in chosen) for arm in arms} == {wanted // len(arms)}
+    assert {(t.arm, t.seed) for t in proof.sample(trials, None)} == {(t.arm, t.seed) for t in trials}
+    assert len(proof.sample(trials, 1000)) == len(trials)
 
 
 def test_everything_is_run_once_and_not_again(tmp_path: Path, ledger: Ledger) -> None:
