@@ -710,7 +710,7 @@ def _of_the_system() -> Iterator[Metric]:
     yield Metric("boot_seconds", "boot and set-up", "s", "neither", "rate", view, source, "more")
     view, source = Whole(_filled), "samples: ns, less sampling: booted_ns"
     yield Metric("filling_seconds", "filling of memory", "s", "neither", "rate", view, source, "more")
-    view = Whole(lambda m: m.guest_seconds)
+    view = Whole(lambda m: m.measured_seconds)
     yield Metric("workload_seconds", "workload's time", "s", "neither", "rate", view, "samples: ns", "more")
     view, source = Whole(_sampling_cost), "sampling: cpu_ns, samples: ns"
     yield Metric("sampling_cpu", "sampling's CPU time", "ratio", "neither", "rate", view, source, "more")

@@ -255,9 +255,17 @@ class Measurement:
         return self.vmstat.difference if self.vmstat else None
 
     @property
-    def guest_seconds(self) -> float | None:
+    def measured_seconds(self) -> float | None:
         """Seconds from the start of the workload's clock to its end, by the guest's clock."""
         return self.samples.seconds[-1] if self.samples and not self.samples.lost else None
+
+    @property
+    def guest_seconds(self) -> float | None:
+        """Seconds that the workload took by the guest's clock, with the filling of memory."""
+        booted = self.sampling.get("booted_ns") if self.sampling else None
+        if booted is None or not self.samples or self.samples.lost:
+            return None
+        return (self.samples["ns"][-1] - booted) / 1e9
 
 
 class _Reader:

@@ -131,7 +131,7 @@ def _arm(arm: Arm, seeds: Sequence[int], workload: str, phases: Sequence[str]) -
 
 
 def _guest_seconds(observations: Sequence[Observation]) -> float | None:
-    """Seconds from a workload's start to its end by the guest's clock, on average."""
+    """Seconds that a workload took by the guest's clock, with the filling of memory, on average."""
     known = [o.measurement.guest_seconds for o in observations if o.measurement.guest_seconds is not None]
     return round(sum(known) / len(known), 3) if known else None
 

@@ -387,7 +387,7 @@ def test_the_victims_of_the_oom_killer_are_named() -> None:
 
 # --- what every workload leaves --------------------------------------------------------------------
 
-SAMPLED = b"samples 4\ncpu_ns 900\nperiod_ns 500\nlost 0\n"
+SAMPLED = b"samples 4\ncpu_ns 900\nperiod_ns 500\nlost 0\nbooted_ns 40\n"
 TABLE = b"ns phase pswpout\n100 0 7\n200 0 8\n300 1 9\n1000000500 1 19\n"
 EPISODES = {"duration": [[3, 1], [300, 1]], "pages": [[0, 1], [32, 1]], "tasks": [[91, 2, 32, 400]]}
 USUAL: dict[str, bytes] = {
@@ -415,8 +415,8 @@ def test_all_that_a_workload_leaves_is_read() -> None:
     assert found.samples.rows[3] == (1000000500, 1, 19)
     assert found.samples.seconds == (0, 1e-7, 2e-7, 1.0000004)
     assert found.samples.phases == {0: (0, 2), 1: (2, 3)}
-    assert found.guest_seconds == 1.0000004
-    assert found.sampling == {"samples": 4, "cpu_ns": 900, "period_ns": 500, "lost": 0}
+    assert found.measured_seconds == 1.0000004 and found.guest_seconds == 1.00000046
+    assert found.sampling == {"samples": 4, "cpu_ns": 900, "period_ns": 500, "lost": 0, "booted_ns": 40}
     assert found.zram and found.zram.after["orig_data_size"] == 8192 and found.zram.after["same_pages"] == 1
     assert found.kswapd and found.kswapd.difference == {"kswapd0": 250}
     # The recorded log has these.
@@ -439,7 +439,8 @@ def test_a_frame_that_lost_both_its_marks_is_missed(sent: int, problems: int) ->
 
 def test_phases_are_not_told_where_rows_were_lost() -> None:
     found = parse(usual(sampling=SAMPLED.replace(b"lost 0", b"lost 2")))
-    assert found.complete and found.samples and found.samples.phases == {} and found.guest_seconds is None
+    assert found.complete and found.samples and found.samples.phases == {}
+    assert found.measured_seconds is None and found.guest_seconds is None
 
 
 def test_a_counter_that_was_not_there_before_has_no_difference() -> None:
