@@ -25,11 +25,12 @@ from testbed.analysis.parse import parse
 from testbed.paths import REPOSITORY, cache_directory
 from testbed.progress import Watcher
 from testbed.record import MEASURED, Record, final
+from testbed.spec.experiment import MARGIN_SECONDS, SLOWEST, DeadlineSpec
 from testbed.store import Ledger
 
 SEEDS = 8
 # Longer than the experiment's: what the seed does averages out, what the host does stays for a whole run.
-SECONDS = 15.0
+SECONDS = 60.0
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
 Noise = Mapping[str, float]
 
@@ -57,6 +58,7 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
         # What boots add is in docs/statistics.md.
         "boots": 1,
         "workload": loaded.workload.model_copy(update={loaded.workload.name: program}),
+        "deadlines": DeadlineSpec(workload=SECONDS * SLOWEST + MARGIN_SECONDS),
     }
     if mode == "realtime":
         update["accel"] = "tcg"
