@@ -474,9 +474,9 @@ def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepare
     testbed("run", EXPERIMENT, "--seeds", "17", "--accel", "tcg")
     testbed("run", EXPERIMENT, "--mode", "realtime")
     assert [(e.seeds, e.mode, e.accel) for e in prepared] == [
-        (10, "deterministic", "auto"),
+        (8, "deterministic", "auto"),
         (17, "realtime", "tcg"),
-        (10, "realtime", "auto"),
+        (8, "realtime", "auto"),
     ]
     ran = testbed("run", EXPERIMENT, "--mode", "deterministic", "--accel", "kvm")
     assert (ran.status, len(prepared)) == (2, 3)

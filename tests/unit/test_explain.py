@@ -72,7 +72,7 @@ def lines(path: Path = EXPERIMENT, **options: Any) -> list[str]:
 
 def test_the_experiment_of_the_repository(built: set[str]) -> None:
     told = lines()
-    assert told[0] == "reclaim-capture: 2 arms x 10 seeds = 20 trials"
+    assert told[0] == "reclaim-capture: 2 arms x 8 seeds = 16 trials"
     assert told[1] == "  source: linux-source-6.1, fragments guest reclaim"
     assert [line for line in told if line.startswith("  arm ")] == [
         "  arm unpatched: instrumentation",
@@ -159,7 +159,7 @@ def matrix(tmp_path: Path, axes: dict[str, list[Any]]) -> Path:
 def test_a_matrix_says_its_cells_and_only_what_differs(built: set[str], tmp_path: Path) -> None:
     path = matrix(tmp_path, {"guest.vcpus": [8, 4], "workload.mmap_test.tasks": [16, 4]})
     told = lines(path)
-    assert told[0] == "reclaim-capture: 2 arms x 10 seeds = 20 trials in each of 4 cells, 80 in all"
+    assert told[0] == "reclaim-capture: 2 arms x 8 seeds = 16 trials in each of 4 cells, 64 in all"
     headings = [line for line in told if line.startswith("with ")]
     assert headings == [f"with vcpus={n}, tasks={m}:" for n in (8, 4) for m in (16, 4)]
     # What the first cell has said is not said again.
