@@ -429,8 +429,7 @@ def _sampling_cost(m: Measurement) -> float | None:
 
 
 def _booted(m: Measurement) -> float | None:
-    ns = m.sampling.get("booted_ns") if m.sampling else None
-    return ns / 1e9 if ns is not None else None
+    return m.booted_ns / 1e9 if m.booted_ns is not None else None
 
 
 def _filled(m: Measurement) -> float | None:

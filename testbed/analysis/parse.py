@@ -260,12 +260,16 @@ class Measurement:
         return self.samples.seconds[-1] if self.samples and not self.samples.lost else None
 
     @property
+    def booted_ns(self) -> int | None:
+        """When the workload began to fill memory, from the kernel's start on."""
+        return self.sampling.get("booted_ns") if self.sampling else None
+
+    @property
     def guest_seconds(self) -> float | None:
         """Seconds that the workload took by the guest's clock, with the filling of memory."""
-        booted = self.sampling.get("booted_ns") if self.sampling else None
-        if booted is None or not self.samples or self.samples.lost:
+        if self.booted_ns is None or not self.samples or self.samples.lost:
             return None
-        return (self.samples["ns"][-1] - booted) / 1e9
+        return (self.samples["ns"][-1] - self.booted_ns) / 1e9
 
 
 class _Reader:
