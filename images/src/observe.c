@@ -377,12 +377,12 @@ static int watch(pid_t child)
 #define TALLY "instances/tally/tracing_on"
 
 /* Only what happens between the snapshots is to be in the trace, and be tallied. */
-static void write_trace(const char *file, const char *value, int flags)
+static void write_trace(const char *file, const char *value)
 {
 	char path[64];
 
 	snprintf(path, sizeof(path), "/sys/kernel/tracing/%s", file);
-	int fd = open(path, O_WRONLY | flags);
+	int fd = open(path, O_WRONLY);
 
 	if (fd < 0)
 		return;
@@ -484,8 +484,8 @@ int main(int argc, char **argv)
 		sleep_by_seed();
 	/* End of file: it has ended before it was ready. */
 	if (user || read(ready[0], &byte, 1) == 1) {
-		write_trace("trace", "", O_TRUNC);
-		write_trace(TALLY, "1", 0);
+		write_trace("tracing_on", "1");
+		write_trace(TALLY, "1");
 		snapshot(0);
 		/* So that there is memory for what is read in the end. */
 		for (size_t i = 0; i < WATCHED; i++)
@@ -496,8 +496,8 @@ int main(int argc, char **argv)
 		close(go[1]);
 		status = watch(child);
 		snapshot(1);
-		write_trace(TALLY, "0", 0);
-		write_trace("tracing_on", "0", 0);
+		write_trace(TALLY, "0");
+		write_trace("tracing_on", "0");
 		write_snapshots();
 		write_samples();
 	} else {

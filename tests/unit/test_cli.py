@@ -429,7 +429,7 @@ def test_mode_auto_has_to_be_possible_in_both_modes(testbed: Testbed, tmp_path: 
     path = tmp_path / "x.yaml"
     path.write_text(EXPERIMENT.read_text() + "deadlines: {workload: 60}\n")
     ran = testbed("compare", path, "--mode", "auto")
-    assert ran.status == 2 and "too short for a workload of 2.5 s in mode deterministic" in ran.err
+    assert ran.status == 2 and "too short for a workload of 1.25 s in mode deterministic" in ran.err
     ran = testbed("compare", EXPERIMENT, "--mode", "auto", "--accel", "tcg")
     assert ran.status == 2 and "--accel is a choice for `--mode realtime`" in ran.err
 
