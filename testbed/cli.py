@@ -167,10 +167,9 @@ def _add_experiment_verbs(verb: Verb) -> None:
             sub.add_argument("--seeds", type=_positive, metavar="N", help="instead of the experiment's")
         if name in ("compare", "run"):
             _add_running_options(sub)
+        every = ", or all" if name == "compare" else ""
+        sub.add_argument("--line", metavar="LINE", help=f"instead of its source: a line of patches/{every}")
         if name == "compare":
-            sub.add_argument(
-                "--line", metavar="LINE", help="instead of its source: a line of patches/, or all"
-            )
             sub.add_argument("--json", action="store_true", help="print the JSON document")
             _add_report_options(sub)
         if name == "boot":

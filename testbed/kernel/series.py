@@ -74,7 +74,7 @@ def line(name: str, patches: Path = PATCHES) -> Line:
     """The line with its patches in a directory. Raises SpecError when there is none."""
     known = {line.directory: line for line in lines(patches)}
     if name not in known:
-        raise SpecError(f"there is no kernel line `{name}`: {', '.join(known)}, or all")
+        raise SpecError(f"there is no kernel line `{name}`: {', '.join(known)}")
     return known[name]
 
 

@@ -465,8 +465,17 @@ def test_the_lines_that_cannot_be_had_are_named_and_left_out(
     )
     assert [e.name for e in asked] == [f"reclaim-capture-{line.directory}" for line in known]
     assert all(e.arms == spec.load(EXPERIMENT).arms for e in asked)
-    ran = testbed("compare", EXPERIMENT, "--line", "5.4")
+
+
+@pytest.mark.parametrize("verb", ["compare", "run", "explain", "build", "boot"])
+def test_a_line_is_one_of_those_there_are(testbed: Testbed, verb: str) -> None:
+    ran = testbed(verb, EXPERIMENT, "--line", "5.4")
     assert ran.status == 2 and "there is no kernel line `5.4`: 6.1" in ran.err
+
+
+def test_any_verb_takes_a_line(testbed: Testbed, prepared: list[Any]) -> None:
+    testbed("run", EXPERIMENT, "--line", "7.2")
+    assert [e.kernel.debian for e in prepared] == ["linux-source-7.2"]
 
 
 def test_options_stand_in_for_what_the_experiment_says(testbed: Testbed, prepared: list[Any]) -> None:
