@@ -82,8 +82,9 @@ class Subject:
 
     def run(self, words: str, seconds: float = SECONDS, status: str | None = "0") -> str:
         """What a program writes; its exit status has to be `status`, if that is given."""
+        before = len(self.guest.log)
         end = self.guest.command(f"run {words}", "end", seconds)
-        output = frames(self.guest.log).contents["output"].decode(errors="replace")
+        output = frames(self.guest.log[before:]).contents["output"].decode(errors="replace")
         assert status in (None, end.fields["status"]), f"{words}: {end.text}\n{output}"
         return output
 

@@ -11,12 +11,15 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from testbed.analysis.parse import misses
 from testbed.errors import GuestFailed, Hang, Panic
 from testbed.guest import accel
 from testbed.guest.console import Flood
+from testbed.guest.protocol import frames
 from testbed.guest.shape import Shape
 from testbed.spec import MiB
 from tests.guest.conftest import EXPERIMENT, Lab
+from tests.guest.subject import numbers
 from tests.helpers import children_of
 from tests.unit.test_guest_faults import FAKE
 
@@ -38,6 +41,20 @@ def test_the_balloon_takes_exactly_what_is_asked_for(lab: Lab) -> None:
         assert before - after == 384 * 1024
         guest.balloon(512 * MiB, 60)
         assert int(guest.command("memory", "memory").fields["total_kb"]) == before
+
+
+def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
+    with lab.guest() as guest:
+        guest.boot(60)
+        guest.balloon(128 * MiB, 60)
+        guest.command("swap 268435456", seconds=60)
+        for seed in (1, 2):
+            earlier = len(guest.log)
+            guest.command(f"run mmap_test mode=anon tasks=16 pages=3072 ms=500 seed={seed}", "end", 120)
+            sent = frames(guest.log[earlier:]).contents
+            before, after = (numbers(sent[f"vmstat.{when}"].decode()) for when in ("before", "after"))
+            missed = after["direct_reclaim_miss"] - before["direct_reclaim_miss"]
+            assert len(misses(sent["trace"].decode())) == missed > 0
 
 
 def test_a_panic_at_boot_is_told_with_its_last_words(lab: Lab) -> None:
