@@ -37,7 +37,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.metrics import table as metrics_table
 from testbed.analysis.parse import Measurement, parse
 from testbed.campaign import Campaign
-from testbed.errors import GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
+from testbed.errors import GuestFailed, GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
 from testbed.guest import terminal
 from testbed.guest.machine import Guest
 from testbed.kernel import series
@@ -430,6 +430,9 @@ def _boot(arguments: argparse.Namespace) -> int:
         guest.balloon(settings.memory, experiment.deadlines.balloon)
         for line in script(experiment, arm, 1).set_up:
             guest.command(line)
+        # init has it off until a workload starts; who traces by hand expects it on. A kernel may be without.
+        with contextlib.suppress(GuestFailed):
+            guest.command("set /sys/kernel/tracing/tracing_on 1")
         _tell(f"{arm}: {settings.vcpus} vCPUs, {spec.format_size(settings.memory)}; Ctrl-] leaves at once")
         guest.console.type("shell")
         terminal.interact(guest.console)

@@ -145,8 +145,9 @@ def test_a_person_gets_a_shell(lab: Lab) -> None:
     words = ["-m", "testbed", "boot", "--accel", "tcg", "--arm", "patched", str(EXPERIMENT)]
     child = pexpect.spawn(sys.executable, words, timeout=60)
     child.expect(rb"[$#] ")
-    child.sendline("echo cpus=$(nproc) $(cat /proc/swaps | grep -c zram0)")
-    child.expect(rb"cpus=8 1\r\n")
+    tracing = "/sys/kernel/tracing/tracing_on"
+    child.sendline(f"echo cpus=$(nproc) $(cat /proc/swaps | grep -c zram0) $(cat {tracing})")
+    child.expect(rb"cpus=8 1 1\r\n")
     child.sendline("exit")
     child.expect(pexpect.EOF)
     child.close()
