@@ -49,16 +49,23 @@ static uint64_t to_ns(const struct timespec *t)
 	return t->tv_sec * 1000000000ull + t->tv_nsec;
 }
 
-static size_t read_file(const char *path, char *text, size_t size)
+static size_t read_from_start(int fd, char *text, size_t size)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	size_t length = 0;
 	ssize_t got;
 
-	while (fd >= 0 && (got = read(fd, text + length, size - 1 - length)) > 0)
+	while (fd >= 0 && (got = pread(fd, text + length, size - 1 - length, length)) > 0)
 		length += got;
-	close(fd);
 	text[length] = '\0';
+	return length;
+}
+
+static size_t read_file(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	size_t length = read_from_start(fd, text, size);
+
+	close(fd);
 	return length;
 }
 
@@ -74,14 +81,15 @@ static void *room(size_t size)
 
 /* --- what is read before and after ------------------------------------------------ */
 
-static const struct {
+static struct {
 	const char *name, *path;
+	int fd;
 } watched[] = {
-	{ "vmstat", "/proc/vmstat" },
-	{ "meminfo", "/proc/meminfo" },
-	{ "pressure", "/proc/pressure/memory" },
-	{ "zram", "/sys/block/zram0/mm_stat" },
-	{ "zoneinfo", "/proc/zoneinfo" },
+	{ "vmstat", "/proc/vmstat", -1 },
+	{ "meminfo", "/proc/meminfo", -1 },
+	{ "pressure", "/proc/pressure/memory", -1 },
+	{ "zram", "/sys/block/zram0/mm_stat", -1 },
+	{ "zoneinfo", "/proc/zoneinfo", -1 },
 };
 #define WATCHED (sizeof(watched) / sizeof(*watched))
 static char (*text)[WATCHED][LONG_TEXT];
@@ -134,7 +142,7 @@ static uint64_t kswapd_ns(void)
 static void snapshot(int when)
 {
 	for (size_t i = 0; i < WATCHED; i++)
-		read_file(watched[i].path, text[when][i], LONG_TEXT);
+		read_from_start(watched[i].fd, text[when][i], LONG_TEXT);
 	for (int i = 0; i < kswapds; i++)
 		kswapd[i].ns[when] = cpu_time(kswapd[i].clock);
 }
@@ -374,21 +382,25 @@ static int watch(pid_t child)
 
 /* --- the workload ----------------------------------------------------------------- */
 
-#define TALLY "instances/tally/tracing_on"
+#define TRACING "/sys/kernel/tracing/"
 
-/* Only what happens between the snapshots is to be in the trace, and be tallied. */
-static void write_trace(const char *file, const char *value)
+/* Of the trace, and of what is tallied; -1 where there is none. */
+static int switches[2];
+
+/* Whoever opens a file takes memory for it, and may have to reclaim some. */
+static void open_files(void)
 {
-	char path[64];
+	for (size_t i = 0; i < WATCHED; i++)
+		watched[i].fd = open(watched[i].path, O_RDONLY | O_CLOEXEC);
+	switches[0] = open(TRACING "tracing_on", O_WRONLY | O_CLOEXEC);
+	switches[1] = open(TRACING "instances/tally/tracing_on", O_WRONLY | O_CLOEXEC);
+}
 
-	snprintf(path, sizeof(path), "/sys/kernel/tracing/%s", file);
-	int fd = open(path, O_WRONLY);
-
-	if (fd < 0)
-		return;
-	if (write(fd, value, strlen(value)) < 0)
-		die(path);
-	close(fd);
+static void record(char on)
+{
+	for (int i = 0; i < 2; i++)
+		if (switches[i] >= 0 && write(switches[i], &on, 1) < 0)
+			die("tracing_on");
 }
 
 static void export(const char *name, int fd)
@@ -465,6 +477,7 @@ int main(int argc, char **argv)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	read_times();
 	find_kswapd();
+	open_files();
 	clock = memfd_create("clock", 0);
 	console = open("/dev/console", O_WRONLY | O_NOCTTY | O_CLOEXEC);
 	if (clock < 0 || ftruncate(clock, PAGE) || pipe(ready) || pipe(go) || mlockall(MCL_CURRENT))
@@ -484,8 +497,12 @@ int main(int argc, char **argv)
 		sleep_by_seed();
 	/* End of file: it has ended before it was ready. */
 	if (user || read(ready[0], &byte, 1) == 1) {
-		write_trace("tracing_on", "1");
-		write_trace(TALLY, "1");
+		/*
+		 * Only what happens between the snapshots is to be in the trace, and be tallied. What is
+		 * read a second time takes no memory: nobody reclaims between the switch and the counters.
+		 */
+		snapshot(0);
+		record('1');
 		snapshot(0);
 		/* So that there is memory for what is read in the end. */
 		for (size_t i = 0; i < WATCHED; i++)
@@ -496,8 +513,7 @@ int main(int argc, char **argv)
 		close(go[1]);
 		status = watch(child);
 		snapshot(1);
-		write_trace(TALLY, "0");
-		write_trace("tracing_on", "0");
+		record('0');
 		write_snapshots();
 		write_samples();
 	} else {
