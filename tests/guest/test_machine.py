@@ -18,6 +18,7 @@ from testbed.guest.console import Flood
 from testbed.guest.protocol import frames
 from testbed.guest.shape import Shape
 from testbed.spec import MiB
+from tests.guest import subject
 from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.subject import numbers
 from tests.helpers import children_of
@@ -55,6 +56,15 @@ def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
             before, after = (numbers(sent[f"vmstat.{when}"].decode()) for when in ("before", "after"))
             missed = after["direct_reclaim_miss"] - before["direct_reclaim_miss"]
             assert len(misses(sent["trace"].decode())) == missed > 0
+
+
+def test_what_tests_under_fire_ask_a_guest(lab: Lab) -> None:
+    """They are in no `make test`, and would not be missed."""
+    with subject.booted(lab.kernels["patched"], lab.image) as guest:
+        assert [guest.run(f"echo {words}") for words in ("one", "another")] == ["one\n", "another\n"]
+        guest.load("anon", 0.2)
+        assert guest.counters()["pgfault"] > 0
+        guest.require_sound()
 
 
 def test_a_panic_at_boot_is_told_with_its_last_words(lab: Lab) -> None:
