@@ -473,7 +473,7 @@ def test_a_line_is_one_of_those_there_are(testbed: Testbed, verb: str) -> None:
     assert ran.status == 2 and "there is no kernel line `5.4`: 6.1" in ran.err
 
 
-def test_any_verb_takes_a_line(testbed: Testbed, prepared: list[Any]) -> None:
+def test_a_line_brings_its_own_source(testbed: Testbed, prepared: list[Any]) -> None:
     testbed("run", EXPERIMENT, "--line", "7.2")
     assert [e.kernel.debian for e in prepared] == ["linux-source-7.2"]
 
