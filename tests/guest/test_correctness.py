@@ -20,12 +20,25 @@ from testbed.kernel.build import Kernel
 from testbed.kernel.source import Source
 from testbed.spec import MiB
 from tests.guest import subject
-from tests.guest.subject import AS_POSTED, CMA, DEBUG, EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
+from tests.guest.subject import (
+    AS_POSTED,
+    CMA,
+    DEBUG,
+    EARLY,
+    FALLBACK,
+    FAST,
+    OFF,
+    PORT,
+    SECONDS,
+    Subject,
+    bad,
+)
 
-pytestmark = pytest.mark.fire
+# Filling a KASAN kernel's memory takes minutes on a slow host.
+pytestmark = [pytest.mark.fire, pytest.mark.timeout(2 * SECONDS)]
 MODES = {"off": OFF, "early": EARLY, "fallback": FALLBACK}
-# Stacks, stackdepots and per-CPU caches come and go, in some tens of pages.
-NOISE = 256
+# Pages that wait for RCU and what a stack depot grows by come and go: in idle guests, 15 at most.
+NOISE = 64
 # 128 MiB below 4 GiB, on node 0; above, 64 MiB more on node 0 and 128 MiB on node 1.
 TWO_NODES = (
     *("-machine", "max-ram-below-4g=128M", "-smp", "4,sockets=2,cores=2"),
@@ -41,6 +54,8 @@ DIMM = (
     *("-m", "slots=1,maxmem=1G", "-object", "memory-backend-ram,id=dimm,size=128M"),
     *("-device", "pc-dimm,memdev=dimm,addr=0x100000000"),
 )
+# Loads under which a block goes offline, until reclaim meets one that is isolated.
+ROUNDS = 5
 BLOCK = f"/sys/devices/system/memory/memory{(1 << 32) // (128 * MiB)}/state"
 # What a debug kernel says of the mistakes that it can be told to make. The first of them that
 # is about memory is lockdep's end.
@@ -187,7 +202,7 @@ def test_after_ten_thousand_captures_all_pages_are_there(fast: Subject) -> None:
 
 def test_the_first_posting_loses_a_page_with_every_further_batch(as_posted: Subject) -> None:
     expected, lost = capture(as_posted, 1_000)
-    assert expected > 4 * NOISE
+    assert expected > 1_024
     assert abs(lost - expected) < NOISE
 
 
@@ -344,9 +359,13 @@ def test_memory_can_be_taken_offline(hotplug: Subject, mode: str) -> None:
     output = subject.numbers(said)
     assert (output["done"] > 0, bad(output)) == (True, {}), said
     # The rest has little room for anonymous pages: with these it may take for ever, in mode `off` as well.
-    # What is reclaimed meanwhile is on isolated blocks.
-    assert bad(subject.numbers(hotplug.load("anon", 5, footprint=0.8, prefix=prefix))) == {}
-    assert hotplug.request(0)["isolated"] > isolated
+    # What is reclaimed meanwhile is on isolated blocks, or not: some loads meet none.
+    for seed in range(1, ROUNDS + 1):
+        assert bad(subject.numbers(hotplug.load("anon", 5, footprint=0.8, seed=seed, prefix=prefix))) == {}
+        if hotplug.request(0)["isolated"] > isolated:
+            break
+    else:
+        pytest.fail(f"no page of an isolated block was reclaimed in {ROUNDS} loads")
     after = hotplug.counters()
     assert after["reclaim_capture"] - before["reclaim_capture"] > 100
     assert after["reclaim_capture"] == after["reclaim_capture_used"] + after["reclaim_capture_unused"]
