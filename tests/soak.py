@@ -20,7 +20,7 @@ from testbed.kernel import series
 from testbed.kernel.series import Line
 from tests.guest import subject
 from tests.guest.subject import EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
-from tests.guest.test_correctness import NOISE, capture
+from tests.guest.test_correctness import NOISE, PLENTY, capture
 
 ROUND_SECONDS = 15.0
 
@@ -54,7 +54,7 @@ def soak(line: Line, image: Image, minutes: float, captures: int) -> None:
             counters = guest.counters()
         said = {key: value for key, value in counters.items() if key.startswith("reclaim_capture")}
         say(f"{pristine.label}, {name}: {minutes:g} min, no complaint; {said}")
-    with subject.booted(subject.kernel(pristine, PORT, FAST), image) as guest:
+    with subject.booted(subject.kernel(pristine, PORT, FAST), image, memory=PLENTY) as guest:
         began = time.monotonic()
         expected, lost = capture(guest, captures)
         guest.require_sound()

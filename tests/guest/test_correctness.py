@@ -39,6 +39,8 @@ pytestmark = [pytest.mark.fire, pytest.mark.timeout(2 * SECONDS)]
 MODES = {"off": OFF, "early": EARLY, "fallback": FALLBACK}
 # Pages that wait for RCU and what a stack depot grows by come and go: in idle guests, 15 at most.
 NOISE = 64
+# Lists so long that one pass over them is enough to free what a request wants. With a quarter of it, three.
+PLENTY = 1024 * MiB
 # 128 MiB below 4 GiB, on node 0; above, 64 MiB more on node 0 and 128 MiB on node 1.
 TWO_NODES = (
     *("-machine", "max-ram-below-4g=128M", "-smp", "4,sockets=2,cores=2"),
@@ -86,7 +88,7 @@ def port(pristine: Source, image: Image) -> Iterator[Subject]:
 @pytest.fixture(scope="module")
 def fast(pristine: Source, image: Image) -> Iterator[Subject]:
     """The port again, without what makes a debug kernel slow."""
-    with subject.booted(kernel(pristine, PORT, FAST), image) as booted:
+    with subject.booted(kernel(pristine, PORT, FAST), image, memory=PLENTY) as booted:
         yield booted
 
 
@@ -179,10 +181,12 @@ def capture(guest: Subject, times: int) -> tuple[int, int]:
     guest.sysctl("reclaim_capture", EARLY)
     guest.fill_cache(64)
     free, before = guest.unaccounted(), guest.counters()
+    mib = guest.memory() // MiB
     done = 0
     while done < times:
-        guest.fill_cache(160)
-        result = guest.request(1000, "direct", "movable")
+        guest.fill_cache(mib)
+        # Each frees 32 pages: three quarters of them all.
+        result = guest.request(6 * mib, "direct", "movable")
         assert result["captured"] > 0
         done += result["captured"]
     after = guest.counters()
