@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ FOOTPRINT = 1.2
 # The emulator copies and clears byte by byte where a kernel uses string instructions: captures, with what it
 # takes to fill the page cache again, take 1.6 times as long.
 CPU = ("-cpu", "max,-erms,-fsrm")
+# No more than the host has: a CPU that waits for another one's answer spins, and the other has to be running.
+VCPUS = max(2, min(4, os.cpu_count() or 1))
 # RCU's patience, and that of the check whether timer interrupts come, are in the host's seconds.
 CMDLINE = "rcupdate.rcu_cpu_stall_suppress=1 no_timer_check"
 
@@ -202,7 +205,7 @@ def booted(
     image: Image,
     *,
     memory: int = 256 * MiB,
-    vcpus: int = 4,
+    vcpus: int = VCPUS,
     cmdline: str = "",
     extra: tuple[str, ...] = (),
 ) -> Iterator[Subject]:
