@@ -34,7 +34,7 @@ OFF, EARLY, FALLBACK = 0, 1, 2
 
 PROGRAMS = Path(__file__).parent / "src"
 # What runs a KASAN kernel on a busy host's emulator has time.
-SECONDS = 600.0
+SECONDS = 900.0
 # Of memory that is touched: so that it is short, and not much more, since filling it is what takes a KASAN
 # kernel its minutes.
 FOOTPRINT = 1.2
