@@ -17,7 +17,7 @@ from typing import Literal
 
 from testbed.guest.image import Image
 from testbed.kernel import series
-from testbed.kernel.series import Line
+from testbed.kernel.source import Source
 from tests.guest import subject
 from tests.guest.subject import EARLY, FALLBACK, FAST, OFF, PORT, Subject, bad
 from tests.guest.test_correctness import NOISE, PLENTY, capture
@@ -46,9 +46,7 @@ def under_fire(guest: Subject, mode: int, seconds: float) -> None:
             return
 
 
-def soak(line: Line, image: Image, minutes: float, captures: int) -> None:
-    """All of it, for one kernel line."""
-    pristine = subject.tree(line)
+def in_each_mode(pristine: Source, image: Image, minutes: float) -> None:
     kernel = subject.kernel(pristine, PORT)
     for name, mode in {"off": OFF, "early": EARLY, "fallback": FALLBACK}.items():
         with subject.booted(kernel, image, cmdline="page_owner=on page_poison=1") as guest:
@@ -56,6 +54,9 @@ def soak(line: Line, image: Image, minutes: float, captures: int) -> None:
             counters = guest.counters()
         said = {key: value for key, value in counters.items() if key.startswith("reclaim_capture")}
         say(f"{pristine.label}, {name}: {minutes:g} min, no complaint; {said}")
+
+
+def without_loss(pristine: Source, image: Image, captures: int) -> None:
     with subject.booted(subject.kernel(pristine, PORT, FAST), image, memory=PLENTY) as guest:
         began, lost = time.monotonic(), 0
         for done in range(0, captures, PART):
@@ -71,13 +72,17 @@ def soak(line: Line, image: Image, minutes: float, captures: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
-    parser.add_argument("minutes", nargs="?", type=float, default=10.0, help="in each mode")
+    parser.add_argument("minutes", nargs="?", type=float, default=10.0, help="in each mode; 0 for none")
     parser.add_argument("captures", nargs="?", type=int, default=1_000_000)
     parser.add_argument("--line", default="6.1", help="one of patches/lines.yaml, or all")
     wanted = parser.parse_args()
     image = subject.initramfs()
     for line in series.lines() if wanted.line == "all" else [series.line(wanted.line)]:
-        soak(line, image, wanted.minutes, wanted.captures)
+        pristine = subject.tree(line)
+        if wanted.minutes:
+            in_each_mode(pristine, image, wanted.minutes)
+        if wanted.captures:
+            without_loss(pristine, image, wanted.captures)
 
 
 if __name__ == "__main__":
