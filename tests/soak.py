@@ -47,6 +47,7 @@ def under_fire(guest: Subject, mode: int, seconds: float) -> None:
 
 
 def in_each_mode(pristine: Source, image: Image, minutes: float) -> None:
+    """On a debug kernel."""
     kernel = subject.kernel(pristine, PORT)
     for name, mode in {"off": OFF, "early": EARLY, "fallback": FALLBACK}.items():
         with subject.booted(kernel, image, cmdline="page_owner=on page_poison=1") as guest:
@@ -57,6 +58,7 @@ def in_each_mode(pristine: Source, image: Image, minutes: float) -> None:
 
 
 def without_loss(pristine: Source, image: Image, captures: int) -> None:
+    """On a kernel that is fast. Pages are counted on the way, so that a leak shows before the end."""
     with subject.booted(subject.kernel(pristine, PORT, FAST), image, memory=PLENTY) as guest:
         began, lost = time.monotonic(), 0
         for done in range(0, captures, PART):

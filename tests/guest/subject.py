@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 import re
@@ -111,10 +110,9 @@ class Subject:
         # Reading stat_refresh makes the counters exact. All in one program: starting another one moves
         # hundreds of pages between the lists of a zone and those of a CPU, and back.
         zones = self.run("cat /proc/sys/vm/stat_refresh /proc/zoneinfo")
-        pages = collections.Counter[str]()
+        pages: dict[str, int] = {}
         for name, count in re.findall(r"^ +(\w+):? +(\d+)$", zones, re.MULTILINE):
-            pages[name] += int(count)
-        assert pages.keys() >= set(_USED), zones
+            pages[name] = pages.get(name, 0) + int(count)
         # `count` is of a CPU's lists; stacks are in KiB.
         known = pages["count"] + pages["nr_kernel_stack"] // 4 + sum(pages[name] for name in _USED)
         return pages["managed"] - known

@@ -56,9 +56,9 @@ DIMM = (
     *("-m", "slots=1,maxmem=1G", "-object", "memory-backend-ram,id=dimm,size=128M"),
     *("-device", "pc-dimm,memdev=dimm,addr=0x100000000"),
 )
+BLOCK = f"/sys/devices/system/memory/memory{(1 << 32) // (128 * MiB)}/state"
 # Loads under which a block goes offline, until reclaim meets one that is isolated.
 ROUNDS = 5
-BLOCK = f"/sys/devices/system/memory/memory{(1 << 32) // (128 * MiB)}/state"
 # What a debug kernel says of the mistakes that it can be told to make. The first of them that
 # is about memory is lockdep's end.
 MISTAKES = {
