@@ -184,11 +184,11 @@ def _sync(plan: Plan, work: Path) -> None:
         plan.source.checkout(work / "src")
     for path in sorted(patched | plan.files.keys()):
         data = plan.files[path] if path in plan.files else plan.source.read(path)
-        _put(work / "src" / path, data)
+        put(work / "src" / path, data)
     note.write_text(json.dumps({"identity": plan.source.identity, "patched": sorted(plan.files)}))
 
 
-def _put(file: Path, data: bytes | None) -> None:
+def put(file: Path, data: bytes | None) -> None:
     """Give a file its content, unless it has it: its mtime tells make whether there is work to do.
 
     It is replaced and never written to, since it may be a link to the pristine file.
@@ -229,7 +229,7 @@ def _configure(plan: Plan, work: Path, log: IO[bytes]) -> None:
             f"kernel.config: Linux {plan.source.version} does not have it so: {', '.join(lost)}",
             "an option that is absent is unknown there, or something that it depends on is not set",
         )
-    _put(work / "obj" / ".config", dotconfig.read_bytes())
+    put(work / "obj" / ".config", dotconfig.read_bytes())
 
 
 def compiled(plan: Plan) -> frozenset[str]:
@@ -249,7 +249,7 @@ def compiled(plan: Plan) -> frozenset[str]:
 
 def command(plan: Plan) -> list[str]:
     """What compiles a plan's kernel once source and configuration are in place, for a person to see."""
-    return _command(_work(plan), "obj", ["vmlinux"])
+    return kbuild(_work(plan), "obj", ["vmlinux"])
 
 
 def _work(plan: Plan) -> Path:
@@ -257,8 +257,8 @@ def _work(plan: Plan) -> Path:
     return plan.cache / "work" / _digest([plan.source.family, plan.config, plan.tools])[:16]
 
 
-def _command(work: Path, output: str, words: Sequence[str]) -> list[str]:
-    """kbuild with nothing in its environment but what is given here.
+def kbuild(work: Path, output: str, words: Sequence[str]) -> list[str]:
+    """What makes `words` of `work`/src in `work`/`output`, in an environment of nothing but this.
 
     Variables such as MAKEFLAGS, CROSS_COMPILE, KCFLAGS and CPATH change kernels.
     """
@@ -269,7 +269,7 @@ def _command(work: Path, output: str, words: Sequence[str]) -> list[str]:
 
 def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout: float) -> None:
     (work / output).mkdir(exist_ok=True)
-    argv = _command(work, output, words)
+    argv = kbuild(work, output, words)
     done = process.run(argv, timeout=timeout, log=log, check=False)
     if done.returncode != 0:
         raise BuildError(

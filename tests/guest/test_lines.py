@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from testbed import process
-from testbed.kernel import kconfig, series
+from testbed.kernel import build, kconfig, series
 from testbed.kernel.series import Line
 from testbed.kernel.source import Source
 from tests.guest import subject
@@ -44,37 +42,25 @@ def test_every_patch_compiles_without_a_new_warning(
     line: Line, pristine: Source, config: tuple[str, ...], tmp_path: Path
 ) -> None:
     """With W=1, each on top of those before it."""
-    src, obj = tmp_path / "src", tmp_path / "obj"
-    pristine.checkout(src)
-    obj.mkdir()
-    shutil.copyfile(subject.kernel(pristine, subject.PORT, config).config, obj / ".config")
+    pristine.checkout(tmp_path / "src")
+    config_file = subject.kernel(pristine, subject.PORT, config).config
+    build.put(tmp_path / "obj" / ".config", config_file.read_bytes())
     patches = series.load(subject.AS_POSTED, pristine.version)
     changed = {path for patch in patches for path in patch.files if path.endswith(".c")}
     objects = [path.removesuffix(".c") + ".o" for path in sorted(changed)]
-    known = warnings(src, obj, objects)
+    known = warnings(tmp_path, objects)
     for count in range(1, len(patches) + 1):
         for path, data in series.apply(patches[:count], pristine.read).items():
-            assert data is not None
-            rewrite(src / path, data)
-        assert not warnings(src, obj, objects) - known, patches[count - 1].name
-    victim = src / "mm/vmscan.c"
-    rewrite(victim, victim.read_bytes() + b"int unheard_of(void) { return 0; }\n")
-    (new,) = warnings(src, obj, objects) - known
+            build.put(tmp_path / "src" / path, data)
+        assert not warnings(tmp_path, objects) - known, patches[count - 1].name
+    victim = tmp_path / "src" / "mm/vmscan.c"
+    build.put(victim, victim.read_bytes() + b"int unheard_of(void) { return 0; }\n")
+    (new,) = warnings(tmp_path, objects) - known
     assert "no previous prototype for 'unheard_of'" in new
 
 
-def warnings(src: Path, obj: Path, objects: Sequence[str]) -> Counter[str]:
+def warnings(work: Path, objects: Sequence[str]) -> Counter[str]:
     """What the compiler warns of, wherever in a file. Nothing of objects that are up to date."""
-    # Without what the caller's environment says of languages and flags.
-    clean = ["env", "-i", f"PATH={os.environ['PATH']}"]
-    words = ["make", "-C", str(src), f"O={obj}", "ARCH=x86_64", "W=1", *objects]
-    done = process.run([*clean, *words], timeout=1800)
+    done = process.run(build.kbuild(work, "obj", ["W=1", *objects]), timeout=1800)
     lines = [line for line in done.stderr.decode().splitlines() if " warning: " in line]
     return Counter(re.sub(r":\d+:\d+:", ":", line) for line in lines)
-
-
-def rewrite(file: Path, data: bytes) -> None:
-    """By a new file, since the old one may be a link to the pristine one."""
-    if file.read_bytes() != data:
-        file.unlink()
-        file.write_bytes(data)

@@ -319,14 +319,14 @@ def test_ctrl_c_between_two_files_is_made_good(
     shop: Workshop, two_three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shop.build(shop.patch("new.patch", "mm/new.h", "", "#error never included\n"))
-    put = build_module._put
+    put = build_module.put
 
     def interrupted(file: Path, data: bytes | None) -> None:
         put(file, data)
         if file.name == "two.c":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(build_module, "_put", interrupted)
+    monkeypatch.setattr(build_module, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shop.build(two_three)
     monkeypatch.undo()
@@ -338,7 +338,7 @@ def test_a_sync_that_was_interrupted_is_made_good(shop: Workshop, two_three: Pat
     shop.build()
     shop.compiled()
     (shop.work / "state.json").write_text('{"identity": ')
-    for name in ("two.c", "stray.c"):  # replaced, as _put() does, by a sync that nobody recorded
+    for name in ("two.c", "stray.c"):  # replaced, as put() does, by a sync that nobody recorded
         (shop.work / "src/staging").write_text("int half;\n")
         (shop.work / "src/staging").rename(shop.work / "src/mm" / name)
     kernel = shop.build(two_three)
