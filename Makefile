@@ -51,10 +51,10 @@ doctor: setup ## What this machine lacks
 	@$(RUN) doctor
 
 setup:
-	@$(PYTHON) -m testbed.bootstrap
+	@$(PYTHON) -m testbed.setup.bootstrap
 
 setup-dev:
-	@$(PYTHON) -m testbed.bootstrap --dev
+	@$(PYTHON) -m testbed.setup.bootstrap --dev
 
 lock: setup-dev ## Pin the newest versions of all Python packages
 	@$(COMPILE) --output-file requirements.txt

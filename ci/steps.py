@@ -39,11 +39,13 @@ from typing import Any
 
 import yaml
 
-from testbed import cli, process, spec
+from testbed import cli
 from testbed.analysis.metrics import METRICS
-from testbed.errors import HostError, Interrupted, SpecError, TestbedError
+from testbed.experiment import load
+from testbed.host import process
+from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
+from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.kernel import series, source
-from testbed.paths import REPOSITORY, cache_directory
 from testbed.report.text import escaped, visible
 
 # Whatever goes wrong is the infrastructure's, unless it says otherwise.
@@ -108,7 +110,7 @@ def prepare() -> int:
         raise SpecError("TESTBED_LINE and TESTBED_TREE both name a kernel source")
     if tree or patches:
         file, added = _derived(file, Path(tree) if tree else None, base, patches, out)
-    name = spec.load(file, metrics=[metric.name for metric in METRICS]).name
+    name = load(file, metrics=[metric.name for metric in METRICS]).name
     job = Job(_words(file, line), _results(name, line))
     _job_file(out).write_text(json.dumps(asdict(job), indent=1) + "\n")
     _say(process.pasteable(["testbed", *job.words]))
@@ -147,7 +149,7 @@ def _derived(
 
     With the files, beside it, that its results depend on.
     """
-    found = spec.load(template, metrics=[metric.name for metric in METRICS])
+    found = load(template, metrics=[metric.name for metric in METRICS])
     # As written, a matrix and all; but what has paths in it as testbed understands them from here on.
     said: dict[str, Any] = yaml.safe_load(template.read_text(encoding="utf-8"))
     kernel = found.kernel.model_dump(mode="json", exclude_none=True)

@@ -17,11 +17,11 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from testbed.errors import SpecError, TestbedError
+from testbed.experiment import KernelSpec
+from testbed.host.errors import SpecError, TestbedError
+from testbed.host.paths import cache_directory
 from testbed.kernel import source
 from testbed.kernel.source import Unpacked
-from testbed.paths import cache_directory
-from testbed.spec import KernelSpec
 
 VMSCAN, PAGE_ALLOC, MAIN = "mm/vmscan.c", "mm/page_alloc.c", "init/main.c"
 WHO = "testbed <testbed@localhost>"

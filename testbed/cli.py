@@ -31,28 +31,32 @@ from typing import Any, Protocol
 
 from rich.console import Console, RenderableType
 
-from testbed import campaign, cells, doctor, explain, microscope, placebo, proof, results, runner, spec, store
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.metrics import table as metrics_table
 from testbed.analysis.parse import Measurement, parse
-from testbed.campaign import Campaign
-from testbed.errors import GuestFailed, GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
+from testbed.experiment import LEAST_SEEDS, Cell, Experiment, KernelSpec, expand, format_size, schema
+from testbed.experiment import selfcheck as placebo
+from testbed.experiment.script import script
 from testbed.guest import terminal
 from testbed.guest.machine import Guest
+from testbed.host.errors import GuestFailed, GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
+from testbed.host.paths import REPOSITORY, cache_directory
+from testbed.host.process import pasteable
 from testbed.kernel import series
-from testbed.paths import REPOSITORY, cache_directory
-from testbed.process import pasteable
+from testbed.ledger import matrix as cells
+from testbed.ledger.ledger import Ledger, set_aside
+from testbed.ledger.record import LOST, MEASURED
 from testbed.progress import Watcher
-from testbed.proof import Repeat
-from testbed.record import LOST, MEASURED
 from testbed.report import matrix, text, words
 from testbed.report.document import ALPHA
 from testbed.report.gate import Condition, condition, failures
-from testbed.script import script
-from testbed.spec import LEAST_SEEDS, Cell, Experiment, KernelSpec
-from testbed.store import Ledger
-from testbed.trial import Trial
+from testbed.setup import doctor
+from testbed.trials import debug, pool, prepare
+from testbed.trials.prepare import Campaign
+from testbed.trials.trial import Trial
+from testbed.verbs import explain, reproduce, results
+from testbed.verbs.reproduce import Repeat
 
 OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1, 1
 SELFCHECK = REPOSITORY / "experiments" / "selfcheck.yaml"
@@ -390,7 +394,7 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
     with _naming(arguments.experiment):
         planned = placebo.comparisons(cell.experiment, arguments.comparisons)
     home = _execute(arguments, planned)
-    from testbed.report import placebo as check_report  # noqa: PLC0415  (slow, with scipy)
+    from testbed.report import selfcheck as check_report  # noqa: PLC0415  (slow, with scipy)
 
     made = results.checked(home)
     _print(check_report.render(made))
@@ -405,7 +409,7 @@ def _build(arguments: argparse.Namespace) -> int:
     found: dict[tuple[str, str], None] = {}
     with Watcher() as watcher, _naming(arguments.experiment):
         for cell in _cells(arguments):
-            built = campaign.kernels(cell.experiment, cache_directory(), watcher.note)
+            built = prepare.kernels(cell.experiment, cache_directory(), watcher.note)
             found |= dict.fromkeys((arm, str(kernel.vmlinux)) for arm, kernel in built.items())
     for arm, vmlinux in found:
         print(f"{arm}\t{vmlinux}")
@@ -421,10 +425,10 @@ def _boot(arguments: argparse.Namespace) -> int:
     experiment = experiment.only(arm)
     cache, settings = cache_directory(), experiment.guest
     with Watcher() as watcher, _naming(arguments.experiment):
-        kernel = campaign.kernels(experiment, cache, watcher.note)[arm]
-        initramfs = campaign.initramfs(experiment, cache)
-        here = campaign.machine(experiment, kernel, initramfs, cache, watcher.note)
-    shape = campaign.with_arguments(here.shape, experiment, arm)
+        kernel = prepare.kernels(experiment, cache, watcher.note)[arm]
+        initramfs = prepare.initramfs(experiment, cache)
+        here = prepare.machine(experiment, kernel, initramfs, cache, watcher.note)
+    shape = prepare.with_arguments(here.shape, experiment, arm)
     with Guest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
@@ -433,7 +437,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         # init has it off until a workload starts; who traces by hand expects it on. A kernel may be without.
         with contextlib.suppress(GuestFailed):
             guest.command("set /sys/kernel/tracing/tracing_on 1")
-        _tell(f"{arm}: {settings.vcpus} vCPUs, {spec.format_size(settings.memory)}; Ctrl-] leaves at once")
+        _tell(f"{arm}: {settings.vcpus} vCPUs, {format_size(settings.memory)}; Ctrl-] leaves at once")
         guest.console.type("shell")
         terminal.interact(guest.console)
     return OK
@@ -458,7 +462,7 @@ def _parse(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     if arguments.form == "manifest":
         with Ledger.open(arguments.result) as ledger:
-            manifest = proof.manifest(ledger.plan(), ledger.records(), arguments.result)
+            manifest = reproduce.manifest(ledger.plan(), ledger.records(), arguments.result)
         print(json.dumps(manifest, indent=1))
         return OK
     return _show(arguments.result, arguments.form, _conditions(arguments), arguments.all)
@@ -466,16 +470,16 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="testbed-") as scratch, Watcher() as watcher:
-        repeat = proof.load(arguments.path, cache_directory(), Path(scratch), watcher.note)
+        repeat = reproduce.load(arguments.path, cache_directory(), Path(scratch), watcher.note)
         return _again(repeat, Path(scratch) / "again", arguments, watcher)
 
 
 def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watcher: Watcher) -> int:
     """Run trials again and say whether they gave the same."""
-    chosen = runner.interleaved(proof.sample(repeat.trials, arguments.trials))
+    chosen = pool.interleaved(reproduce.sample(repeat.trials, arguments.trials))
     with Ledger.create(directory) as ledger:
-        runner.run(chosen, ledger, arguments.jobs, watcher)
-        differences = proof.differences(repeat, ledger)
+        pool.run(chosen, ledger, arguments.jobs, watcher)
+        differences = reproduce.differences(repeat, ledger)
     for difference in differences:
         print(
             text.visible(
@@ -494,7 +498,7 @@ def _bundle(arguments: argparse.Namespace) -> int:
     made = results.report(results.load(arguments.result))
     target = arguments.output or Path(f"{made['name']}.testbed")
     with Watcher() as watcher:
-        proof.bundle(arguments.result, target, text.markdown(made), cache_directory(), watcher.note)
+        reproduce.bundle(arguments.result, target, text.markdown(made), cache_directory(), watcher.note)
     _tell(f"{target.stat().st_size / 1e6:.1f} MB")
     print(target)
     return OK
@@ -505,13 +509,13 @@ def _replay(arguments: argparse.Namespace) -> int:
     if debugging and not arguments.trial:
         raise SpecError("--gdb and --break-at-miss need --trial ID: one guest at a time")
     with tempfile.TemporaryDirectory(prefix="testbed-") as scratch, Watcher() as watcher:
-        repeat = proof.load(arguments.path, cache_directory(), Path(scratch), watcher.note)
+        repeat = reproduce.load(arguments.path, cache_directory(), Path(scratch), watcher.note)
         if arguments.trial:
-            repeat = proof.only(repeat, arguments.trial)
+            repeat = reproduce.only(repeat, arguments.trial)
         if not debugging:
             return _again(repeat, Path(scratch) / "again", arguments, watcher)
         (trial,) = repeat.trials
-        with microscope.Microscope(trial, arguments.break_at_miss) as scope:
+        with debug.Microscope(trial, arguments.break_at_miss) as scope:
             watcher.note(
                 f"{trial.arm} seed {trial.seed} is stopped before its first instruction; in another terminal:"
             )
@@ -555,7 +559,7 @@ def _history(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from testbed import bisect, check  # noqa: PLC0415  (slow, with scipy and matplotlib)
+    from testbed.verbs import bisect, check  # noqa: PLC0415  (slow, with scipy and matplotlib)
 
     try:
         experiment = _experiment(arguments)
@@ -580,7 +584,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _bisect(arguments: argparse.Namespace) -> int:
-    from testbed import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
+    from testbed.verbs import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
 
     looks: dict[str, Callable[[Path], int]] = {
         "status": lambda directory: _show_bisection(directory, arguments),
@@ -606,7 +610,7 @@ def _bisect(arguments: argparse.Namespace) -> int:
     asked = bisect.asked(arguments.repo, ends, arguments.words, experiment, arguments.metric)
     with Watcher() as watcher:
         watcher.note(f"{len(asked.range.changes)} commits between good and bad")
-        if arguments.fresh and (old := store.set_aside(home)):
+        if arguments.fresh and (old := set_aside(home)):
             watcher.note(f"the old result is now {old}")
         bench = bisect.Machine(asked.experiment, asked.repository, cache, arguments.jobs, watcher.note)
         with Ledger.create(home) as ledger, _naming(arguments.experiment):
@@ -616,8 +620,8 @@ def _bisect(arguments: argparse.Namespace) -> int:
 
 def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bool = True) -> int:
     """Print how a bisection stands; what it is under other rules is nowhere written."""
-    from testbed import bisect  # noqa: PLC0415
     from testbed.report import bisection  # noqa: PLC0415
+    from testbed.verbs import bisect  # noqa: PLC0415
 
     changes = {"confidence": arguments.confidence} if arguments.confidence and not write else {}
     made, said = bisect.status(directory, **changes)
@@ -635,7 +639,7 @@ def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bo
 
 
 def _bisection_log(directory: Path) -> int:
-    from testbed import bisect  # noqa: PLC0415
+    from testbed.verbs import bisect  # noqa: PLC0415
 
     for line in bisect.log(directory):
         print(text.visible(line))
@@ -644,11 +648,11 @@ def _bisection_log(directory: Path) -> int:
 
 def _schema(arguments: argparse.Namespace) -> int:
     if arguments.report:
-        from testbed.report.schema import schema  # noqa: PLC0415  (slow, with scipy)
+        from testbed.report.schema import schema as reports  # noqa: PLC0415  (slow, with scipy)
 
-        print(json.dumps(schema(), indent=2))
+        print(json.dumps(reports(), indent=2))
         return OK
-    print(json.dumps(spec.schema(), indent=2))
+    print(json.dumps(schema(), indent=2))
     return OK
 
 
@@ -690,14 +694,14 @@ def _cells(arguments: argparse.Namespace, **fixed: str) -> list[Cell]:
     metrics = [metric.name for metric in METRICS]
     if options["mode"] == "auto":
         # It may come to either, so both have to be in order.
-        spec.expand(arguments.experiment, {"mode": "deterministic", "accel": "auto"}, metrics)
+        expand(arguments.experiment, {"mode": "deterministic", "accel": "auto"}, metrics)
         options |= {"mode": "realtime", "accel": "kvm"}
     elif options["accel"]:
         options["mode"] = "realtime"
     elif options["mode"] == "deterministic":
         options["accel"] = "auto"
     given = {key: value for key, value in options.items() if value is not None}
-    expanded = spec.expand(arguments.experiment, given, metrics)
+    expanded = expand(arguments.experiment, given, metrics)
     line = getattr(arguments, "line", None)
     return [_on_line(cell, line) if line else cell for cell in expanded]
 
@@ -733,7 +737,7 @@ def _execute(arguments: argparse.Namespace, planned: Sequence[Cell] = ()) -> Pat
         if not expanded[0].at:
             _execute_one(arguments, experiment, home, watcher)
             return home
-        if arguments.fresh and (old := store.set_aside(home)):
+        if arguments.fresh and (old := set_aside(home)):
             watcher.note(f"the old result is now {old}")
         kept = argparse.Namespace(**{**vars(arguments), "fresh": False})
         cells.run(
@@ -747,7 +751,7 @@ def _execute_one(
 ) -> None:
     ready = _prepared(experiment, arguments.mode, watcher)
     # Only now: an experiment that cannot run moves nothing.
-    if arguments.fresh and (old := store.set_aside(directory)):
+    if arguments.fresh and (old := set_aside(directory)):
         watcher.note(f"the old result is now {old}")
     with Ledger.create(directory) as ledger:
         ledger.set_plan(ready.document)
@@ -757,14 +761,14 @@ def _execute_one(
 def _prepared(experiment: Experiment, mode: str | None, watcher: Watcher) -> Campaign:
     """The trials of an experiment; with `--mode auto` deterministic ones where KVM does not work."""
     try:
-        return campaign.prepare(experiment, cache_directory(), watcher.note, threading.Event())
+        return prepare.prepare(experiment, cache_directory(), watcher.note, threading.Event())
     except NoKvm as none:
         if mode != "auto":
             raise
         why = f"deterministic instead of in real time: {none.message}"
     watcher.note(why)
     instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
-    ready = campaign.prepare(instead, cache_directory(), watcher.note, threading.Event())
+    ready = prepare.prepare(instead, cache_directory(), watcher.note, threading.Event())
     # There may be no QEMU for that either.
     provenance = ready.document["provenance"]
     both = "; ".join(filter(None, [why, provenance.get("fallback")]))
@@ -782,7 +786,7 @@ def _run_until_decided(
     stops = range(1, experiment.seeds) if experiment.minutes else looks
     for seeds in (*stops, experiment.seeds):
         end = experiment.first_seed + seeds
-        runner.run([trial for trial in trials if trial.seed < end], ledger, jobs, watcher)
+        pool.run([trial for trial in trials if trial.seed < end], ledger, jobs, watcher)
         if seeds == experiment.seeds:
             return
         so_far = results.read(ledger)

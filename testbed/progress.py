@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
-from testbed.record import LOST, Record
+from testbed.ledger.record import LOST, Record
 from testbed.report.text import visible
 
 

@@ -19,14 +19,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from testbed import campaign, process, runner, spec
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
-from testbed.paths import REPOSITORY, cache_directory
+from testbed.experiment import load
+from testbed.experiment.model import MARGIN_SECONDS, SLOWEST, DeadlineSpec
+from testbed.host import process
+from testbed.host.paths import REPOSITORY, cache_directory
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.record import MEASURED, Record, final
 from testbed.progress import Watcher
-from testbed.record import MEASURED, Record, final
-from testbed.spec.experiment import MARGIN_SECONDS, SLOWEST, DeadlineSpec
-from testbed.store import Ledger
+from testbed.trials import pool, prepare
 
 SEEDS = 8
 # Longer than the experiment's: what the seed does averages out, what the host does stays for a whole run.
@@ -49,7 +51,7 @@ def other_work() -> Iterator[None]:
 
 def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     """The trials of one arm in one mode, and the coefficient of variation of each metric over seeds."""
-    loaded = spec.load(EXPERIMENT)
+    loaded = load(EXPERIMENT)
     assert loaded.workload.load
     program = loaded.workload.load.model_copy(update={"seconds": SECONDS})
     update = {
@@ -63,8 +65,8 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
     if mode == "realtime":
         update["accel"] = "tcg"
     with Watcher() as watcher, Ledger.create(directory) as ledger:
-        ready = campaign.prepare(loaded.only().model_copy(update=update), cache_directory(), watcher.note)
-        runner.run(ready.trials, ledger, None, watcher)
+        ready = prepare.prepare(loaded.only().model_copy(update=update), cache_directory(), watcher.note)
+        pool.run(ready.trials, ledger, None, watcher)
         ids = {trial.id for trial in ready.trials}
         records = [r for r in final(ledger.records()).values() if r.trial in ids and r.outcome == MEASURED]
         measurements = [parse(ledger.log(record)) for record in records]

@@ -13,13 +13,13 @@ import itertools
 import sys
 import threading
 
-from testbed import campaign, spec
-from testbed import trial as trials
-from testbed.errors import GuestError
-from testbed.paths import cache_directory
-from testbed.record import MEASURED
-from testbed.spec import MmapTest, WorkloadSpec
-from testbed.trial import Trial
+from testbed.experiment import MmapTest, WorkloadSpec, load
+from testbed.host.errors import GuestError
+from testbed.host.paths import cache_directory
+from testbed.ledger.record import MEASURED
+from testbed.trials import prepare
+from testbed.trials import trial as trials
+from testbed.trials.trial import Trial
 from tests.bench import EXPERIMENT, other_work
 
 SECONDS = 1.0
@@ -28,12 +28,12 @@ CELLS = ((8, "anon", 30), *((vcpus, mode, 5) for vcpus in (1, 2, 4, 8, 16) for m
 
 def trial(vcpus: int, mode: str) -> Trial:
     """The experiment's first arm and seed, on so many vCPUs."""
-    loaded = spec.load(EXPERIMENT).only()
+    loaded = load(EXPERIMENT).only()
     changes = {
         "guest": loaded.guest.model_copy(update={"vcpus": vcpus}),
         "workload": WorkloadSpec(mmap_test=MmapTest.model_validate({"mode": mode, "seconds": SECONDS})),
     }
-    ready = campaign.prepare(loaded.model_copy(update=changes), cache_directory(), lambda _text: None)
+    ready = prepare.prepare(loaded.model_copy(update=changes), cache_directory(), lambda _text: None)
     return ready.trials[0]
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, Miss
-from testbed.record import LOST, MEASURED, Record
+from testbed.ledger.record import LOST, MEASURED, Record
 
 # The arms' kernels may differ by some pages in size; more would be another experiment.
 MEMORY_TOLERANCE = 0.002

@@ -17,8 +17,8 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from testbed import wire
 from testbed.analysis.histogram import BUCKETS
-from testbed.guest import protocol
 
 T = TypeVar("T")
 
@@ -275,7 +275,7 @@ class Measurement:
 class _Reader:
     """Takes frames apart, and notes what could not be."""
 
-    def __init__(self, frames: protocol.Frames) -> None:
+    def __init__(self, frames: wire.Frames) -> None:
         self.contents = frames.contents
         self.problems = list(frames.damaged)
 
@@ -303,7 +303,7 @@ class _Reader:
 
 def parse(log: bytes) -> Measurement:
     """Read a console log, whole or not."""
-    frames = protocol.frames(log)
+    frames = wire.frames(log)
     reader = _Reader(frames)
     user = _USER.search(frames.between) is not None
     vmstat = reader.pair("vmstat", counters, needed=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from testbed.errors import GuestError, NoKvm
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import QEMU, qemu_version
 from testbed.guest.shape import AccelName, Shape
+from testbed.host.errors import GuestError, NoKvm
 
 # A guest under KVM is ready in about a second, and a broken one never is.
 PROBE_SECONDS = 10.0

@@ -14,9 +14,9 @@ from typing import IO, Any
 import pexpect
 from pexpect.spawnbase import SpawnBase
 
-from testbed.errors import GuestFailed, GuestLost, Hang, Interrupted, Panic
-from testbed.guest import protocol
-from testbed.process import Deadline
+from testbed import wire
+from testbed.host.errors import GuestFailed, GuestLost, Hang, Interrupted, Panic
+from testbed.host.process import Deadline
 
 # A trial's console log is some 100 KB, with 512 tasks 3 MB; who writes this much will not stop by itself.
 FLOOD_BYTES = 8 * 1024 * 1024
@@ -61,17 +61,17 @@ class Console(SpawnBase):  # type: ignore[type-arg]
 
     def expect_mark(
         self, names: tuple[str, ...], deadline: Deadline, stage: str, watch: Callable[[], None]
-    ) -> protocol.Mark:
+    ) -> wire.Mark:
         """Wait for the next of some marks; call `watch` while nothing comes.
 
         Raises Panic, Hang (deadline over), Flood, GuestLost (QEMU ended), Interrupted or what `watch` does.
         """
-        patterns: list[Any] = [protocol.MARK, PANIC, pexpect.EOF, pexpect.TIMEOUT]
+        patterns: list[Any] = [wire.MARK, PANIC, pexpect.EOF, pexpect.TIMEOUT]
         while True:
             index = self.expect(patterns, timeout=min(_SLICE_SECONDS, deadline.remaining))
             self.check_cancelled()
             if index == 0:
-                mark = protocol.mark(_match(self.match))
+                mark = wire.mark(_match(self.match))
                 if mark.name in names:
                     return mark
             elif index == 1:

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from testbed import process
-from testbed.errors import HostError, SpecError
-from testbed.paths import REPOSITORY
+from testbed.host import process
+from testbed.host.errors import HostError, SpecError
+from testbed.host.paths import REPOSITORY
 
 IMAGES = REPOSITORY / "images"
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from testbed import process
-from testbed.errors import GuestError, GuestFailed, GuestLost, Hang, Panic
 from testbed.guest.console import Console
-from testbed.guest.protocol import Mark
 from testbed.guest.qemu import QEMU
 from testbed.guest.qmp import Monitor
 from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv, by_hand
-from testbed.process import Deadline
+from testbed.host import process
+from testbed.host.errors import GuestError, GuestFailed, GuestLost, Hang, Panic
+from testbed.host.process import Deadline
+from testbed.wire import Mark
 
 # How long QEMU may take to end by itself after a panic, so that the panic's last lines are kept.
 LAST_WORDS_SECONDS = 3.0

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import debian, process
-from testbed.debian import Package
-from testbed.errors import HostError
-from testbed.lock import locked
+from testbed.host import debian, process
+from testbed.host.debian import Package
+from testbed.host.errors import HostError
+from testbed.host.lock import locked
 
 QEMU = "qemu-system-x86_64"
 OVERRIDE = "TESTBED_QEMU"

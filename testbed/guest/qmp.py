@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, Message, QMPClient, QMPError
 
-from testbed.errors import GuestLost
+from testbed.host.errors import GuestLost
 
 T = TypeVar("T")
 

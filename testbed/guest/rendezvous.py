@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from testbed import process
-from testbed.errors import GuestLost, Hang, HostError
-from testbed.process import Deadline
+from testbed.host import process
+from testbed.host.errors import GuestLost, Hang, HostError
+from testbed.host.process import Deadline
 
 SOURCE = Path(__file__).with_suffix(".c")
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from testbed.spec import MiB
+from testbed.experiment import MiB
 
 # `icount` is emulation in which virtual time is the number of instructions executed.
 AccelName = Literal["kvm", "tcg", "icount"]

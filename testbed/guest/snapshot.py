@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.errors import HostError, Interrupted
+from testbed.experiment import PAGE
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
-from testbed.lock import locked
-from testbed.spec import PAGE
+from testbed.host.errors import HostError, Interrupted
+from testbed.host.lock import locked
 
 # What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
 RUN_BYTES = 4096

@@ -12,7 +12,7 @@ import tty
 from collections.abc import Iterator
 
 from testbed.guest.console import Console
-from testbed.guest.protocol import MARK
+from testbed.wire import MARK
 
 # Ctrl-], as in telnet: for when the guest does not answer any more.
 ESCAPE = b"\x1d"

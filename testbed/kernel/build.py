@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from testbed import process
-from testbed.errors import BuildError, SpecError
+from testbed.experiment import ArmSpec
+from testbed.host import process
+from testbed.host.errors import BuildError, SpecError
+from testbed.host.lock import locked
+from testbed.host.paths import sha256
 from testbed.kernel import kconfig, series
 from testbed.kernel.series import Patch
 from testbed.kernel.source import Progress, Source, silent
-from testbed.lock import locked
-from testbed.paths import sha256
-from testbed.spec import ArmSpec
 
 SCHEMA = 1  # of the key and of build.json: another number, another kernel
 CONFIGURE_SECONDS = 120.0

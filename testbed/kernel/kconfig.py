@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from testbed.errors import SpecError
+from testbed.experiment import is_path
+from testbed.host.errors import SpecError
+from testbed.host.paths import REPOSITORY
 from testbed.kernel.series import ordinal
-from testbed.paths import REPOSITORY
-from testbed.spec import is_path
 
 FRAGMENTS = REPOSITORY / "kconfigs"
 

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pydantic import Field, ValidationError
 
-from testbed import process
-from testbed.errors import SpecError
-from testbed.paths import REPOSITORY
-from testbed.spec import Model, is_path
+from testbed.experiment import Model, is_path
+from testbed.host import process
+from testbed.host.errors import SpecError
+from testbed.host.paths import REPOSITORY
 
 PATCHES = REPOSITORY / "patches"
 PATCH_SECONDS = 60.0

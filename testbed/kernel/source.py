@@ -21,12 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import debian, process
-from testbed.errors import BuildError, HostError, SpecError, TestbedError
-from testbed.lock import locked
-from testbed.paths import sha256
-from testbed.process import Deadline
-from testbed.spec import GitSource, KernelSpec, TarballSource
+from testbed.experiment import GitSource, KernelSpec, TarballSource
+from testbed.host import debian, process
+from testbed.host.errors import BuildError, HostError, SpecError, TestbedError
+from testbed.host.lock import locked
+from testbed.host.paths import sha256
+from testbed.host.process import Deadline
 
 DEBIAN_SOURCES = Path("/usr/src")
 UNPACK_SECONDS = 600.0

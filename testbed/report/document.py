@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.analysis.compare import Arm, Comparison, Observation, compare, lost_attempts, median
 from testbed.analysis.metrics import METRICS
-from testbed.record import Record
-from testbed.spec import Experiment, WorkloadSpec
+from testbed.experiment import Experiment, WorkloadSpec
+from testbed.ledger.record import Record
 
 if TYPE_CHECKING:
     # Slow: with it comes scipy.

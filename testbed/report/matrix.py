@@ -18,8 +18,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from testbed.experiment.file import describe
 from testbed.report.text import change, escaped, markdown_line, spread, visible
-from testbed.spec.file import describe
 
 SCHEMA = 1
 # Of an experiment that declares no primary metric.

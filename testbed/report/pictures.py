@@ -15,11 +15,11 @@ from testbed.analysis.histogram import merged
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement
 from testbed.analysis.verdict import decide
-from testbed.record import MEASURED
+from testbed.experiment import WorkloadSpec
+from testbed.ledger.record import MEASURED
 from testbed.report import plots, words
 from testbed.report.html import Picture
 from testbed.report.plots import Row, Track
-from testbed.spec import WorkloadSpec
 
 Document = Mapping[str, Any]
 # Metric -> the lines that it is to be compared with, columns of the samples.

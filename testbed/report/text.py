@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from testbed.record import MEASURED
+from testbed.experiment import WorkloadSpec, format_size
+from testbed.ledger.record import MEASURED
 from testbed.report import words
-from testbed.spec import WorkloadSpec, format_size
 
 NO_SEEDS = "no seed was measured in every arm"
 # A unit of the registry, as it is shown: a divisor and a name, the largest that suits first.

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from testbed import campaign, errors, runner
-from testbed.campaign import Campaign
+from testbed.experiment import Experiment
 from testbed.guest import accel
-from testbed.spec import Experiment
-from testbed.store import Ledger
+from testbed.host import errors
+from testbed.ledger.ledger import Ledger
+from testbed.trials import pool, prepare
+from testbed.trials.prepare import Campaign
 from tests.unit.recorded import counted, plan, record
 
 FAKE = json.loads(os.environ["FAKE"])
@@ -28,7 +29,7 @@ def refuse(shape: Any, *_: object) -> str | None:
     return refusal if shape.accel == "kvm" else None
 
 
-def prepare(
+def prepared(
     experiment: Experiment, cache: Path, _progress: Callable[[str], None], *_: object, **__: object
 ) -> Campaign:
     if FAKE.get("fail"):
@@ -48,7 +49,7 @@ def prepare(
     }
     if experiment.mode == "realtime":
         chosen = accel.choose(
-            experiment.accel, campaign.shape_of(experiment), Path(__file__), Path(__file__), cache, qemu="env"
+            experiment.accel, prepare.shape_of(experiment), Path(__file__), Path(__file__), cache, qemu="env"
         )
         made["provenance"]["accelerator"] = {"name": chosen.name, "reason": chosen.reason}
     return Campaign((), made)
@@ -63,5 +64,5 @@ def run(_trials: object, ledger: Ledger, _jobs: object, _progress: object) -> No
 
 # They are functions of modules, replaced as a test within the process would do it.
 setattr(accel, "_refusal", refuse)  # noqa: B010
-setattr(campaign, "prepare", prepare)  # noqa: B010
-setattr(runner, "run", run)  # noqa: B010
+setattr(prepare, "prepare", prepared)  # noqa: B010
+setattr(pool, "run", run)  # noqa: B010

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from testbed import campaign, spec
-from testbed.errors import HostError
+from testbed.experiment import Experiment, MiB, load
 from testbed.guest import image
 from testbed.guest.image import Image
 from testbed.guest.machine import Guest
 from testbed.guest.shape import Shape
+from testbed.host.errors import HostError
+from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.kernel import series
 from testbed.kernel.build import Kernel
 from testbed.kernel.series import Line
 from testbed.kernel.source import Source
-from testbed.paths import REPOSITORY, cache_directory
-from testbed.spec import Experiment, MiB
+from testbed.trials import prepare
 from tests.guest import subject
 
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
@@ -49,9 +49,9 @@ class Lab:
 
 @pytest.fixture(scope="session")
 def lab() -> Lab:
-    experiment, cache = spec.load(EXPERIMENT), cache_directory()
+    experiment, cache = load(EXPERIMENT), cache_directory()
     # Minutes on an empty cache: say so, or it looks as if nothing happened.
-    kernels = campaign.kernels(experiment, cache, lambda text: print(f"\n{text}", file=sys.__stderr__))
+    kernels = prepare.kernels(experiment, cache, lambda text: print(f"\n{text}", file=sys.__stderr__))
     return Lab(experiment, kernels, image.build(cache), cache)
 
 

@@ -10,17 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from testbed.experiment import ArmSpec, KernelSpec, MiB, MmapTest, WorkloadSpec
 from testbed.guest import image
 from testbed.guest.image import Image
 from testbed.guest.machine import Guest
-from testbed.guest.protocol import frames
 from testbed.guest.shape import Shape
+from testbed.host.paths import cache_directory
 from testbed.kernel import build, series, source
 from testbed.kernel.build import Kernel
 from testbed.kernel.series import Line
 from testbed.kernel.source import Source
-from testbed.paths import cache_directory
-from testbed.spec import ArmSpec, KernelSpec, MiB, MmapTest, WorkloadSpec
+from testbed.wire import frames
 
 DEBUG = ("guest", "reclaim", "debug")
 FAST = ("guest", "reclaim")

@@ -15,10 +15,10 @@ from typing import Literal
 
 import pytest
 
+from testbed.experiment import MiB
 from testbed.guest.image import Image
 from testbed.kernel.build import Kernel
 from testbed.kernel.source import Source
-from testbed.spec import MiB
 from tests.guest import subject
 from tests.guest.subject import (
     AS_POSTED,

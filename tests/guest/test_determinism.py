@@ -19,14 +19,16 @@ from typing import Any
 
 import pytest
 
-from testbed import campaign, cli, microscope, spec
-from testbed import trial as trials
+from testbed import cli
 from testbed.analysis.parse import parse
-from testbed.errors import Panic
+from testbed.experiment import load
 from testbed.guest import snapshot
-from testbed.microscope import Microscope
-from testbed.record import MEASURED, Record
-from testbed.trial import Trial
+from testbed.host.errors import Panic
+from testbed.ledger.record import MEASURED, Record
+from testbed.trials import debug, prepare
+from testbed.trials import trial as trials
+from testbed.trials.debug import Microscope
+from testbed.trials.trial import Trial
 from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.test_experiment import experiment, workload
 
@@ -46,8 +48,8 @@ def busy(programs: int = 3) -> Iterator[None]:
 
 def trial(lab: Lab, directory: Path, seed: int = 1, **changes: Any) -> Trial:
     # A kernel of its own for every arm would be built for nothing.
-    loaded = spec.load(experiment(directory, seeds=seed, **{"workload": workload(seconds=0.2), **changes}))
-    ready = campaign.prepare(loaded, lab.cache, lambda _text: None)
+    loaded = load(experiment(directory, seeds=seed, **{"workload": workload(seconds=0.2), **changes}))
+    ready = prepare.prepare(loaded, lab.cache, lambda _text: None)
     return next(t for t in ready.trials if (t.arm, t.seed) == ("unpatched", seed))
 
 
@@ -236,7 +238,7 @@ def test_a_look_at_a_miss_does_not_change_the_run(lab: Lab, tmp_path: Path) -> N
             assert debugger.ask("c").startswith("T05")
             registers = bytes.fromhex(debugger.ask("g"))
             address = int.from_bytes(registers[16 * 8 : 17 * 8], "little")
-            assert address == microscope.symbol(chosen, microscope.MISS)
+            assert address == debug.symbol(chosen, debug.MISS)
             # The stack has the way back into the allocator, and the counter two of the three misses.
             stack = int.from_bytes(registers[7 * 8 : 8 * 8], "little")
             caller = int.from_bytes(bytes.fromhex(debugger.ask(f"m{stack:x},8")), "little")

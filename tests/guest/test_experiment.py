@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed import campaign, cli, spec
-from testbed import trial as trials
+from testbed import cli
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
+from testbed.experiment import load
 from testbed.kernel import build, source
-from testbed.record import MEASURED
+from testbed.ledger.record import MEASURED
+from testbed.trials import prepare
+from testbed.trials import trial as trials
 from tests.guest.conftest import EXPERIMENT, Lab
 
 
@@ -82,8 +84,8 @@ def test_the_patch_does_away_with_misses(
 
 
 def run_once(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
-    loaded = spec.load(experiment(tmp_path, seeds=1, mode="realtime", accel="tcg", **changes))
-    ready = campaign.prepare(loaded, lab.cache, lambda _text: None)
+    loaded = load(experiment(tmp_path, seeds=1, mode="realtime", accel="tcg", **changes))
+    ready = prepare.prepare(loaded, lab.cache, lambda _text: None)
     record, log = trials.run(ready.trials[0], 1, threading.Event())
     return record, parse(log)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
+from testbed.host import process
 from testbed.kernel import build, kconfig, series
 from testbed.kernel.series import Line
 from testbed.kernel.source import Source

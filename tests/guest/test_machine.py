@@ -12,12 +12,12 @@ import pexpect
 import pytest
 
 from testbed.analysis.parse import misses
-from testbed.errors import GuestFailed, Hang, Panic
+from testbed.experiment import MiB
 from testbed.guest import accel
 from testbed.guest.console import Flood
-from testbed.guest.protocol import frames
 from testbed.guest.shape import Shape
-from testbed.spec import MiB
+from testbed.host.errors import GuestFailed, Hang, Panic
+from testbed.wire import frames
 from tests.guest import subject
 from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.subject import numbers

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed import campaign, spec
-from testbed import trial as trials
 from testbed.analysis.parse import Measurement, parse
-from testbed.guest.protocol import frames
-from testbed.record import MEASURED
-from testbed.spec import MiB
+from testbed.experiment import MiB, load
+from testbed.ledger.record import MEASURED
+from testbed.trials import prepare
+from testbed.trials import trial as trials
+from testbed.wire import frames
 from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.test_determinism import busy
 from tests.guest.test_experiment import workload
@@ -32,7 +32,7 @@ def measured(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Measurement, ...
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(data))
     found = []
-    for trial in campaign.prepare(spec.load(path), lab.cache, lambda _text: None).trials:
+    for trial in prepare.prepare(load(path), lab.cache, lambda _text: None).trials:
         record, log = trials.run(trial, 1, threading.Event())
         assert (record.outcome, record.detail) == (MEASURED, "")
         found.append(parse(log))

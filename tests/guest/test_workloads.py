@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed import campaign, spec
-from testbed import trial as trials
 from testbed.analysis.parse import Measurement, Task, parse
-from testbed.paths import cache_directory
-from testbed.record import MEASURED, Record
-from testbed.spec.workloads import LOADS
+from testbed.experiment import load
+from testbed.experiment.workloads import LOADS
+from testbed.host.paths import cache_directory
+from testbed.ledger.record import MEASURED, Record
+from testbed.trials import prepare
+from testbed.trials import trial as trials
 
 MODES = ("deterministic", "realtime")
 
@@ -38,7 +39,7 @@ def run(
     }
     path = directory / "workload.yaml"
     path.write_text(yaml.safe_dump(data))
-    ready = campaign.prepare(spec.load(path), cache_directory(), lambda _text: None)
+    ready = prepare.prepare(load(path), cache_directory(), lambda _text: None)
     return trials.run(ready.trials[-1], 1, threading.Event())
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from testbed.analysis.compare import Observation
-from testbed.record import MEASURED, Record
+from testbed.experiment import MiB
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.record import MEASURED, Record
 from testbed.report.document import compared, document
-from testbed.spec import MiB
-from testbed.store import Ledger
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "tests" / "data"

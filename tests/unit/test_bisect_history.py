@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from testbed.kernel import history
+from testbed.kernel import commits as history
 from testbed.kernel.source import Unpacked
 from tests.unit.recorded import REPOSITORY
 

@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from testbed import bisect, cli, runner, spec
+from testbed import cli
 from testbed.analysis.bisect import PHASE, Answer, Rules, Wanted
-from testbed.bisect import Asked, Broken, Built
-from testbed.errors import BuildError, GuestLost, HostError, SpecError
-from testbed.kernel import build, history
-from testbed.record import LOST, MEASURED, Record
-from testbed.spec import ArmSpec
-from testbed.store import Ledger
+from testbed.experiment import ArmSpec, expand
+from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
+from testbed.kernel import build
+from testbed.kernel import commits as history
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.trials import pool
+from testbed.verbs import bisect
+from testbed.verbs.bisect import Asked, Broken, Built
 from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, record, span, with_frame
 
 RULES = Rules()
@@ -148,7 +151,7 @@ def stand(repository: Path) -> Stand:
 
 
 def question(repository: Path, name: str = "pgscan_direct", paths: tuple[str, ...] = ()) -> Asked:
-    experiment = spec.expand(EXPERIMENT, {}, [])[0].experiment
+    experiment = expand(EXPERIMENT, {}, [])[0].experiment
     return bisect.asked(repository, ("good", "main"), paths, experiment, name)
 
 
@@ -374,7 +377,7 @@ def test_what_is_lost_is_tried_again_and_then_given_up(
 
     def outcome(name: str, seed: int) -> str:
         lost[name, seed] += 1
-        return LOST if seed == 2 and lost[name, seed] < runner.ATTEMPTS else MEASURED
+        return LOST if seed == 2 and lost[name, seed] < pool.ATTEMPTS else MEASURED
 
     stand.outcome = outcome
     assert named(search(question(repository), stand, tmp_path / "r"), stand) == ["change 8"]
@@ -410,7 +413,7 @@ def test_an_error_of_a_build_machine_ends_it(repository: Path, stand: Stand, tmp
 
 
 def test_the_metric_is_the_first_primary() -> None:
-    experiment = spec.expand(EXPERIMENT, {}, [])[0].experiment
+    experiment = expand(EXPERIMENT, {}, [])[0].experiment
     chosen = bisect.metric(None, experiment)
     assert (chosen.name, chosen.measured.margin) == ("misses", 0.05)
     with pytest.raises(SpecError, match="no primary"):
@@ -495,7 +498,7 @@ def bare(tmp_path: Path) -> Bare:
 
 
 def machine(tmp_path: Path, *patches: str) -> bisect.Machine:
-    experiment = spec.expand(EXPERIMENT, {}, [])[0].experiment
+    experiment = expand(EXPERIMENT, {}, [])[0].experiment
     kernel = experiment.kernel.model_copy(update={"config": (str(tmp_path / "extra.config"),)})
     arms = {"a": ArmSpec(patches=patches)}
     experiment = experiment.model_copy(update={"arms": arms, "kernel": kernel})

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from testbed import campaign, cli
+from testbed import cli
 from testbed.analysis.bisect import suspicion
-from testbed.campaign import Campaign
-from testbed.errors import BuildError, SpecError
-from testbed.record import LOST, MEASURED, Record
-from testbed.store import Ledger
-from testbed.trial import Trial
+from testbed.host.errors import BuildError, SpecError
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.trials import prepare
+from testbed.trials.prepare import Campaign
+from testbed.trials.trial import Trial
 from tests.unit.recorded import EXPERIMENT, plan, record
 from tests.unit.test_bisect_loop import log_of
 from tests.unit.test_guest_faults import make_trial
@@ -53,7 +54,7 @@ def check(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> Check:
     """`testbed check` of a kernel that scans so much, on a machine that is not there."""
 
     def run(centre: float, *words: str, outcome: str = MEASURED, fails: Exception | None = None) -> int:
-        def prepare(_experiment: Any, _cache: Path, _note: Any, _cancel: threading.Event) -> Campaign:
+        def replaced(_experiment: Any, _cache: Path, _note: Any, _cancel: threading.Event) -> Campaign:
             if fails:
                 raise fails
             trials = [
@@ -68,8 +69,8 @@ def check(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> Check:
             ended = record("unpatched", trial.seed, outcome, "as it was told")
             return replace(ended, trial=trial.id, attempt=attempt), log_of(drawn(3, trial.seed + 100, centre))
 
-        monkeypatch.setattr(campaign, "prepare", prepare)
-        monkeypatch.setattr("testbed.trial.run", once)
+        monkeypatch.setattr(prepare, "prepare", replaced)
+        monkeypatch.setattr("testbed.trials.trial.run", once)
         return cli.main(["check", str(EXPERIMENT), *sides, *words])
 
     return run

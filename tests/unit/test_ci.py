@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from ci import steps
-from testbed import spec
-from testbed.errors import SpecError
+from testbed.experiment import Experiment, GitSource, KernelSpec, expand, load
+from testbed.host.errors import SpecError
 from tests.unit.recorded import EXPERIMENT, REPOSITORY
 
 ACTION = REPOSITORY / "action.yml"
@@ -246,7 +246,7 @@ def test_a_patch_that_does_no_harm_passes(tmp_path: Path, patched: dict[str, str
     assert list((result / "pictures").glob("*.svg"))
     assert ElementTree.parse(result / "report.xml").getroot().tag == "testsuites"
     # Set-up and udev were asked for, and by this test kept from doing anything.
-    assert "python3 -m testbed.bootstrap\n" in (tmp_path / "asked").read_text()
+    assert "python3 -m testbed.setup.bootstrap\n" in (tmp_path / "asked").read_text()
 
 
 def test_a_patch_that_does_harm_fails_the_gate(tmp_path: Path, patched: dict[str, str]) -> None:
@@ -350,14 +350,14 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(**given: str) -> spec.Experiment:
+    def run(**given: str) -> Experiment:
         for name in variables():
             monkeypatch.delenv(name, raising=False)
         for name, value in given.items():
             monkeypatch.setenv(f"TESTBED_{name.upper()}", value)
         assert steps.prepare() == 0
         job = json.loads((tmp_path / "testbed-ci" / "job.json").read_text())
-        return spec.load(Path(job["words"][1]))
+        return load(Path(job["words"][1]))
 
     return run
 
@@ -393,7 +393,7 @@ def linux(tmp_path: Path) -> Path:
 
 
 def test_an_experiment_alone_is_taken_as_it_is(prepare: Any, tmp_path: Path) -> None:
-    assert prepare(experiment="reclaim-capture") == spec.load(EXPERIMENT)
+    assert prepare(experiment="reclaim-capture") == load(EXPERIMENT)
     assert not (tmp_path / "testbed-ci" / "experiment.yaml").exists()
 
 
@@ -406,7 +406,7 @@ def test_patches_are_compared_with_the_first_arm_as_it_is(prepare: Any, tmp_path
         "base": ["instrumentation"],
         "patched": ["instrumentation", *files],
     }
-    kept = spec.load(EXPERIMENT)
+    kept = load(EXPERIMENT)
     assert (made.guest, made.workload, made.primary) == (kept.guest, kept.workload, kept.primary)
     assert made.kernel == kept.kernel
     assert made.description == (
@@ -421,7 +421,7 @@ def test_a_tree_and_its_base_are_two_arms(prepare: Any, linux: Path, tmp_path: P
         git(linux, "config", key, value)
     made = prepare(experiment="mglru", tree="linux", base="main")
     fork = git(linux, "rev-parse", "main^")
-    assert made.kernel == spec.KernelSpec(git=spec.GitSource(repository=str(linux), revision=fork))
+    assert made.kernel == KernelSpec(git=GitSource(repository=str(linux), revision=fork))
     patch = tmp_path / "testbed-ci" / "change.patch"
     assert [list(arm.patches) for arm in made.arms.values()] == [[], [str(patch)]]
     # It makes HEAD of the base, and has nothing of what main did meanwhile.
@@ -447,8 +447,8 @@ def test_the_merge_that_github_makes_of_a_pull_request_has_its_base_as_a_parent(
 
 def test_a_tree_alone_stands_in_for_the_source(prepare: Any, linux: Path, tmp_path: Path) -> None:
     made = prepare(experiment="reclaim-capture", tree="linux")
-    assert made.kernel == spec.KernelSpec(tree=linux)
-    assert made.arms == spec.load(EXPERIMENT).arms
+    assert made.kernel == KernelSpec(tree=linux)
+    assert made.arms == load(EXPERIMENT).arms
     (tmp_path / "my.patch").touch()
     made = prepare(experiment="reclaim-capture", tree="linux", patches="my.patch")
     assert made.kernel.tree == linux and list(made.arms) == ["base", "patched"]
@@ -478,7 +478,7 @@ def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, 
     (home / "mine.yaml").write_text(yaml.safe_dump(said))
     (tmp_path / "my.patch").touch()
     prepare(experiment="mine/mine.yaml", patches="my.patch")
-    cells = spec.expand(tmp_path / "testbed-ci" / "experiment.yaml")
+    cells = expand(tmp_path / "testbed-ci" / "experiment.yaml")
     assert [cell.label for cell in cells] == ["memory=96M", "memory=128M"]
     made = cells[1].experiment
     assert made.kernel.config == ("guest", "reclaim", str(home / "more.config"))
@@ -638,7 +638,7 @@ def test_set_up_installs_what_a_bare_container_lacks(tmp_path: Path) -> None:
     assert asked.read_text().splitlines() == [
         "apt-get update -qq",
         "apt-get install -qq -y --no-install-recommends ca-certificates git python3",
-        "python3 -m testbed.bootstrap --dev",
+        "python3 -m testbed.setup.bootstrap --dev",
     ]
     (bare / "python3").unlink()
     stub(bare, "apt-get", "exit 100")

@@ -21,17 +21,20 @@ from xml.etree import ElementTree
 import pytest
 import xmlschema
 
-from testbed import campaign, cli, doctor, proof, results, runner, spec
+from testbed import cli
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
-from testbed.campaign import Campaign
-from testbed.doctor import Need
-from testbed.errors import BuildError, GuestLost, HostError, NoKvm, SpecError
+from testbed.experiment import Experiment, load, schema
+from testbed.host.errors import BuildError, GuestLost, HostError, NoKvm, SpecError
 from testbed.kernel import series
-from testbed.report import machine
+from testbed.ledger.ledger import Ledger
+from testbed.report import interchange as machine
 from testbed.report import schema as report_schema
-from testbed.spec import Experiment
-from testbed.store import Ledger
+from testbed.setup import doctor
+from testbed.setup.doctor import Need
+from testbed.trials import pool, prepare
+from testbed.trials.prepare import Campaign
+from testbed.verbs import reproduce, results
 from tests.unit.recorded import (
     DATA,
     EXPERIMENT,
@@ -214,7 +217,7 @@ def test_what_is_kept_when_a_run_is_stopped_is_said(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(campaign, "prepare", stop)
+    monkeypatch.setattr(prepare, "prepare", stop)
     said = "testbed: stopped; what is finished is kept, and the same command goes on from there\n"
     assert testbed("run", EXPERIMENT) == Ran(130, "", said)
 
@@ -376,7 +379,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What would build and boot, with two recorded trials instead; the experiments it was asked for."""
     asked: list[Any] = []
 
-    def prepare(experiment: Any, *_: object) -> Campaign:
+    def replaced(experiment: Any, *_: object) -> Campaign:
         asked.append(experiment)
         return Campaign((), plan())
 
@@ -385,8 +388,8 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             ledger.add(record("unpatched", 1), UNPATCHED)
             ledger.add(record("patched", 1), PATCHED)
 
-    monkeypatch.setattr(campaign, "prepare", prepare)
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(prepare, "prepare", replaced)
+    monkeypatch.setattr(pool, "run", run)
     return asked
 
 
@@ -401,9 +404,9 @@ def test_mode_auto_is_deterministic_where_kvm_does_not_work(
     testbed: Testbed, prepared: list[Any], monkeypatch: pytest.MonkeyPatch, there: str, also: str
 ) -> None:
     asked: list[tuple[str, str]] = []
-    works = campaign.prepare
+    works = prepare.prepare
 
-    def prepare(experiment: Experiment, *words: Any) -> Campaign:
+    def replaced(experiment: Experiment, *words: Any) -> Campaign:
         asked.append((experiment.mode, experiment.accel))
         if experiment.accel == "kvm":
             raise NoKvm("KVM does not work here: it is tired")
@@ -411,7 +414,7 @@ def test_mode_auto_is_deterministic_where_kvm_does_not_work(
         document = {**made.document, "provenance": {**made.document["provenance"], "fallback": there}}
         return Campaign(made.trials, document)
 
-    monkeypatch.setattr(campaign, "prepare", prepare)
+    monkeypatch.setattr(prepare, "prepare", replaced)
     ran = testbed("compare", EXPERIMENT, "--json", "--mode", "auto")
     assert (ran.status, asked) == (0, [("realtime", "kvm"), ("deterministic", "auto")])
     why = "deterministic instead of in real time: KVM does not work here: it is tired"
@@ -452,11 +455,11 @@ def test_the_lines_that_cannot_be_had_are_named_and_left_out(
 ) -> None:
     asked: list[Experiment] = []
 
-    def prepare(experiment: Experiment, *_: object, **__: object) -> Campaign:
+    def replaced(experiment: Experiment, *_: object, **__: object) -> Campaign:
         asked.append(experiment)
         raise HostError(f"{experiment.kernel.debian} is not to be had")
 
-    monkeypatch.setattr(campaign, "prepare", prepare)
+    monkeypatch.setattr(prepare, "prepare", replaced)
     ran = testbed("compare", EXPERIMENT, "--line", "all")
     known = series.lines()
     assert ran.status == HostError.exit_status
@@ -464,7 +467,7 @@ def test_the_lines_that_cannot_be_had_are_named_and_left_out(
         f"testbed: left out: {line.directory}: {line.source} is not to be had\n" for line in known
     )
     assert [e.name for e in asked] == [f"reclaim-capture-{line.directory}" for line in known]
-    assert all(e.arms == spec.load(EXPERIMENT).arms for e in asked)
+    assert all(e.arms == load(EXPERIMENT).arms for e in asked)
 
 
 @pytest.mark.parametrize("verb", ["compare", "run", "explain", "build", "boot"])
@@ -510,10 +513,10 @@ def test_an_experiment_is_checked_with_the_options_in_it(
 def test_what_is_wrong_with_a_kernel_names_the_experiment(
     testbed: Testbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def prepare(*_: object) -> Campaign:
+    def replaced(*_: object) -> Campaign:
         raise SpecError("arms.a: patch p does not apply")
 
-    monkeypatch.setattr(campaign, "prepare", prepare)
+    monkeypatch.setattr(prepare, "prepare", replaced)
     for verb in ("run", "compare"):
         message = f"testbed: {EXPERIMENT}: arms.a: patch p does not apply\n"
         assert testbed(verb, EXPERIMENT) == Ran(2, "", message)
@@ -525,7 +528,7 @@ def test_build_prints_where_the_kernels_are(testbed: Testbed, monkeypatch: pytes
         vmlinux: Path
 
     built = {arm: Built(Path(f"/cache/{arm}/vmlinux")) for arm in ("a", "b")}
-    monkeypatch.setattr(campaign, "kernels", lambda *_: built)
+    monkeypatch.setattr(prepare, "kernels", lambda *_: built)
     ran = testbed("build", EXPERIMENT)
     assert (ran.status, ran.out) == (0, "a\t/cache/a/vmlinux\nb\t/cache/b/vmlinux\n")
 
@@ -545,14 +548,14 @@ def test_a_trial_that_was_lost_is_no_other_result(
 ) -> None:
     trial = make_trial("qemu")
     digest = hashlib.sha256(UNPATCHED).hexdigest()
-    expected = proof.Expected(trial.id, trial.arm, trial.seed, "measured", digest)
-    repeat = proof.Repeat({}, (trial,), {trial.id: expected})
+    expected = reproduce.Expected(trial.id, trial.arm, trial.seed, "measured", digest)
+    repeat = reproduce.Repeat({}, (trial,), {trial.id: expected})
 
     def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> None:
         ledger.add(record(trial.arm, trial.seed, outcome, trial=trial.id), log)
 
-    monkeypatch.setattr(proof, "load", lambda *_: repeat)
-    monkeypatch.setattr(runner, "run", run)
+    monkeypatch.setattr(reproduce, "load", lambda *_: repeat)
+    monkeypatch.setattr(pool, "run", run)
     ran = testbed("verify", "result")
     assert (ran.status, said in ran.out) == (status, True)
 
@@ -785,7 +788,7 @@ def test_ktap_has_its_version_first(testbed: Testbed, tmp_path: Path) -> None:
 
 def test_the_schema_and_the_metrics_are_printed(testbed: Testbed) -> None:
     ran = testbed("schema")
-    assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", spec.schema())
+    assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", schema())
     ran = testbed("schema", "--report")
     assert (ran.status, ran.err, json.loads(ran.out)) == (0, "", report_schema.schema())
     ran = testbed("metrics")
@@ -799,7 +802,7 @@ def test_explain_names_the_experiment_of_what_is_wrong(
     def plans(*_: object) -> dict[str, Any]:
         raise SpecError("arms.patched: patch p does not apply")
 
-    monkeypatch.setattr(campaign, "plans", plans)
+    monkeypatch.setattr(prepare, "plans", plans)
     ran = testbed("explain", EXPERIMENT, "--seeds", "3")
     assert ran.status == 2 and ran.out == "reclaim-capture: 2 arms x 3 seeds = 6 trials\n"
     assert ran.err == f"testbed: {EXPERIMENT}: arms.patched: patch p does not apply\n"

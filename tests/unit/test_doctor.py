@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed import bootstrap, debian, doctor, process
-from testbed.doctor import INSTALLERS, PROGRAMS, Need
-from testbed.errors import HostError
 from testbed.guest import image, qemu
+from testbed.host import debian, process
+from testbed.host.errors import HostError
+from testbed.setup import bootstrap, doctor
+from testbed.setup.doctor import INSTALLERS, PROGRAMS, Need
 
 # --- the doctor -----------------------------------------------------------------------------------
 

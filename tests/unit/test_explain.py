@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed import campaign, explain, runner, spec
+from testbed.experiment import Experiment, expand, load
 from testbed.kernel import build
-from testbed.spec import Experiment
+from testbed.trials import pool, prepare
+from testbed.verbs import explain
 from tests.unit.recorded import EXPERIMENT, experiment_data
 
 CORES = 2
@@ -58,16 +59,16 @@ def built(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             for name, arm in experiment.arms.items()
         }
 
-    monkeypatch.setattr(campaign, "plans", plans)
+    monkeypatch.setattr(prepare, "plans", plans)
     monkeypatch.setattr(build, "published", lambda plan: plan if plan.key in keys else None)
     monkeypatch.setattr(build, "command", lambda plan: ["make", f"KEY={plan.key}"])
-    monkeypatch.setattr(runner, "jobs_for", lambda _shape: CORES)
+    monkeypatch.setattr(pool, "jobs_for", lambda _shape: CORES)
     monkeypatch.setattr("os.cpu_count", lambda: CORES)
     return keys
 
 
 def lines(path: Path = EXPERIMENT, **options: Any) -> list[str]:
-    return list(explain.explain(spec.expand(path, options), Path("/cache"), pytest.fail))
+    return list(explain.explain(expand(path, options), Path("/cache"), pytest.fail))
 
 
 def test_the_experiment_of_the_repository(built: set[str]) -> None:
@@ -79,9 +80,9 @@ def test_the_experiment_of_the_repository(built: set[str]) -> None:
         "  arm patched: instrumentation, reclaim-capture",
     ]
     assert "    to be built: make KEY=linux-source-6.1+instrumentation" in told
-    experiment = spec.load(EXPERIMENT)
+    experiment = load(EXPERIMENT)
     for arm in experiment.arms:
-        for command in campaign.guest_commands(experiment, arm):
+        for command in prepare.guest_commands(experiment, arm):
             assert f"    guest: {command}" in told
     assert sum("set /proc/sys/vm/reclaim_capture" in line for line in told) == 1
     machine = next(line for line in told if line.startswith("  machine: "))
@@ -122,7 +123,7 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
     assert missing[-1].endswith(", 2 kernels to be built among it")
     built |= {"linux-source-6.1+instrumentation", "linux-source-6.1+instrumentation+reclaim-capture"}
     trials = 10 * (
-        spec.load(EXPERIMENT).workload.length * explain.WALL_PER_VIRTUAL
+        load(EXPERIMENT).workload.length * explain.WALL_PER_VIRTUAL
         + explain.BESIDE_SECONDS["deterministic"]
         + explain.BOOT_SECONDS
     )
@@ -133,14 +134,14 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
 
 @pytest.mark.parametrize(("seeds", "rounds"), [(1, 2), (2, 3), (3, 5)])
 def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds: int, rounds: int) -> None:
-    experiment = spec.load(THREE_ARMS, {"seeds": seeds, "boots": 1})
+    experiment = load(THREE_ARMS, {"seeds": seeds, "boots": 1})
     each = experiment.workload.length * explain.WALL_PER_VIRTUAL + explain.BESIDE_SECONDS["deterministic"]
     # Three kernels boot once each.
     assert explain.trials_seconds(experiment) == rounds * each + 2 * explain.BOOT_SECONDS
 
 
 def test_real_time_takes_its_own_time(built: set[str]) -> None:
-    experiment = spec.load(EXPERIMENT, {"mode": "realtime", "seeds": 2})
+    experiment = load(EXPERIMENT, {"mode": "realtime", "seeds": 2})
     assert explain.trials_seconds(experiment) == 2 * (
         experiment.workload.length + explain.BESIDE_SECONDS["realtime"]
     )

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from testbed import wire
 from testbed.analysis.metrics import METRICS, Series
 from testbed.analysis.parse import Measurement, Reading, parse
-from testbed.guest import protocol
 from tests.unit.recorded import frame
 
 Json = dict[str, Any]
@@ -451,4 +451,4 @@ def test_a_frame_of_no_bytes_and_one_of_marks() -> None:
     body = b"#tb:close output\n#tb:frame output 0 00000000\n##\n#"
     for content in (b"", b"#", b"\n", b"\n#", body):
         log = frame("output", content) + frame("tally", b"")
-        assert protocol.frames(log).contents == {"output": content, "tally": b""}
+        assert wire.frames(log).contents == {"output": content, "tally": b""}

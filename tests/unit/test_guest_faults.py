@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import trial as trials
-from testbed.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
+from testbed.experiment import ArmSpec, DeadlineSpec, Experiment, KernelSpec, MiB
+from testbed.experiment.script import script
 from testbed.guest.machine import Guest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
-from testbed.record import LOST, MEASURED
-from testbed.script import script
-from testbed.spec import ArmSpec, DeadlineSpec, Experiment, KernelSpec, MiB
-from testbed.trial import Trial
+from testbed.host.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
+from testbed.ledger.record import LOST, MEASURED
+from testbed.trials import trial as trials
+from testbed.trials.trial import Trial
 from tests.helpers import children_of
 
 FAKE = Path(__file__).parent.parent / "fake_qemu.py"
@@ -107,7 +107,7 @@ def test_a_mute_monitor_is_given_up(qemu: Callable[[str], str], monkeypatch: pyt
 def test_a_process_that_ignores_quit_and_term_is_killed(
     qemu: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("testbed.process.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("testbed.host.process.GRACE_SECONDS", 0.5)
     with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("stubborn")) as guest:
         guest.boot(5)
         assert len(children_of(os.getpid())) == 1

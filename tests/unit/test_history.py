@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed import results
 from testbed.analysis.history import Point, changes
 from testbed.analysis.metrics import METRICS
-from testbed.errors import SpecError
+from testbed.host.errors import SpecError
 from testbed.report import timeline
+from testbed.verbs import results
 from tests.unit.recorded import measured
 
 LOW = [1000, 1010, 990, 1005, 995, 1008]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import SpecError
 from testbed.guest import image
+from testbed.host.errors import SpecError
 
 
 def listed(archive: bytes) -> dict[str, tuple[int, bytes]]:

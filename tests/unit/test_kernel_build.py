@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
-from testbed.errors import BuildError, SpecError
+from testbed.experiment import ArmSpec, GitSource, KernelSpec, TarballSource
+from testbed.host import process
+from testbed.host.errors import BuildError, SpecError
 from testbed.kernel import build as build_module
 from testbed.kernel import source
 from testbed.kernel.build import Kernel, Plan, build, plan, published
-from testbed.spec import ArmSpec, GitSource, KernelSpec, TarballSource
 
 # Every compiler notes its work in obj/compiled. A `gate` (a pipe) in $HOME holds up the last of them until
 # somebody writes to it. Objects come with .cmd files written after them, as in kbuild.
@@ -54,7 +54,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from testbed.kernel import build, source
-from testbed.spec import ArmSpec, KernelSpec, TarballSource
+from testbed.experiment import ArmSpec, KernelSpec, TarballSource
 url, sha256, fragment, cache = sys.argv[1:]
 spec = KernelSpec(tarball=TarballSource(url=url, sha256=sha256))
 plan = build.plan(source.resolve(spec, Path(cache)), [fragment], ArmSpec(), Path(cache))

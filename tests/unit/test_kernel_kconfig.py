@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import SpecError
+from testbed.host.errors import SpecError
 from testbed.kernel import kconfig
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.errors import SpecError
+from testbed.host.errors import SpecError
 from testbed.kernel import series
 
 OLD = "".join(f"line {n}\n" for n in range(1, 41))

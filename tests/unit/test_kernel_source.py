@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed import debian
-from testbed.errors import HostError, SpecError
+from testbed.experiment import GitSource, KernelSpec, TarballSource
+from testbed.host import debian
+from testbed.host.errors import HostError, SpecError
 from testbed.kernel import source
 from testbed.kernel.source import Source
-from testbed.spec import GitSource, KernelSpec, TarballSource
 
 FILES = {
     "Makefile": "# a comment\nVERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 192\nEXTRAVERSION = -x\n",

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed import cells, spec
 from testbed.analysis.compare import Observation
 from testbed.analysis.parse import parse
-from testbed.errors import BuildError, HostError, Interrupted, SpecError, StoreError
+from testbed.experiment import Cell, Experiment, MiB, expand
+from testbed.host.errors import BuildError, HostError, Interrupted, SpecError, StoreError
+from testbed.ledger import matrix as cells
 from testbed.report import matrix, plots
-from testbed.spec import Cell, Experiment, MiB
 from tests.unit.recorded import PATCHED, UNPATCHED, documented, plan, record
 
 BASE = {
@@ -34,7 +34,7 @@ def write(tmp_path: Path, axes: Mapping[str, Any], **more: Any) -> Path:
 
 
 def expanded(tmp_path: Path, axes: Mapping[str, Any], **more: Any) -> tuple[Cell, ...]:
-    return spec.expand(write(tmp_path, axes, **more))
+    return expand(write(tmp_path, axes, **more))
 
 
 # --- expansion -----------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_a_value_that_is_a_mapping_gets_a_file_name(tmp_path: Path) -> None:
 def test_what_is_no_matrix_is_refused(tmp_path: Path, axes: Any, message: str) -> None:
     path = write(tmp_path, axes)
     with pytest.raises(SpecError) as caught:
-        spec.expand(path)
+        expand(path)
     assert message in str(caught.value)
     # The line of the axis, or of `matrix`.
     line = int(str(caught.value).split(":")[1])

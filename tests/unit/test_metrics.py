@@ -22,7 +22,7 @@ from testbed.analysis.compare import Comparison, Observation, compare, lost_atte
 from testbed.analysis.histogram import BUCKETS, SUB_BUCKETS, bucket, highest, merged, quantile
 from testbed.analysis.metrics import METRICS, Better, Kind, Level, jain, quantile_us, table
 from testbed.analysis.parse import Measurement, Reading, parse
-from testbed.record import LOST, Record, final
+from testbed.ledger.record import LOST, Record, final
 from tests.unit import test_hostile as hostile
 from tests.unit.recorded import DATA, PATCHED, REPOSITORY, UNPATCHED, record
 

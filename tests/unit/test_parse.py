@@ -16,9 +16,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from testbed import wire
 from testbed.analysis import parse as parsing
 from testbed.analysis.parse import Measurement, Miss, parse
-from testbed.guest import protocol
 from tests.unit.recorded import HEADER, PATCHED, REPOSITORY, UNPATCHED, frame, span, with_frame, without_frame
 
 LOGS = {"unpatched": UNPATCHED, "patched": PATCHED}
@@ -92,7 +92,7 @@ def test_with_the_patch_nothing_is_missed() -> None:
 def test_a_kernel_without_the_tracepoint_has_no_trace_to_miss() -> None:
     log = without_frame(UNPATCHED, "trace")
     for name in ("vmstat.before", "vmstat.after"):
-        plain = protocol.frames(log).contents[name]
+        plain = wire.frames(log).contents[name]
         log = with_frame(log, name, re.sub(rb"(?m)^direct_reclaim_.*\n", b"", plain))
     found = parse(log)
     assert found.complete and found.problems == () and found.misses == ()
@@ -179,7 +179,7 @@ def test_a_kernel_message_inside_a_mark_hides_that_mark_only() -> None:
     at = PATCHED.index(b"#tb:end status=0") + 6
     log = PATCHED[:at] + KERNEL + PATCHED[at:]
     assert parse(log) == WHOLE["patched"]
-    assert [m[1] for m in protocol.MARK.finditer(log)][-1] == b"close"
+    assert [m[1] for m in wire.MARK.finditer(log)][-1] == b"close"
 
 
 @settings(max_examples=60)
@@ -337,7 +337,7 @@ def test_a_workload_of_another_form_is_refused_in_one_line(body: bytes) -> None:
 )
 @pytest.mark.parametrize("part", ["vmstat.before", "vmstat.after"])
 def test_a_counter_of_another_form_is_refused(part: str, line: str) -> None:
-    body = protocol.frames(PATCHED).contents[part]
+    body = wire.frames(PATCHED).contents[part]
     found = parse(with_frame(PATCHED, part, body + line.encode() + b"\n"))
     assert found.counters is None and found.workload == WHOLE["patched"].workload
     assert found.problems == (f"frame {part}: not a counter: {line!r}",)
@@ -632,6 +632,6 @@ def test_marks_in_a_frame_are_content(tell: Path, body: bytes) -> None:
     assert said == frame("output", body)
     rest = without_frame(PATCHED, "output")
     log = rest + said + b"\n#tb:end status=1\n"
-    assert protocol.frames(log).contents["output"] == body
+    assert wire.frames(log).contents["output"] == body
     after = log[len(rest) :]
-    assert [m[1] for m in protocol.MARK.finditer(after)] == [b"frame", b"close", b"end"]
+    assert [m[1] for m in wire.MARK.finditer(after)] == [b"frame", b"close", b"end"]

@@ -20,7 +20,7 @@ from testbed.analysis.histogram import bucket
 from testbed.analysis.judge import judgements
 from testbed.analysis.parse import Samples, parse
 from testbed.analysis.verdict import Verdict
-from testbed.record import Record
+from testbed.ledger.record import Record
 from testbed.report import html, pictures, plots
 from testbed.report.document import compared, document
 from testbed.report.html import Picture

@@ -22,10 +22,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console
 
+from testbed import wire
 from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Reading, parse
-from testbed.guest import protocol
 from testbed.report import text
 from testbed.report.document import TRACE_LINES
 from tests.unit.recorded import DATA, PATCHED, UNPATCHED, documented, plan, record, with_frame
@@ -293,7 +293,7 @@ def test_medians_are_of_the_seeds_that_every_arm_measured() -> None:
 
 
 def test_oom_kills_are_those_of_trials_that_failed_as_well() -> None:
-    after = protocol.frames(PATCHED).contents["vmstat.after"]
+    after = wire.frames(PATCHED).contents["vmstat.after"]
     killed = with_frame(PATCHED, "vmstat.after", after.replace(b"oom_kill 0", b"oom_kill 3"))
     seen = [observed("patched", PATCHED, 1)]
     seen += [Observation(record("patched", seed, "oom", "killed"), parse(killed)) for seed in (2, 3)]

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from testbed import results
-from testbed.analysis import placebo as analysis
-from testbed.report import document, matrix, placebo
+from testbed.analysis import selfcheck as analysis
+from testbed.report import document, matrix
+from testbed.report import selfcheck as placebo
 from testbed.report.schema import schema
+from testbed.verbs import results
 from tests.unit.recorded import UNPATCHED, measured, pair, plan, record, write_result
 from tests.unit.test_matrix import made as made_matrix
-from tests.unit.test_placebo import outcome
+from tests.unit.test_selfcheck import outcome
 
 SCHEMA = schema()
 VALIDATOR = Draft202012Validator(SCHEMA)

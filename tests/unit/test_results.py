@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from testbed import cells, results
 from testbed.analysis.likeness import unlike
-from testbed.errors import SpecError
+from testbed.host.errors import SpecError
+from testbed.ledger import matrix as cells
+from testbed.verbs import results
 from tests.unit.recorded import PATCHED, UNPATCHED, measured, pair, plan, record, write_result
 
 Change = Callable[[dict[str, Any]], None]

@@ -13,11 +13,11 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from testbed import spec
-from testbed.spec import experiment, workloads
+from testbed.experiment import model as experiment
+from testbed.experiment import schema, workloads
 from tests.unit.recorded import REPOSITORY, experiment_data
 
-SCHEMA = spec.schema()
+SCHEMA = schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 EXPERIMENTS = sorted((REPOSITORY / "experiments").rglob("*.yaml"))
 
@@ -170,5 +170,5 @@ def test_all_keys_are_there_and_no_others() -> None:
 
 def test_the_schema_is_made_anew_each_time() -> None:
     changed = copy.deepcopy(SCHEMA)
-    spec.schema()["properties"].clear()
-    assert spec.schema() == changed
+    schema()["properties"].clear()
+    assert schema() == changed

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed import spec
-from testbed.script import Script, script
-from testbed.spec.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
+from testbed.experiment import load
+from testbed.experiment.script import Script, script
+from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
 
 
 def told(tmp_path: Path, arm: dict[str, Any] | None = None, **changes: Any) -> Script:
     data = {"name": "x", "kernel": {"debian": "linux-source-6.1"}, "arms": {"a": arm or {}}, **changes}
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(data))
-    return script(spec.load(path), "a", 7)
+    return script(load(path), "a", 7)
 
 
 def test_the_least_is_swap_and_the_counters(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed import cli, runner
+from testbed import cli
 from testbed.analysis.statistics import LEAST_PAIRS
+from testbed.experiment import LEAST_SEEDS, ArmSpec, Experiment, KernelSpec
+from testbed.experiment.model import PrimarySpec
+from testbed.ledger.ledger import Ledger
 from testbed.progress import Watcher
-from testbed.spec import LEAST_SEEDS, ArmSpec, Experiment, KernelSpec
-from testbed.spec.experiment import PrimarySpec
-from testbed.store import Ledger
-from testbed.trial import Trial
+from testbed.trials import pool
+from testbed.trials.trial import Trial
 from tests.unit.recorded import counted, plan, record
 from tests.unit.test_guest_faults import make_trial
 
@@ -75,7 +76,7 @@ def run(
             looks.append(max(seeds))
             clock[0] += 60
 
-        monkeypatch.setattr(runner, "run", fake)
+        monkeypatch.setattr(pool, "run", fake)
         with Ledger.create(tmp_path / "r") as ledger:
             ledger.set_plan(made)
             watcher = Watcher(Console(width=200, force_terminal=False))

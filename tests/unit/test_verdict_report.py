@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from testbed.analysis.verdict import decide
-from testbed.report import gate, html, machine, plots, words
+from testbed.report import gate, html, plots, words
+from testbed.report import interchange as machine
 from testbed.report.html import Picture
 from tests.unit.recorded import DATA
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an experiment file may say, typed, and what it says."""
+
+from testbed.experiment.file import Cell, expand, is_path, load, schema
+from testbed.experiment.model import (
+    LEAST_SEEDS,
+    MOST_FIRST_SEED,
+    MOST_SEEDS,
+    ArmSpec,
+    BalloonSpec,
+    DeadlineSpec,
+    Experiment,
+    GitSource,
+    GuestSpec,
+    KernelSpec,
+    TarballSource,
+)
+from testbed.experiment.values import PAGE, MiB, Model, format_size, parse_size
+from testbed.experiment.workloads import MmapTest, WorkloadSpec
+
+__all__ = [
+    "LEAST_SEEDS",
+    "MOST_FIRST_SEED",
+    "MOST_SEEDS",
+    "PAGE",
+    "ArmSpec",
+    "BalloonSpec",
+    "Cell",
+    "DeadlineSpec",
+    "Experiment",
+    "GitSource",
+    "GuestSpec",
+    "KernelSpec",
+    "MiB",
+    "MmapTest",
+    "Model",
+    "TarballSource",
+    "WorkloadSpec",
+    "expand",
+    "format_size",
+    "is_path",
+    "load",
+    "parse_size",
+    "schema",
+]

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The experiment file: read, checked, expanded; errors that name file, line, key and remedy."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import itertools
+import math
+import re
+import reprlib
+import types
+import typing
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from testbed.experiment.model import Experiment
+from testbed.experiment.values import SIZE_SCHEMA, format_size
+from testbed.host.errors import SpecError
+
+# No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
+_UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of a matrix: an experiment of its own.
+
+    `at` has axis -> value; `name` is fit for a file, and empty where there is no matrix.
+    """
+
+    at: Mapping[str, Any]
+    name: str
+    experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        """As in `vcpus=2, tasks=16`."""
+        return describe(self.at)
+
+
+def load(
+    path: Path, options: Mapping[str, object] | None = None, metrics: Collection[str] = ()
+) -> Experiment:
+    """The experiment in a file, of a matrix its first cell; as expand()."""
+    return expand(path, options, metrics)[0].experiment
+
+
+def expand(
+    path: Path, options: Mapping[str, object] | None = None, metrics: Collection[str] = ()
+) -> tuple[Cell, ...]:
+    """Read and check an experiment file: a cell for every combination of its matrix, one without any.
+
+    `options` stand in for what it says of the same keys; `metrics` are the names that it may call primary.
+    Relative paths in it are relative to the file. Raises SpecError with one line per mistake, each naming
+    file, line, key and remedy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
+        raise SpecError(f"{path}: {reason}") from unreadable
+    root, data = _read(text, path)
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
+    axes = _axes(data.get("matrix"), root, path)
+    cells: list[Cell] = []
+    # A mistake -> where it is made.
+    mistakes: dict[str, list[Mapping[str, Any]]] = {}
+    for values in itertools.product(*axes.values()):
+        at = dict(zip(axes, values, strict=True))
+        said = copy.deepcopy({key: value for key, value in data.items() if key != "matrix"})
+        for axis, value in at.items():
+            _put(said, axis, value)
+        try:
+            found = Experiment.model_validate({**said, **(options or {})}, context={"metrics": metrics})
+        except ValidationError as invalid:
+            for line in dict.fromkeys(_describe(error, root, path, at) for error in invalid.errors()):
+                mistakes.setdefault(line, []).append(at)
+        else:
+            cells.append(Cell(at, _file_name(at), _anchored(found, path)))
+    if mistakes:
+        total = math.prod(map(len, axes.values()))
+        raise SpecError("\n".join(_where(line, ats, total) for line, ats in mistakes.items()))
+    return tuple(cells)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of experiment files."""
+    made = _as_written(Experiment.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _as_written(said: Any) -> Any:
+    """pydantic's schema with defaults as a file has them, and no other names than those of a pattern."""
+    if isinstance(said, list):
+        return [_as_written(item) for item in said]
+    if not isinstance(said, dict):
+        return said
+    made = {key: _as_written(value) for key, value in said.items() if key != "default"}
+    default = said.get("default")
+    if said.get("pattern") == SIZE_SCHEMA["pattern"] and isinstance(default, int):
+        made["default"] = format_size(default)
+    # What is to be left out has no default, and that of a model is told key by key.
+    elif default is not None and "$ref" not in said:
+        made["default"] = default
+    if "patternProperties" in said:
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+# --- the matrix ----------------------------------------------------------------------------------
+
+# What a cell of a matrix is compared over.
+MOST_CELLS = 1000
+
+
+def _axes(said: object, root: yaml.Node | None, path: Path) -> dict[str, list[Any]]:
+    """The axes of a matrix and their values. Raises SpecError unless they are that."""
+    place = f"{path}:{_line(root, ('matrix',))}: `matrix`: "
+    if said is None:
+        return {}
+    if not isinstance(said, dict) or not all(isinstance(v, list) and v for v in said.values()):
+        raise SpecError(place + "should be keys with a list of values each, as in `guest.vcpus: [2, 8]`")
+    if math.prod(map(len, said.values())) > MOST_CELLS:
+        raise SpecError(place + f"has more than {MOST_CELLS} combinations")
+    for axis in said:
+        first = axis.partition(".")[0]
+        if first not in Experiment.model_fields or first in ("name", "matrix"):
+            known = sorted(set(Experiment.model_fields) - {"name", "matrix"})
+            near = difflib.get_close_matches(first, known, n=1, cutoff=0.5)
+            place = f"{path}:{_line(root, ('matrix', axis))}: `matrix.{axis}`: "
+            raise SpecError(
+                place
+                + "begins with no key of an experiment; "
+                + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}")
+            )
+    return said
+
+
+def _put(data: dict[str, Any], axis: str, value: object) -> None:
+    """Set the value at a dotted path; names of arms and sysctls may have dots themselves."""
+    here, rest = data, axis
+    while True:
+        known = [key for key in here if rest == key or rest.startswith(f"{key}.")]
+        key = max(known, key=len, default=rest.partition(".")[0])
+        left = rest[len(key) + 1 :]
+        if left and key in ("sysctl", "sysfs"):
+            here[key] = {**(here.get(key) or {}), left: value}
+            return
+        if not left:
+            here[key] = value
+            return
+        inner = here.get(key)
+        here[key] = here = dict(inner) if isinstance(inner, dict) else {}
+        rest = left
+
+
+def describe(at: Mapping[str, Any]) -> str:
+    """A cell in words, as in `vcpus=2, tasks=16`: the end of each axis that tells it from the others."""
+    return ", ".join(f"{_short(axis, at)}={_flow(value)}" for axis, value in at.items())
+
+
+def _short(axis: str, axes: Collection[str]) -> str:
+    parts = axis.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if sum(other == end or other.endswith(f".{end}") for other in axes) == 1:
+            return end
+    return axis
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+
+
+def _file_name(at: Mapping[str, Any]) -> str:
+    text = describe(at)
+    name = re.sub(r"[^A-Za-z0-9._=,-]+", "", text.replace(", ", ","))[:80]
+    # Two cells may look the same without what no file name should have.
+    plain = re.fullmatch(r"[A-Za-z0-9._=, -]{0,80}", text)
+    return name if plain else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _where(line: str, ats: Sequence[Mapping[str, Any]], total: int) -> str:
+    """A mistake with the first cell that has it, unless all have."""
+    if len(ats) == total:
+        return line
+    more = f" and {len(ats) - 1} more" if len(ats) > 1 else ""
+    return f"{line}, with {describe(ats[0])}{more}"
+
+
+# --- paths ---------------------------------------------------------------------------------------
+
+
+def _anchored(experiment: Experiment, file: Path) -> Experiment:
+    """Make every relative path absolute, so that the experiment means the same from anywhere."""
+
+    def anchor(text: str) -> str:
+        try:
+            return str((file.parent / Path(text).expanduser()).resolve())
+        except (OSError, RuntimeError) as nowhere:
+            raise SpecError(f"{file}: `{text}` leads nowhere: {nowhere}") from nowhere
+
+    def anchor_pair(text: str) -> str:
+        host, colon, guest = text.partition(":")
+        return f"{anchor(host)}{colon}{guest}"
+
+    kernel = experiment.kernel
+    if kernel.tree is not None:
+        kernel = kernel.model_copy(update={"tree": Path(anchor(str(kernel.tree)))})
+    # As git has it: with a colon before any slash it is a URL or HOST:PATH.
+    if kernel.git is not None and not re.match(r"[^/]+:", kernel.git.repository):
+        git = kernel.git.model_copy(update={"repository": anchor(kernel.git.repository)})
+        kernel = kernel.model_copy(update={"git": git})
+    if kernel.tarball is not None and "://" not in kernel.tarball.url:
+        tarball = kernel.tarball.model_copy(update={"url": anchor(kernel.tarball.url)})
+        kernel = kernel.model_copy(update={"tarball": tarball})
+    config = tuple(anchor(name) if is_path(name) else name for name in kernel.config)
+    workload = experiment.workload
+    if workload.files:
+        files = tuple(anchor_pair(text) for text in workload.files)
+        workload = workload.model_copy(update={"files": files})
+    arms = {
+        name: arm.model_copy(update={"patches": tuple(anchor(p) if is_path(p) else p for p in arm.patches)})
+        for name, arm in experiment.arms.items()
+    }
+    return experiment.model_copy(
+        update={
+            "kernel": kernel.model_copy(update={"config": config}),
+            "arms": arms,
+            "workload": workload,
+        }
+    )
+
+
+def is_path(word: str) -> bool:
+    """Whether a patch or fragment is given as a file rather than by its name in the repository."""
+    return "/" in word or word.endswith((".patch", ".diff", ".config"))
+
+
+# --- errors with a place -------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, with a place for what its constructors stumble over: `!!bool x`, 2001-99-99."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as bad:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"this cannot be read as `{kind}`; text needs quotes", problem_mark=node.start_mark
+            ) from bad
+
+
+def _read(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
+    """The tree of a YAML text, for the lines, and what it says."""
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        _refuse_traps(root, path, set())
+        return root, root and loader.construct_document(root)
+    except yaml.MarkedYAMLError as bad:
+        line = bad.problem_mark.line + 1 if bad.problem_mark else 1
+        raise SpecError(f"{path}:{line}: not YAML: {bad.problem}") from bad
+    except yaml.YAMLError as bad:
+        raise SpecError(f"{path}: not YAML: {' '.join(str(bad).split())}") from bad
+    except RecursionError as deep:
+        raise SpecError(f"{path}: nested too deeply, or an alias within its own anchor") from deep
+
+
+def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], depth: int = 0) -> None:
+    """Refuse what YAML takes in silence, though a person who wrote it made a mistake.
+
+    Of two equal keys it takes the last; `6.1:` and `yes:` are keys that are no text; text may hold what
+    no file name and no terminal takes. Aliases make the tree a graph: a node is looked at once.
+    """
+    if node is None or node in seen:
+        return
+    if depth > 32:
+        raise RecursionError
+    seen.add(node)
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            place = f"{path}:{key.start_mark.line + 1}: key "
+            if not isinstance(key, yaml.ScalarNode):
+                raise SpecError(place + "is a list or a mapping; a key is text")
+            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                raise SpecError(place + f"`{key.value}` is not text; put it in quotes")
+            if key.value in keys:
+                raise SpecError(place + f"`{key.value}` is given twice")
+            keys.add(key.value)
+            children += [key, value]
+    elif isinstance(node, yaml.SequenceNode):
+        children += node.value
+    elif bad := _UNSPEAKABLE.search(node.value):
+        raise SpecError(f"{path}:{node.start_mark.line + 1}: character {bad[0]!r} in text")
+    for child in children:
+        _refuse_traps(child, path, seen, depth + 1)
+
+
+def _describe(error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, Any]) -> str:
+    loc: tuple[Hashable, ...] = tuple(error["loc"])
+    said = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
+    name, colon, rest = said.partition(": ")
+    inner = (*loc, *name.split("."))
+    if colon and inner[-1] in list(_known_keys(inner[:-1])):
+        # A check of several keys together names the one to change.
+        loc, said = inner, rest
+    key = ".".join(str(part) for part in loc if part != "[key]")
+    line = _line(root, ("matrix", key) if key in at else loc)
+    place = f"{path}:{line}: " + (f"`{key}`: " if key else "")
+    match error["type"]:
+        case "extra_forbidden":
+            known = sorted(_known_keys(loc[:-1]))
+            near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+            return (
+                place
+                + "unknown key"
+                + (f"; did you mean `{near[0]}`?" if near else f"; known here: {', '.join(known)}")
+            )
+        case "missing":
+            return place + "is missing"
+        case "value_error":
+            return place + said
+        case kind:
+            return place + f"{_PLAIN.get(kind) or error['msg'].lower()} (found {_shown(error['input'])})"
+
+
+# What pydantic says about Python's types, in the words of somebody who writes YAML.
+_PLAIN = {
+    "bool_type": "should be true or false",
+    "dict_type": "should be a mapping of keys to values",
+    "float_type": "should be a number",
+    "int_type": "should be a whole number",
+    "model_type": "should be a mapping of keys to values",
+    "string_type": "should be text; a number needs quotes",
+    "too_short": "should have at least one entry",
+    "tuple_type": "should be a list, as in [a, b]",
+}
+
+
+def _shown(value: object) -> str:
+    """A value about as it is in the file, and not all of it if it is long."""
+    if value is None:
+        return "nothing"
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)[:100]
+
+
+def _line(node: yaml.Node | None, loc: Sequence[Hashable]) -> int:
+    """The line, from 1, of the deepest part of `loc` that is in the file."""
+    line = node.start_mark.line + 1 if node else 1
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                return line
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _known_keys(loc: Sequence[Hashable]) -> Iterator[str]:
+    """The keys that the model at `loc` has; none where keys are free."""
+    here: Any = Experiment
+    for part in loc:
+        if _is_model(here):
+            field = here.model_fields.get(part)
+            here = next(iter(_below(field.annotation)), None) if field else None
+        elif typing.get_origin(here) is dict:
+            here = next(iter(_below(typing.get_args(here)[1])), None)
+    if _is_model(here):
+        yield from here.model_fields
+
+
+def _is_model(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, BaseModel)
+
+
+def _below(annotation: Any) -> Iterator[Any]:
+    """The models and mappings in an annotation such as `Annotated[dict[str, ArmSpec] | None, ...]`."""
+    if _is_model(annotation) or typing.get_origin(annotation) is dict:
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _below(part)

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The experiment: kernels, arms, guest and workload."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from testbed.experiment.values import (
+    MiB,
+    Model,
+    Name,
+    Setting,
+    Size,
+    SysctlName,
+    SysfsName,
+    Word,
+    format_size,
+    one_of,
+)
+from testbed.experiment.workloads import MmapTest, WorkloadSpec
+
+
+class TarballSource(Model):
+    """A release tarball; `url` may be a local path. Checked against `sha256` before use."""
+
+    url: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class GitSource(Model):
+    """A revision of a git repository, local or remote."""
+
+    repository: str
+    revision: str
+
+
+class KernelSpec(Model):
+    """Where the kernel's source comes from, exactly one of the four, and its configuration."""
+
+    debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$")] | None = None
+    """A package, as installed or else the newest in Debian's suites; of one version with `=VERSION`."""
+    tarball: TarballSource | None = None
+    git: GitSource | None = None
+    tree: Path | None = None
+    config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
+    """Fragments in kconfigs/, or paths of files, in order."""
+
+    @field_validator("tree", mode="before")
+    @classmethod
+    def _path(cls, value: object) -> object:
+        return Path(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> KernelSpec:
+        one_of(self, ("debian", "tarball", "git", "tree"))
+        return self
+
+
+# Of the 2048 that x86 keeps, testbed's own arguments need some hundred.
+MOST_COMMAND_LINE = 1024
+
+
+class ArmSpec(Model):
+    """What is compared: a kernel and how it is set. Arms with equal patches share a kernel."""
+
+    patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names of series in patches/, or paths of patch files, in order."""
+    sysctl: dict[SysctlName, Setting] = {}
+    """Set before the workload starts, as in `vm.swappiness: 100`."""
+    sysfs: dict[SysfsName, Setting] = {}
+    """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
+    command_line: Annotated[tuple[Word, ...], Field(strict=False)] = ()
+    """Arguments of its kernel, after those that testbed gives, as in `[slub_max_order=0]`."""
+
+    @model_validator(mode="after")
+    def _command_line_fits(self) -> ArmSpec:
+        length = len(" ".join(self.command_line))
+        if length > MOST_COMMAND_LINE:
+            raise ValueError(f"command_line: has {length} characters; at most {MOST_COMMAND_LINE}")
+        return self
+
+
+class StepSpec(Model):
+    """Memory becomes `to`, `at` seconds after the workload's start."""
+
+    to: Size
+    at: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RampSpec(Model):
+    """Memory goes to `to` in a straight line, from `at` on and within `over` seconds."""
+
+    to: Size
+    at: Annotated[float, Field(ge=0)] = 0.0
+    over: Annotated[float, Field(gt=0)] = 1.0
+
+
+class OscillateSpec(Model):
+    """Memory is `to` and what it was by turns, for half a `period` (seconds) each, from `at` on."""
+
+    to: Size
+    at: Annotated[float, Field(ge=0)] = 0.0
+    period: Annotated[float, Field(ge=0.02)] = 1.0
+
+
+# A ramp is a stair of such steps.
+RAMP_STEP_SECONDS = 0.02
+
+
+class BalloonSpec(Model):
+    """Memory while the workload runs, by the guest's clock: exactly one of the three."""
+
+    step: StepSpec | None = None
+    ramp: RampSpec | None = None
+    oscillate: OscillateSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> BalloonSpec:
+        one_of(self, ("step", "ramp", "oscillate"))
+        return self
+
+    @property
+    def to(self) -> int:
+        """The schedule's other memory size, in bytes."""
+        chosen = self.step or self.ramp or self.oscillate
+        assert chosen
+        return chosen.to
+
+    def targets(self, memory: int, seconds: float) -> tuple[tuple[int, int], ...]:
+        """When memory changes, and to what: (ms after the workload's start, bytes), within `seconds`."""
+        if self.step:
+            points = [(self.step.at, self.step.to)]
+        elif self.ramp:
+            steps = max(1, round(self.ramp.over / RAMP_STEP_SECONDS))
+            points = [
+                (
+                    self.ramp.at + self.ramp.over * n / steps,
+                    (memory + (self.ramp.to - memory) * n // steps) // MiB * MiB,
+                )
+                for n in range(1, steps + 1)
+            ]
+        else:
+            assert self.oscillate
+            half, at = self.oscillate.period / 2, self.oscillate.at
+            count = max(0, int((seconds - at) / half) + 1)
+            points = [(at + n * half, memory if n % 2 else self.oscillate.to) for n in range(count)]
+        return tuple((round(at * 1000), size) for at, size in points if at < seconds)
+
+
+class GuestSpec(Model):
+    """The machine, and how its kernel is set in all arms."""
+
+    vcpus: Annotated[int, Field(ge=1, le=64)] = 8
+    boot_memory: Size = 512 * MiB
+    """What it boots with."""
+    memory: Size = 128 * MiB
+    """What the balloon leaves of it."""
+    balloon: BalloonSpec | None = None
+    """How memory changes while the workload runs."""
+    nodes: Annotated[int, Field(ge=1, le=8)] = 1
+    """NUMA nodes, with equal shares of vCPUs and memory."""
+    swap: Size = 256 * MiB
+    """Swap on zram; `0M` for none."""
+    swappiness: Annotated[int, Field(ge=0, le=200)] = 60
+    mglru: bool = False
+    """Whether the multi-generational LRU is on."""
+    thp: Literal["never", "madvise", "always"] = "never"
+    """Transparent huge pages."""
+    min_free_kbytes: Annotated[int, Field(ge=1)] | None = None
+    """vm.min_free_kbytes, if not what the kernel makes of its memory at boot."""
+    watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] = 10
+    sysctl: dict[SysctlName, Setting] = {}
+    """Set before the workload starts, as in `vm.vfs_cache_pressure: 200`."""
+    sysfs: dict[SysfsName, Setting] = {}
+    """The same beneath /sys."""
+
+    @model_validator(mode="after")
+    def _balloon_fits(self) -> GuestSpec:
+        if self.memory < 48 * MiB:
+            raise ValueError(f"memory: {format_size(self.memory)} is too little to boot in: at least 48M")
+        if self.memory > self.boot_memory:
+            raise ValueError(
+                f"memory: {format_size(self.memory)} is more than boot_memory "
+                f"{format_size(self.boot_memory)}: a balloon can only take away"
+            )
+        if self.boot_memory > 64 * 1024 * MiB:
+            raise ValueError(f"boot_memory: {format_size(self.boot_memory)} is more than 64G")
+        if self.memory % MiB or self.boot_memory % MiB:
+            raise ValueError("memory and boot_memory are whole MiB")
+        if self.balloon:
+            to = self.balloon.to
+            if not 48 * MiB <= to <= self.boot_memory or to % MiB:
+                raise ValueError(
+                    f"balloon: {format_size(to)} is not whole MiB from 48M to boot_memory "
+                    f"{format_size(self.boot_memory)}"
+                )
+        if self.vcpus % self.nodes or self.boot_memory % (self.nodes * MiB):
+            raise ValueError(
+                f"nodes: {self.vcpus} vCPUs and {format_size(self.boot_memory)} cannot be shared equally by "
+                f"{self.nodes} nodes"
+            )
+        if 0 < self.swap < MiB or self.swap > 64 * 1024 * MiB:
+            raise ValueError(f"swap: {format_size(self.swap)} is neither 0M nor from 1M to 64G")
+        return self
+
+
+class DeadlineSpec(Model):
+    """Seconds of wall time that each stage of a trial may take; generous, since emulation is slow."""
+
+    boot: Annotated[float, Field(gt=0)] = 120.0
+    balloon: Annotated[float, Field(gt=0)] = 60.0
+    workload: Annotated[float, Field(gt=0)] = 600.0
+
+
+# What a workload may need beside its own time, to fill memory and to send its results.
+MARGIN_SECONDS = 30.0
+# Of which an always valid test can decide anything (analysis/statistics.py, LEAST_PAIRS).
+LEAST_SEEDS = 6
+# So many seeds, and no more, may follow the first one.
+MOST_SEEDS = 100_000
+MOST_FIRST_SEED = 2**31
+# As many as the guest keeps apart.
+MOST_PHASES = 16
+# Seconds that a second of virtual time may take, on a slow or busy machine.
+SLOWEST = 60.0
+
+
+class PrimarySpec(Model):
+    """A metric that the verdict is about."""
+
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """A change within this share of the value is none to speak of: 0.01 is one percent."""
+
+
+class Experiment(Model):
+    """A comparison of kernels: the same trials, in the same guests, over the same seeds."""
+
+    name: Name
+    description: str = ""
+    kernel: KernelSpec
+    arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)]
+    """The first is what the others are compared with."""
+    guest: GuestSpec = GuestSpec()
+    workload: WorkloadSpec = WorkloadSpec(mmap_test=MmapTest())
+    primary: Annotated[dict[Name, PrimarySpec], Field(max_length=3)] = {}
+    """The metrics that the verdict is about, declared before anything runs: at most three."""
+    phases: dict[Name, Annotated[float, Field(ge=0)]] = {}
+    """Parts of the workload's time, each with its start in seconds, to be looked at apart."""
+    sample: Annotated[float, Field(ge=0)] = 0.1
+    """Seconds from one reading of the counters to the next, for what goes over time; 0 for none."""
+    tracepoints: bool = False
+    """Whether to count, beside all else, what tracepoints tell of direct reclaim: docs/stock-kernels.md."""
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = 5
+    """How many, in every arm; with primary metrics, at most so many: what is decided needs no more."""
+    first_seed: Annotated[int, Field(ge=1, le=MOST_FIRST_SEED)] = 1
+    """The first of them; the others follow it. Other seeds are other samples."""
+    boots: Annotated[int, Field(ge=1, le=MOST_SEEDS)] | None = None
+    """From how many boots of each kernel deterministic trials start, seed by seed in turns; without it, every
+    seed from its own. What a boot leaves behind is in every trial that starts there, and seeds of one boot do
+    not average it out: fewer boots are faster, and good for a first look only (docs/statistics.md)."""
+    sequential: bool = True
+    """Whether to look, from the sixth seed on after every second one, if the primary metrics are decided.
+    False: all seeds, one look."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall time after which no further seed is begun."""
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
+    """The rate of false alarms, of all primary metrics in all arms together."""
+    mode: Literal["deterministic", "realtime"] = "deterministic"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    """In real time: what runs the guests."""
+    deadlines: DeadlineSpec = DeadlineSpec()
+    matrix: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
+    """Keys of this file, as in `guest.vcpus`, and the values that each is to take: a comparison for every
+    combination."""
+
+    @field_validator("primary")
+    @classmethod
+    def _known_metrics(cls, primary: dict[str, PrimarySpec], info: ValidationInfo) -> dict[str, PrimarySpec]:
+        known = (info.context or {}).get("metrics", ())
+        for name in primary if known else ():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                raise ValueError(
+                    f"{name}: there is no such metric"
+                    + (f"; did you mean `{near[0]}`?" if near else "; `testbed metrics` lists them")
+                )
+        return primary
+
+    def only(self, arm: str | None = None) -> Experiment:
+        """The same with one arm: the first, if none is named."""
+        name = next(iter(self.arms)) if arm is None else arm
+        return self.model_copy(update={"arms": {name: self.arms[name]}})
+
+    @property
+    def looks(self) -> bool:
+        """Whether seeds are added until the primary metrics are decided."""
+        return bool(self.primary) and self.looks_if(self.sequential, self.seeds, len(self.arms))
+
+    @staticmethod
+    def looks_if(sequential: bool, seeds: int, arms: int) -> bool:
+        """Whether there is something to be decided early, given a primary metric."""
+        return sequential and seeds >= LEAST_SEEDS and arms > 1
+
+    @model_validator(mode="after")
+    def _phases_ascend(self) -> Experiment:
+        starts = list(self.phases.values())
+        if starts and (starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts))):
+            raise ValueError("phases: the first begins at 0, and each after the one before it")
+        if len(starts) > MOST_PHASES:
+            raise ValueError(f"phases: {len(starts)} are too many; {MOST_PHASES} at most")
+        return self
+
+    @model_validator(mode="after")
+    def _workload_has_time(self) -> Experiment:
+        seconds = self.workload.length
+        needed = seconds * (SLOWEST if self.mode == "deterministic" else 1) + MARGIN_SECONDS
+        if self.deadlines.workload < needed:
+            raise ValueError(
+                f"deadlines.workload: {self.deadlines.workload:g} s is too short for a workload of "
+                f"{seconds:g} s in mode {self.mode}; give at least {needed:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _accelerated_in_real_time(self) -> Experiment:
+        if self.mode == "deterministic" and self.accel != "auto":
+            raise ValueError(
+                f"accel: {self.accel} is a choice for `mode: realtime`; deterministic guests are emulated"
+            )
+        return self

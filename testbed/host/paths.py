@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where things are, and the hash that tells what is there. Standard library only: set-up needs it first."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def cache_directory() -> Path:
+    """Kernels, sources and images: `testbed` in the user's cache directory (XDG Base Directory 0.8)."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative path there is to be ignored, says the specification.
+    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "testbed"
+
+
+def sha256(file: Path) -> str:
+    """The hash of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The only module that starts processes.
+
+Every child has a deadline, ends with its parent (even if that is killed), and a failed command shows
+itself in a form that can be pasted into a shell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from testbed.host.errors import BuildError, HostError, TestbedError
+
+TAIL_LINES = 20
+GRACE_SECONDS = 3.0
+
+
+class Deadline:
+    """A point in monotonic time by which something has to be done."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        return self.remaining == 0.0
+
+
+def pasteable(argv: Sequence[str | os.PathLike[str]]) -> str:
+    """The command as a person would type it."""
+    return shlex.join(str(word) for word in argv)
+
+
+def tail(text: str, lines: int = TAIL_LINES) -> str:
+    """The last lines of a text, indented for an error message."""
+    return "\n".join("    " + line for line in text.rstrip().splitlines()[-lines:])
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    timeout: float,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    log: IO[bytes] | None = None,
+    error: type[TestbedError] = BuildError,
+    check: bool = True,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end; return its status and output.
+
+    `env` is added to the caller's environment. With `log`, standard output and error go there as they
+    come, and the result's `stdout` is empty. Raises `error` when the command fails (unless `check` is
+    false) or outlives `timeout` seconds, HostError when the program is not installed.
+    """
+    child = subprocess.Popen(
+        _guarded(argv),
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C", **(env or {})},
+        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdout=log or subprocess.PIPE,
+        stderr=subprocess.STDOUT if log else subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, err = child.communicate(stdin, timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        raise error(f"`{pasteable(argv)}` did not end within {timeout:.0f} s") from late
+    finally:
+        end(child)
+    done = subprocess.CompletedProcess(list(argv), child.returncode, out or b"", err or b"")
+    if check and done.returncode != 0:
+        raise error(
+            f"`{pasteable(argv)}` failed with exit status {done.returncode}",
+            tail((done.stderr + done.stdout).decode(errors="replace")).strip(),
+        )
+    return done
+
+
+def spawn(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    pass_fds: Sequence[int] = (),
+    stderr: IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a long-lived child with pipes at its standard input and output.
+
+    It runs in a session of its own, so that Ctrl-C at the terminal reaches us and not the child, and it
+    is killed by the kernel when the thread that called spawn() dies, however that comes about.
+    Raises HostError when the program is not installed.
+    """
+    return subprocess.Popen(
+        _guarded(argv),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr or subprocess.DEVNULL,
+        pass_fds=pass_fds,
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+    """Make sure that a child and what it started in its session are gone: TERM, then KILL, then wait."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(grace)
+    # Grandchildren may outlive a leader that has ended by itself.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    if shutil.which(str(argv[0])) is None:
+        raise HostError(f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in")
+    if shutil.which("setpriv") is None:
+        # Set-up has to get by without until it has installed it.
+        return [str(word) for word in argv]
+    # setpriv sets PR_SET_PDEATHSIG and execs: no preexec_fn, which is unsafe with threads.
+    return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]

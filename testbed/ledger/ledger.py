@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The ledger: one SQLite database and the raw console logs, in a result directory.
+
+Append-only. A trial's log is on disk before its row is, and a row is one transaction, so that being
+killed at any moment loses at most the trials in flight. No number that could be computed from a log is
+stored: old results can be parsed again by a better parser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from testbed.host.errors import SpecError, StoreError
+from testbed.ledger.record import Record
+
+SCHEMA = 1
+LEDGER = "ledger.sqlite"
+# What a plan can be of; that of a bisection has a key of its own.
+COMPARISON, BISECTION = "comparison", "bisection"
+_BISECTED = "bisect"
+# In a directory that has a result per cell of a matrix.
+MATRIX = "matrix.json"
+
+_TABLES = """
+CREATE TABLE plans (id INTEGER PRIMARY KEY, document TEXT NOT NULL);
+CREATE TABLE trials (
+    id INTEGER PRIMARY KEY,
+    trial TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    document TEXT NOT NULL,
+    UNIQUE (trial, attempt)
+);
+"""
+# What a bisection notes beside its trials, in order.
+_NOTES = """
+CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, trials INTEGER NOT NULL, document TEXT NOT NULL)
+"""
+
+
+class Ledger:
+    """A result directory. Use create() to write, open() to read."""
+
+    def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
+        self.directory = directory
+        self._db = connection
+
+    @classmethod
+    @contextlib.contextmanager
+    def create(cls, directory: Path) -> Iterator[Ledger]:
+        """The ledger in `directory`, made if need be, for one writer at a time.
+
+        Raises StoreError when another process writes to it or when it is of another version.
+        """
+        with contextlib.ExitStack() as stack:
+            with _translated(directory):
+                (directory / "logs").mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(directory))
+                db = stack.enter_context(contextlib.closing(sqlite3.connect(directory / LEDGER)))
+                db.execute("PRAGMA synchronous = FULL")
+                if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+                    db.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;")
+                ledger = cls(directory, _checked(db, directory))
+            yield ledger
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, directory: Path) -> Iterator[Ledger]:
+        """The ledger of a finished or running experiment, to read.
+
+        Raises SpecError when there is none, StoreError when it cannot be read.
+        """
+        path = directory / LEDGER
+        if not path.is_file():
+            raise SpecError(f"{directory}: not a result directory: there is no {LEDGER} in it")
+        with contextlib.ExitStack() as stack:
+            with _translated(directory):
+                uri = f"{path.resolve().as_uri()}?mode=ro"
+                db = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
+                ledger = cls(directory, _checked(db, directory))
+            yield ledger
+
+    def set_plan(self, document: Mapping[str, Any]) -> None:
+        """Note what is to be run from now on, and with what: JSON. The last plan counts."""
+        text = json.dumps(document)
+        with _translated(self.directory), self._db:
+            if self._last_plan() != text:
+                self._db.execute("INSERT INTO plans (document) VALUES (?)", (text,))
+
+    def plan(self, of: str = COMPARISON) -> Any:
+        """The last plan. Raises StoreError when there is none yet, SpecError when it is not of that kind."""
+        with _translated(self.directory):
+            text = self._last_plan()
+        if text is None:
+            raise StoreError(f"{self.directory}: nothing was planned here yet")
+        plan = json.loads(text)
+        if (BISECTION if _BISECTED in plan else COMPARISON) != of:
+            raise SpecError(
+                f"{self.directory}: not the result of a {of}",
+                "`testbed bisect status` shows that of a bisection" if of == COMPARISON else "",
+            )
+        return plan
+
+    def note(self, document: Mapping[str, Any]) -> None:
+        """Keep something else that was found, durably: JSON."""
+        with _translated(self.directory), self._db:
+            self._db.execute(_NOTES)
+            self._db.execute(
+                "INSERT INTO notes (trials, document) VALUES ((SELECT COUNT(*) FROM trials), ?)",
+                (json.dumps(document),),
+            )
+
+    def notes(self) -> list[tuple[int, Any]]:
+        """All notes in order, each with the number of attempts at trials that were kept before it."""
+        with _translated(self.directory):
+            if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
+                return []
+            rows = self._db.execute("SELECT trials, document FROM notes ORDER BY id").fetchall()
+        return [(row[0], json.loads(row[1])) for row in rows]
+
+    def add(self, record: Record, log: bytes) -> None:
+        """Keep an attempt and its raw console log, durably."""
+        record = replace(record, log_sha256=hashlib.sha256(log).hexdigest())
+        path = self.directory / "logs" / record.log_name
+        draft = path.with_suffix(".tmp")
+        document = json.dumps(asdict(record), sort_keys=True)
+        with _translated(self.directory):
+            with draft.open("wb") as file:
+                # No time of day in the header: equal logs are equal files.
+                file.write(gzip.compress(log, mtime=0))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.rename(path)
+            with self._db:
+                self._db.execute(
+                    "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
+                    (record.trial, record.attempt, record.outcome, document),
+                )
+
+    def records(self) -> list[Record]:
+        """All attempts, in the order in which they ended."""
+        with _translated(self.directory):
+            rows = self._db.execute("SELECT document FROM trials ORDER BY id").fetchall()
+        return [Record(**json.loads(row[0])) for row in rows]
+
+    def log(self, record: Record) -> bytes:
+        """The raw console log of an attempt. Raises StoreError when it is gone or not what it was."""
+        path = self.directory / "logs" / record.log_name
+        try:
+            log = gzip.decompress(path.read_bytes())
+        except (OSError, EOFError, zlib.error) as unreadable:
+            raise StoreError(f"{path}: cannot be read: {unreadable}") from unreadable
+        if hashlib.sha256(log).hexdigest() != record.log_sha256:
+            raise StoreError(f"{path}: not the log that was recorded: its hash differs")
+        return log
+
+    def _last_plan(self) -> str | None:
+        row = self._db.execute("SELECT document FROM plans ORDER BY id DESC LIMIT 1").fetchone()
+        return row and str(row[0])
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Move a result out of the way, to the next free `NAME.N`; None when there is none.
+
+    Raises StoreError while somebody writes to it, SpecError when it is something else than a result.
+    """
+    if not directory.exists():
+        return None
+    if not any((directory / name).is_file() for name in (LEDGER, MATRIX)):
+        raise SpecError(f"{directory}: not moved aside: there is no {LEDGER} in it, so it is not a result")
+    if directory.name in ("", ".."):
+        directory = directory.resolve()
+    number = 1
+    while (target := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    with _translated(directory), _locked(directory):
+        directory.rename(target)
+    return target
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Be the only one who writes; the lock goes with the process, however it ends."""
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise StoreError(f"{directory}: another testbed is writing to this result") from held
+        yield
+
+
+@contextlib.contextmanager
+def _translated(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as failed:
+        raise StoreError(f"{directory}: the ledger cannot be used: {failed}") from failed
+
+
+def _checked(db: sqlite3.Connection, directory: Path) -> sqlite3.Connection:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA:
+        raise StoreError(f"{directory}: its ledger is of version {version}; this testbed writes {SCHEMA}")
+    return db

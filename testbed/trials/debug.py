@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A trial under gdb, without changing its course.
+
+QEMU's own gdbstub stops vCPUs by ending a slice early: what follows is another run. Here the vCPUs' thread
+stands still at the rendezvous instead, while registers and memory are read over QMP, and then goes on as if
+nothing had been. So gdb can look and not touch: what would write or step is refused. Breakpoints are set
+before the guest first runs; afterwards QEMU has translated code in which it would not see them.
+
+The protocol: GDB manual, appendix E, "Remote Serial Protocol".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from testbed.host.errors import GuestError, GuestLost, HostError, SpecError
+from testbed.host.process import Deadline
+from testbed.trials import trial as trials
+from testbed.trials.trial import Trial
+from testbed.wire import END
+
+# What an instrumented kernel executes at every miss; see patches/.
+MISS = "direct_reclaim_missed"
+ATTACH_SECONDS = 3600.0
+_BIGGEST_READ = 0x2000
+# As QEMU prints them, in the order of gdb's amd64.
+_GENERAL = ("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP", *(f"R{n}" for n in range(8, 16)))
+_SEGMENTS = ("CS", "SS", "DS", "ES", "FS", "GS")
+_REGISTER = re.compile(r"\b(R[A-Z0-9]{1,2}) *=([0-9a-f]{16})")
+_SEGMENT = re.compile(r"^([CSDEFG]S) *=([0-9a-f]{4}) ", re.MULTILINE)
+_FLAGS = re.compile(r"RFL=([0-9a-f]{8})")
+_REFUSED, _NO_MEMORY, _TOO_LATE = "E01", "E14", "E16"
+
+
+class Microscope:
+    """A trial's guest and a port for gdb.
+
+        with Microscope(trial, miss=3) as scope:
+            ...  # gdb attaches to localhost:scope.port
+            log = scope.serve()
+
+    Raises SpecError when the kernel has no place where a miss could be seen.
+    """
+
+    def __init__(self, trial: Trial, miss: int | None = None) -> None:
+        self._trial = trial
+        self._miss = (symbol(trial, MISS), miss) if miss else None
+        self._breakpoints: set[int] = set()
+        self._cpu = self._running = self._stopped_at = 0
+        self._started = False
+        self._sizes = iter([size for _, size in trial.script.meetings])
+
+    def __enter__(self) -> Microscope:
+        with contextlib.ExitStack() as stack:
+            self._listener = stack.enter_context(socket.create_server(("localhost", 0)))
+            self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+            self._guest = stack.enter_context(trials.guest(self._trial, threading.Event()))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    @property
+    def port(self) -> int:
+        """Where gdb attaches."""
+        return int(self._listener.getsockname()[1])
+
+    def serve(self) -> bytes:
+        """Do what gdb says until the trial has ended; return its console log, up to the end.
+
+        Raises HostError when no gdb attaches, GuestError as a trial does.
+        """
+        self._listener.settimeout(ATTACH_SECONDS)
+        try:
+            connection, _ = self._listener.accept()
+        except TimeoutError as nobody:
+            raise HostError(f"no gdb attached within {ATTACH_SECONDS:.0f} s") from nobody
+        with connection:
+            self._gdb = _Packets(connection)
+            self._guest.resume(self._trial.deadlines.boot, self._first_stop)
+            while not self._run_to_stop():
+                self._gdb.send(self._stop_reply())
+                self._obey()
+                self._guest.release()
+            self._gdb.send("W00")
+        log = self._guest.log
+        end = END.search(log)
+        assert end
+        return log[: end.end()]
+
+    def _first_stop(self) -> None:
+        if self._miss:
+            self._guest.rendezvous.break_at(*self._miss)
+        self._obey()
+        self._started = True
+
+    def _run_to_stop(self) -> bool:
+        """Let the guest run to a breakpoint (False) or its end (True)."""
+        deadline = Deadline(self._trial.deadlines.workload)
+        while not END.search(self._guest.log[-4096:]):
+            if self._guest.rendezvous.here():
+                self._stopped_at = self._guest.rendezvous.address
+                if self._stopped_at:
+                    self._cpu = self._running_cpu()
+                    return False
+                # The workload meets the host.
+                self._guest.monitor.execute("balloon", value=next(self._sizes))
+                self._guest.release()
+            if deadline.expired:
+                raise GuestLost(f"the trial did not end within {deadline.seconds:.0f} s")
+        return True
+
+    # --- what gdb asks for ---------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        """Answer gdb until it lets the guest go on; without gdb it goes on at once."""
+        while (packet := self._gdb.receive()) is not None:
+            if packet[:1] in ("c", "D", "k"):
+                if packet[:1] == "D":
+                    self._gdb.send("OK")
+                return
+            self._gdb.send(self._answer(packet))
+
+    def _answer(self, packet: str) -> str:
+        handlers: dict[str, Callable[[str], str]] = {
+            "?": lambda _: self._stop_reply(),
+            "g": lambda _: self._registers(self._cpu),
+            "m": self._memory,
+            "Z": self._breakpoint,
+            "z": self._breakpoint,
+            "H": self._select,
+            # gdb steps off a breakpoint before it goes on; we go on from there as it is.
+            "s": lambda _: self._stop_reply() if self._stopped_at in self._breakpoints else _REFUSED,
+            **dict.fromkeys("GPMX", lambda _: _REFUSED),
+            "T": lambda _: "OK",
+        }
+        return handlers.get(packet[:1], self._query)(packet)
+
+    def _select(self, packet: str) -> str:
+        # 0 is any thread, -1 all of them.
+        if (thread := int(packet[2:] or "0", 16)) > 0:
+            self._cpu = min(thread, self._trial.shape.vcpus) - 1
+        return "OK"
+
+    def _query(self, packet: str) -> str:
+        if packet.startswith("qSupported"):
+            return f"PacketSize={2 * _BIGGEST_READ:x};QStartNoAckMode+"
+        if packet == "QStartNoAckMode":
+            self._gdb.acknowledge = False
+            return "OK"
+        if packet == "qC":
+            return f"QC{self._cpu + 1:x}"
+        if packet == "qfThreadInfo":
+            return "m" + ",".join(f"{cpu + 1:x}" for cpu in range(self._trial.shape.vcpus))
+        if packet.startswith("qThreadExtraInfo,"):
+            return f"CPU#{int(packet.partition(',')[2], 16) - 1}".encode().hex()
+        return {"qsThreadInfo": "l", "qAttached": "1"}.get(packet, "")
+
+    def _stop_reply(self) -> str:
+        return f"T05thread:{self._cpu + 1:x};"
+
+    def _breakpoint(self, packet: str) -> str:
+        kind, address = packet[1:].split(",")[:2]
+        where = int(address, 16)
+        if kind not in "01":
+            return ""
+        if packet[0] == "z":
+            self._guest.rendezvous.break_at(where, 0)
+            return "OK"
+        if self._started and where not in self._breakpoints:
+            return _TOO_LATE
+        self._breakpoints.add(where)
+        self._guest.rendezvous.break_at(where)
+        return "OK"
+
+    def _registers(self, cpu: int) -> str:
+        said = self._said_of_registers(cpu)
+        values = dict(_REGISTER.findall(said))
+        if self._stopped_at and cpu == self._running:
+            # In the midst of a block of code, QEMU has not written it back.
+            values["RIP"] = f"{self._stopped_at:016x}"
+        wide = [int(values[name], 16).to_bytes(8, "little") for name in (*_GENERAL, "RIP")]
+        flags = _FLAGS.search(said)
+        segments = dict(_SEGMENT.findall(said))
+        narrow = [int(flags[1] if flags else "0", 16), *(int(segments[name], 16) for name in _SEGMENTS)]
+        return b"".join([*wide, *(value.to_bytes(4, "little") for value in narrow)]).hex()
+
+    def _said_of_registers(self, cpu: int) -> str:
+        arguments: dict[str, Any] = {"command-line": "info registers", "cpu-index": cpu}
+        return str(self._guest.monitor.execute("human-monitor-command", **arguments))
+
+    def _running_cpu(self) -> int:
+        """Which vCPU stands at the breakpoint: the one whose last known place is nearest before it."""
+
+        def distance(cpu: int) -> int:
+            known = dict(_REGISTER.findall(self._said_of_registers(cpu)))
+            return (self._stopped_at - int(known["RIP"], 16)) % 2**64
+
+        self._running = min(range(self._trial.shape.vcpus), key=distance)
+        return self._running
+
+    def _memory(self, packet: str) -> str:
+        address, length = (int(word, 16) for word in packet[1:].split(","))
+        file = self._scratch / "memory"
+        arguments: dict[str, Any] = {
+            "val": address,
+            "size": min(length, _BIGGEST_READ),
+            "filename": str(file),
+            "cpu-index": self._cpu,
+        }
+        try:
+            self._guest.monitor.execute("memsave", **arguments)
+        except GuestError:
+            return _NO_MEMORY
+        return file.read_bytes().hex()
+
+
+class _Packets:
+    """gdb's packets on a socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(ATTACH_SECONDS)
+        self._connection = connection
+        self._pending = b""
+        self.acknowledge = True
+
+    def receive(self) -> str | None:
+        """The next packet's content; None when gdb is gone."""
+        while not (match := re.search(rb"\$([^#]*)#..", self._pending, re.DOTALL)):
+            try:
+                data = self._connection.recv(4096)
+            except OSError:
+                data = b""
+            if not data:
+                return None
+            self._pending += data
+        self._pending = self._pending[match.end() :]
+        if self.acknowledge:
+            self._write(b"+")
+        return match[1].decode("latin-1")
+
+    def send(self, content: str) -> None:
+        """Send a packet; whether gdb is still there is for receive() to see."""
+        data = content.encode("latin-1")
+        self._write(b"$%b#%02x" % (data, sum(data) % 256))
+
+    def _write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._connection.sendall(data)
+
+
+def symbol(trial: Trial, name: str) -> int:
+    """The address of a symbol of a trial's kernel, from the System.map beside it. Raises SpecError."""
+    path = trial.vmlinux.with_name(trial.vmlinux.name.replace("vmlinux", "System.map"))
+    for line in path.read_text().splitlines():
+        address, _, found = line.split()
+        if found == name:
+            return int(address, 16)
+    raise SpecError(f"the kernel of {trial.arm} has no {name}(): is it instrumented?")

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From an experiment to trials that can run: kernels, image, accelerator, and where all of it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from testbed.experiment import Experiment, GuestSpec, MiB
+from testbed.experiment.script import script
+from testbed.guest import accel, image, qemu
+from testbed.guest.accel import Accel
+from testbed.guest.image import Image
+from testbed.guest.qemu import Qemu
+from testbed.guest.shape import Shape
+from testbed.host import process
+from testbed.host.errors import HostError, SpecError
+from testbed.host.paths import REPOSITORY
+from testbed.kernel import build, series, source
+from testbed.kernel.build import Kernel, Plan
+from testbed.trials.trial import Trial
+
+DOCUMENT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """An experiment that is ready to run. `document` is the plan as the ledger keeps it: JSON."""
+
+    trials: tuple[Trial, ...]
+    document: Mapping[str, Any]
+
+
+def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Plan]:
+    """What every arm's kernel is to be made of. Raises SpecError naming the key.
+
+    All arms are checked before any is built, so that a patch that does not apply costs nothing.
+    """
+    tree = source.resolve(experiment.kernel, cache, progress)
+    made = {}
+    for name, arm in experiment.arms.items():
+        try:
+            made[name] = build.plan(tree, experiment.kernel.config, arm, cache)
+        except SpecError as bad:
+            bad.message = f"arms.{name}: {bad.message}"
+            raise
+    return made
+
+
+def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
+    """The kernel of every arm, built unless it is in the cache. Raises SpecError, BuildError."""
+    planned = plans(experiment, cache, progress)
+    return {name: build.build(plan, progress=progress) for name, plan in planned.items()}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an experiment's guests run on here; `fallback` says why, if it is not what was asked for."""
+
+    shape: Shape
+    qemu: Qemu
+    accel: Accel
+    environment: tuple[str, ...]
+    fallback: str = ""
+
+
+def machine(
+    experiment: Experiment,
+    kernel: Kernel,
+    initramfs: Image,
+    cache: Path,
+    progress: Callable[[str], None],
+    *,
+    cancel: threading.Event | None = None,
+    family: str | None = None,
+) -> Machine:
+    """The machine for an experiment's guests: deterministic if that can be had, else in real time.
+
+    With a `family` of QEMU it has to be that one; HostError if there is none.
+    """
+    shape = shape_of(experiment)
+    fallback = ""
+    if experiment.mode == "deterministic":
+        try:
+            emulator = qemu.deterministic(cache, progress, family)
+        except HostError as none:
+            if family:
+                raise
+            fallback = f"not deterministic: {none.message}"
+            progress(fallback)
+        else:
+            reason = f"deterministic emulation, {emulator.version.removeprefix('QEMU emulator version ')}"
+            progress(f"acceleration: icount ({reason})")
+            depends_on = environment(emulator.family, emulator.version)
+            return Machine(shape, emulator, Accel("icount", reason), depends_on)
+    emulator = qemu.system()
+    shape = replace(shape, accel="kvm")
+    chosen = accel.choose(
+        experiment.accel,
+        shape,
+        kernel.vmlinux,
+        initramfs.path,
+        cache,
+        qemu=emulator.program,
+        cancel=cancel,
+    )
+    progress(f"acceleration: {chosen.name} ({chosen.reason})")
+    host = (host_cpu(), f"{len(os.sched_getaffinity(0))} cores", f"Linux {platform.release()}")
+    depends_on = (emulator.version, *host)
+    return Machine(replace(shape, accel=chosen.name), emulator, chosen, depends_on, fallback)
+
+
+def shape_of(experiment: Experiment) -> Shape:
+    """The deterministic machine of an experiment."""
+    guest = experiment.guest
+    return Shape("icount", guest.vcpus, guest.boot_memory, extra=numa(guest))
+
+
+def with_arguments(shape: Shape, experiment: Experiment, arm: str, seed: int | None = None) -> Shape:
+    """The machine with what an arm's kernel is told beside what all are told; of a seed, with its boot."""
+    words = list(experiment.arms[arm].command_line)
+    if seed is not None and shape.accel == "icount":
+        # Nobody reads it. The kernel's random numbers begin with it, and it moves what is allocated.
+        words.append(f"testbed.boot={seed % experiment.boots if experiment.boots else seed}")
+    return replace(shape, cmdline=" ".join(words))
+
+
+def numa(guest: GuestSpec) -> tuple[str, ...]:
+    """QEMU's words for nodes with equal shares of vCPUs and memory; none for one node."""
+    if guest.nodes == 1:
+        return ()
+    vcpus, mebibytes = guest.vcpus // guest.nodes, guest.boot_memory // guest.nodes // MiB
+    words: list[str] = []
+    for node in range(guest.nodes):
+        cpus = f"cpus={node * vcpus}-{(node + 1) * vcpus - 1}"
+        words += ["-object", f"memory-backend-ram,id=node{node},size={mebibytes}M"]
+        words += ["-numa", f"node,nodeid={node},memdev=node{node},{cpus}"]
+    return tuple(words)
+
+
+def initramfs(experiment: Experiment, cache: Path) -> Image:
+    """The image of an experiment's guests, with what its own command needs. Raises SpecError."""
+    workload = experiment.workload
+    if workload.command is None:
+        return image.build(cache)
+    return image.build(cache, files=image.gather(workload.command[0], workload.files))
+
+
+def environment(family: str, booted_by: str) -> tuple[str, ...]:
+    """What deterministic trials depend on beside what they are made of: QEMU's family, a build's version."""
+    return (f"QEMU {family}", f"booted by {booted_by}")
+
+
+def prepare(
+    experiment: Experiment,
+    cache: Path,
+    progress: Callable[[str], None],
+    cancel: threading.Event | None = None,
+    *,
+    family: str | None = None,
+) -> Campaign:
+    """Build what an experiment needs and lay out its trials, on a given family of QEMU if one is named.
+
+    Raises SpecError, HostError, BuildError; Interrupted when `cancel` is set.
+    """
+    planned = plans(experiment, cache, progress)
+    built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
+    made = initramfs(experiment, cache)
+    first = next(iter(built.values()))
+    here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
+    guests = Guests(made, here, cache)
+    trials = tuple(
+        trial(experiment, arm, seed, guests, vmlinux=kernel.vmlinux, sha256=kernel.vmlinux_sha256)
+        for arm, kernel in built.items()
+        for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
+    )
+    document = {
+        "schema": DOCUMENT_SCHEMA,
+        "experiment": experiment.model_dump(mode="json"),
+        "trials": {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials},
+        "provenance": {
+            "kernels": {arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
+            "guest_commands": {arm: guest_commands(experiment, arm) for arm in experiment.arms},
+            **machine_facts(experiment, here, made),
+        },
+    }
+    return Campaign(trials, document)
+
+
+@dataclass(frozen=True)
+class Guests:
+    """What all guests of an experiment have in common."""
+
+    initramfs: Image
+    machine: Machine
+    cache: Path
+
+
+def trial(
+    experiment: Experiment, arm: str, seed: int, guests: Guests, *, vmlinux: Path, sha256: str
+) -> Trial:
+    """One trial of an arm of an experiment, on a kernel with that hash."""
+    here = guests.machine
+    return Trial(
+        arm=arm,
+        seed=seed,
+        vmlinux=vmlinux,
+        vmlinux_sha256=sha256,
+        initramfs=guests.initramfs.path,
+        initramfs_sha256=guests.initramfs.sha256,
+        shape=with_arguments(here.shape, experiment, arm, seed),
+        memory=experiment.guest.memory,
+        script=script(experiment, arm, seed),
+        deadlines=experiment.deadlines,
+        environment=here.environment,
+        qemu=here.qemu,
+        cache=guests.cache,
+    )
+
+
+def machine_facts(experiment: Experiment, here: Machine, initramfs: Image) -> dict[str, Any]:
+    """Where trials ran and what with, for the ledger."""
+    shapes = {arm: with_arguments(here.shape, experiment, arm) for arm in experiment.arms}
+    return {
+        "testbed": own_version(),
+        "initramfs": {"sha256": initramfs.sha256},
+        "qemu": here.qemu.version,
+        "qemu_family": here.qemu.family,
+        "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
+        "fallback": here.fallback,
+        "kernel_command_lines": {arm: shape.kernel_cmdline for arm, shape in shapes.items()},
+        "host": {
+            "cpu": host_cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+        },
+    }
+
+
+def guest_commands(experiment: Experiment, arm: str) -> list[str]:
+    """What the guests of an arm are told, in order."""
+    told = script(experiment, arm, "SEED")
+    return [*told.set_up, told.run]
+
+
+def kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
+    """What a kernel is and what it was made of, for the ledger."""
+    return {
+        "source": kernel.source,
+        "source_identity": plan.source.identity,
+        "release": kernel.release,
+        "patches": list(kernel.patches),
+        "diffstat": {patch.name: series.diffstat(patch) for patch in plan.patches},
+        "patches_sha256": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+        "config_sha256": hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
+        "build_key": kernel.key,
+        "vmlinux_sha256": kernel.vmlinux_sha256,
+        "tools": list(kernel.tools),
+    }
+
+
+def own_version() -> str:
+    """The commit of this checkout, with `-dirty` when it was changed; else the package's version."""
+    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = process.run(describe, timeout=20, error=HostError, check=False)
+    except HostError:
+        return metadata.version("testbed")
+    return done.stdout.decode().strip() or metadata.version("testbed")
+
+
+def host_cpu() -> str:
+    """The host CPU's model name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

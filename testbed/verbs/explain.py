@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an experiment comes to, before anything runs: kernels, machine, commands, and about how long."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from testbed.experiment import Cell, Experiment
+from testbed.guest.qemu import QEMU
+from testbed.guest.shape import Shape, by_hand
+from testbed.host.process import pasteable
+from testbed.kernel import build
+from testbed.kernel.build import Plan
+from testbed.progress import duration
+from testbed.trials import pool, prepare
+
+# Measured with 8 vCPUs on two cores, and good for an estimate only: wall time per second of a deterministic
+# guest, two at a time; what a trial takes beside its workload, most of it to fill memory; a boot, which is
+# paid once; a kernel, with all of its objects.
+WALL_PER_VIRTUAL = 2.5
+BESIDE_SECONDS = {"deterministic": 3.5, "realtime": 4.0}
+BOOT_SECONDS = 13.0
+CORE_SECONDS_PER_KERNEL = 260.0
+
+
+def explain(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) -> Iterator[str]:
+    """Lines for a person; a source that is not here yet is fetched. Raises SpecError, HostError."""
+    first = cells[0].experiment
+    each = len(first.arms) * first.seeds
+    total = f" in each of {len(cells)} cells, {each * len(cells)} in all" if len(cells) > 1 else ""
+    yield f"{first.name}: {len(first.arms)} arms x {first.seeds} seeds = {each} trials{total}"
+    unbuilt: set[str] = set()
+    told: frozenset[str] = frozenset()
+    seconds = 0.0
+    for cell in cells:
+        if cell.at:
+            yield f"with {cell.label}:"
+        plans = prepare.plans(cell.experiment, cache, progress)
+        missing = {plan.key for plan in plans.values() if build.published(plan) is None}
+        seconds += build_seconds(missing - unbuilt) + trials_seconds(cell.experiment)
+        unbuilt |= missing
+        lines = list(_cell(cell.experiment, plans, missing))
+        # Of further cells what is not so in the first.
+        yield from (line for line in lines if line not in told)
+        told = told or frozenset(lines)
+    yield f"time: about {duration(seconds)} on this machine" + (
+        f", {len(unbuilt)} kernels to be built among it" if unbuilt else ", all kernels are built"
+    )
+
+
+def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> Iterator[str]:
+    source = next(iter(plans.values())).source
+    yield f"  source: {source.label}, fragments {' '.join(experiment.kernel.config)}"
+    for arm, plan in plans.items():
+        yield f"  arm {arm}: {', '.join(patch.path.stem for patch in plan.patches) or 'no patches'}"
+        if plan.key in missing:
+            yield f"    to be built: {pasteable(build.command(plan))}"
+        else:
+            yield f"    built: {plan.directory / 'vmlinux'}"
+        if words := experiment.arms[arm].command_line:
+            yield f"    kernel: {' '.join(words)}"
+        yield from (f"    guest: {line}" for line in prepare.guest_commands(experiment, arm))
+    vmlinux = next(iter(plans.values())).directory / "vmlinux"
+    shape = prepare.with_arguments(_shape(experiment), experiment, next(iter(experiment.arms)))
+    yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
+
+
+def _shape(experiment: Experiment) -> Shape:
+    """Its machine; in real time, what is taken where no KVM works."""
+    shape = prepare.shape_of(experiment)
+    return shape if experiment.mode == "deterministic" else replace(shape, accel="tcg")
+
+
+def build_seconds(keys: set[str]) -> float:
+    """About how long so many kernels take to build here."""
+    return len(keys) * CORE_SECONDS_PER_KERNEL / (os.cpu_count() or 1)
+
+
+def trials_seconds(experiment: Experiment) -> float:
+    """About how long its trials take here, if none of its guests has booted yet."""
+    deterministic = experiment.mode == "deterministic"
+    arms, jobs = len(experiment.arms), pool.jobs_for(_shape(experiment))
+    each = experiment.workload.length * (WALL_PER_VIRTUAL if deterministic else 1.0)
+    rounds = -(-arms * experiment.seeds // jobs)
+    boots = -(-arms * min(experiment.boots or experiment.seeds, experiment.seeds) // jobs)
+    beside = BOOT_SECONDS * boots if deterministic else 0.0
+    return rounds * (each + BESIDE_SECONDS[experiment.mode]) + beside

@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An experiment file either loads or is refused in words that lead to the mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from testbed.experiment import Experiment, GuestSpec, MiB, format_size, is_path, load, parse_size
+from testbed.host.errors import SpecError
+from tests.unit.recorded import EXPERIMENT, REPOSITORY, experiment_data
+
+SHA256 = "ab" * 32
+# Three lines that are right; what a test adds begins in the fourth.
+RIGHT = "name: x\nkernel: {debian: linux-source-6.1}\narms: {a: {}}\n"
+
+Refusal = Callable[[str | bytes], str]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "x.yaml"
+
+
+@pytest.fixture
+def refusal(file: Path) -> Refusal:
+    """What is said about a text that does not load, less the file's name."""
+
+    def refuse(text: str | bytes) -> str:
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+        with pytest.raises(SpecError) as caught:
+            load(file)
+        assert caught.value.exit_status == 2
+        message = str(caught.value)
+        assert all(line.startswith(f"{file}:") for line in message.splitlines())
+        return message.replace(f"{file}:", "")
+
+    return refuse
+
+
+def loaded(file: Path, text: str) -> Experiment:
+    file.write_text(text)
+    return load(file)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**50).map(lambda n: n * 1024))
+def test_a_size_survives_being_written_and_read(size: int) -> None:
+    assert parse_size(format_size(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1K", 1024),
+        ("128M", 128 * MiB),
+        ("128MiB", 128 * MiB),
+        ("128 MB", 128 * MiB),
+        (" 2g ", 2048 * MiB),
+        ("0M", 0),
+    ],
+)
+def test_sizes_that_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("size", [1, 1023, 1025, MiB + 1])
+def test_a_size_that_cannot_be_written_exactly_is_not_written(size: int) -> None:
+    with pytest.raises(ValueError, match="1 KiB"):
+        format_size(size)
+
+
+SIZES = ["1", "128", "'128'", "-5M", "1.5G", "M", "128T", "128M128M", "true", "[128M]", "1025", "0x80M", "''"]
+
+
+@pytest.mark.parametrize("key", ["memory", "boot_memory", "swap"])
+@pytest.mark.parametrize("value", SIZES)
+def test_what_is_no_size_is_refused(refusal: Refusal, key: str, value: str) -> None:
+    message = refusal(f"{RIGHT}guest:\n  vcpus: 4\n  {key}: {value}\n")
+    assert re.fullmatch(
+        rf"6: `guest\.{key}`: .* is not a size: write a number and a unit, as in 128M", message
+    )
+
+
+# --- mistakes, each of which gives one line -------------------------------------------------------
+
+TARBALL = "name: x\nkernel:\n  tarball:\n    {key}: a\n    sha256: " + SHA256 + "\narms: {{a: {{}}}}\n"
+ARM = "name: x\nkernel: {debian: linux-source-6.1}\narms:\n  a: {patches: [p]}\n  b:\n    "
+MISTAKES = [
+    # Unknown keys, at every level.
+    (RIGHT + "seedz: 3\n", "4: `seedz`: unknown key; did you mean `seeds`?"),
+    (RIGHT + "guest:\n  memmory: 64M\n", "5: `guest.memmory`: unknown key; did you mean `memory`?"),
+    (RIGHT + "workload: {mmap: {}}\n", "4: `workload.mmap`: unknown key; did you mean `mmap_test`?"),
+    (
+        RIGHT + "workload:\n  mmap_test:\n    taks: 3\n",
+        "6: `workload.mmap_test.taks`: unknown key; did you mean `tasks`?",
+    ),
+    (RIGHT + "deadlines: {bot: 3}\n", "4: `deadlines.bot`: unknown key; did you mean `boot`?"),
+    (
+        ARM + f"command_line: [{'x' * 1000}, {'y' * 24}]\n",
+        "6: `arms.b.command_line`: has 1025 characters; at most 1024",
+    ),
+    (
+        ARM + "command_line: [a b]\n",
+        "6: `arms.b.command_line.0`: string should match pattern '^[!-~]+$' (found 'a b')",
+    ),
+    (RIGHT + "first_seed: 0\n", "4: `first_seed`: input should be greater than or equal to 1 (found 0)"),
+    (ARM + "patchez: [p]\n", "6: `arms.b.patchez`: unknown key; did you mean `patches`?"),
+    (
+        RIGHT.replace("kernel: {", "kernel: {configs: [guest], "),
+        "2: `kernel.configs`: unknown key; did you mean `config`?",
+    ),
+    (
+        RIGHT + "zzzz: 1\n",
+        "4: `zzzz`: unknown key; known here: accel, alpha, arms, boots, deadlines, description, first_seed, "
+        "guest, kernel, matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, "
+        "tracepoints, workload",
+    ),
+    # Missing.
+    (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
+    (RIGHT.replace("arms: {a: {}}\n", ""), "1: `arms`: is missing"),
+    (TARBALL.format(key="url").replace("    url: a\n", ""), "3: `kernel.tarball.url`: is missing"),
+    # Given twice.
+    (RIGHT + "name: y\n", "4: key `name` is given twice"),
+    (RIGHT + "guest:\n  memory: 64M\n  memory: 96M\n", "6: key `memory` is given twice"),
+    (RIGHT.replace("{a: {}}", "{a: {}, a: {}}"), "3: key `a` is given twice"),
+    (ARM + "patches: [{p: 1, p: 2}]\n", "6: key `p` is given twice"),
+    # The kernel's source.
+    (
+        RIGHT.replace("kernel: {", "kernel: {tree: /x, "),
+        "2: `kernel`: give exactly one of debian, tarball, git and tree (found debian, tree)",
+    ),
+    (
+        RIGHT.replace("debian: linux-source-6.1", ""),
+        "2: `kernel`: give exactly one of debian, tarball, git and tree",
+    ),
+    (
+        RIGHT.replace("linux-source-6.1", "linux"),
+        "2: `kernel.debian`: string should match pattern '^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$' "
+        "(found 'linux')",
+    ),
+    (
+        TARBALL.format(key="url").replace(SHA256, "beef"),
+        "5: `kernel.tarball.sha256`: string should match pattern '^[0-9a-f]{64}$' (found 'beef')",
+    ),
+    # Sizes that make no machine.
+    (
+        RIGHT + "guest:\n  boot_memory: 512M\n  memory: 1G\n",
+        "6: `guest.memory`: 1G is more than boot_memory 512M: a balloon can only take away",
+    ),
+    (RIGHT + "guest: {memory: 1K}\n", "4: `guest.memory`: 1K is too little to boot in: at least 48M"),
+    (RIGHT + "guest:\n  boot_memory: 100000G\n", "5: `guest.boot_memory`: 100000G is more than 64G"),
+    (RIGHT + "guest: {memory: 65537K}\n", "4: `guest`: memory and boot_memory are whole MiB"),
+    (RIGHT + "guest: {swap: 4K}\n", "4: `guest.swap`: 4K is neither 0M nor from 1M to 64G"),
+    (RIGHT + "guest: {swap: 65G}\n", "4: `guest.swap`: 65G is neither 0M nor from 1M to 64G"),
+    (
+        RIGHT + "deadlines:\n  workload: 5\n",
+        "5: `deadlines.workload`: 5 s is too short for a workload of 3 s in mode deterministic; "
+        "give at least 210",
+    ),
+    (
+        RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\n",
+        "1: `deadlines.workload`: 600 s is too short for a workload of 600.5 s in mode realtime; "
+        "give at least 630.5",
+    ),
+    (
+        RIGHT + "accel: kvm\n",
+        "4: `accel`: kvm is a choice for `mode: realtime`; deterministic guests are emulated",
+    ),
+    (
+        RIGHT + "guest: {balloon: {step: {to: 64M}, ramp: {to: 64M}}}\n",
+        "4: `guest.balloon`: give exactly one of step, ramp and oscillate (found step, ramp)",
+    ),
+    (
+        RIGHT + "guest: {balloon: {step: {to: 4G}}}\n",
+        "4: `guest.balloon`: 4G is not whole MiB from 48M to boot_memory 512M",
+    ),
+    # Wrong types, in the words of YAML and not of Python.
+    (RIGHT + "seeds: true\n", "4: `seeds`: should be a whole number (found true)"),
+    (RIGHT + 'seeds: "3"\n', "4: `seeds`: should be a whole number (found '3')"),
+    (RIGHT + "tracepoints: 1\n", "4: `tracepoints`: should be true or false (found 1)"),
+    (RIGHT + "seeds: 3.0\n", "4: `seeds`: should be a whole number (found 3.0)"),
+    (RIGHT + "seeds:\n", "4: `seeds`: should be a whole number (found nothing)"),
+    (RIGHT + "seeds: 0\n", "4: `seeds`: input should be greater than or equal to 1 (found 0)"),
+    (RIGHT + "seeds: -1\n", "4: `seeds`: input should be greater than or equal to 1 (found -1)"),
+    (RIGHT + "accel: xen\n", "4: `accel`: input should be 'auto', 'kvm' or 'tcg' (found 'xen')"),
+    (RIGHT + "guest: 5\n", "4: `guest`: should be a mapping of keys to values (found 5)"),
+    (RIGHT + "guest: {vcpus: 65}\n", "4: `guest.vcpus`: input should be less than or equal to 64 (found 65)"),
+    (
+        RIGHT + "workload: {mmap_test: {seconds: true}}\n",
+        "4: `workload.mmap_test.seconds`: should be a number (found true)",
+    ),
+    (
+        RIGHT + "workload: {mmap_test: {footprint: '2'}}\n",
+        "4: `workload.mmap_test.footprint`: should be a number (found '2')",
+    ),
+    (RIGHT + "deadlines: {boot: .inf}\n", "4: `deadlines.boot`: input should be a finite number (found inf)"),
+    (RIGHT + "deadlines: {boot: .nan}\n", "4: `deadlines.boot`: input should be a finite number (found nan)"),
+    (RIGHT.replace("{a: {}}", "{}"), "3: `arms`: should have at least one entry (found {})"),
+    (RIGHT.replace("{a: {}}", "[a]"), "3: `arms`: should be a mapping of keys to values (found ['a'])"),
+    (
+        RIGHT.replace("{a: {}}", "\n  a:\n"),
+        "4: `arms.a`: should be a mapping of keys to values (found nothing)",
+    ),
+    (
+        RIGHT.replace("{a: {}}", "{A b: {}}"),
+        "3: `arms.A b`: string should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$' (found 'A b')",
+    ),
+    (ARM + "patches: p\n", "6: `arms.b.patches`: should be a list, as in [a, b] (found 'p')"),
+    (
+        ARM + "patches:\n    - p\n    - 6.1\n",
+        "8: `arms.b.patches.1`: should be text; a number needs quotes (found 6.1)",
+    ),
+    # YAML's own surprises.
+    (RIGHT.replace("name: x", "name: 1"), "1: `name`: should be text; a number needs quotes (found 1)"),
+    (RIGHT.replace("name: x", "name: no"), "1: `name`: should be text; a number needs quotes (found false)"),
+    (RIGHT + "1: 2\n", "4: key `1` is not text; put it in quotes"),
+    (RIGHT + "yes: 2\n", "4: key `yes` is not text; put it in quotes"),
+    (RIGHT + "~: 2\n", "4: key `~` is not text; put it in quotes"),
+    (RIGHT.replace("{a: {}}", "{6.1: {}}"), "3: key `6.1` is not text; put it in quotes"),
+    (RIGHT + "? [a]\n: 2\n", "4: key is a list or a mapping; a key is text"),
+    (RIGHT + "? {a: 1}\n: 2\n", "4: key is a list or a mapping; a key is text"),
+    (RIGHT + "base: &b {}\n<<: *b\n", "4: `base`: unknown key; did you mean `phases`?"),
+    (RIGHT + "seeds: 2001-99-99\n", "4: not YAML: this cannot be read as `timestamp`; text needs quotes"),
+    (RIGHT + "seeds: 0b_\n", "4: not YAML: this cannot be read as `int`; text needs quotes"),
+    (RIGHT + "seeds: !!bool x\n", "4: not YAML: this cannot be read as `bool`; text needs quotes"),
+    (RIGHT + "seeds: !!timestamp x\n", "4: not YAML: this cannot be read as `timestamp`; text needs quotes"),
+    (
+        RIGHT + "seeds: " + "9" * 5000 + "\n",
+        "4: not YAML: this cannot be read as `int`; text needs quotes",
+    ),
+    (RIGHT + "---\nseeds: 1\n", "4: not YAML: but found another document"),
+    (RIGHT + 'description: "\\ud800"\n', "4: character '\\ud800' in text"),
+    (RIGHT.replace("debian: linux-source-6.1", 'tree: "a\\0b"'), "2: character '\\x00' in text"),
+    # No experiment at all.
+    ("", " an experiment is a mapping of keys to values, as in `name: x`"),
+    ("# nothing\n", " an experiment is a mapping of keys to values, as in `name: x`"),
+    ("- a\n", " an experiment is a mapping of keys to values, as in `name: x`"),
+    ("just words\n", " an experiment is a mapping of keys to values, as in `name: x`"),
+    ("name: x\n\tkernel: y\n", "2: not YAML: found character '\\t' that cannot start any token"),
+    ("name: [x\n", "2: not YAML: expected ',' or ']', but got '<stream end>'"),
+    ("name: x\nkernel: 'y\n", "3: not YAML: found unexpected end of stream"),
+    ("[" * 5000, " nested too deeply, or an alias within its own anchor"),
+    (RIGHT + "description: " + "[" * 40 + "]" * 40, " nested too deeply, or an alias within its own anchor"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES, ids=[message[:60] for _, message in MISTAKES])
+def test_a_mistake_is_named_with_its_line_and_key(refusal: Refusal, text: str, message: str) -> None:
+    assert refusal(text) == message
+
+
+def test_every_mistake_has_a_line_of_its_own(refusal: Refusal) -> None:
+    lines = refusal(RIGHT + "seedz: 3\nguest: {memory: 1}\naccel: xen\n").splitlines()
+    assert sorted(line[:2] for line in lines) == ["4:", "5:", "6:"]
+
+
+def test_an_executable_tag_is_not_executed(refusal: Refusal) -> None:
+    assert refusal(RIGHT + "seeds: !!python/object/apply:os.getpid []\n").startswith(
+        "4: not YAML: could not determine a constructor"
+    )
+
+
+def test_control_characters_are_refused(refusal: Refusal) -> None:
+    assert "unacceptable character #x0001" in refusal(RIGHT + "description: \x01\n")
+
+
+def test_what_is_not_utf8_is_refused(refusal: Refusal) -> None:
+    assert refusal(RIGHT.encode("utf-16")) == " is not UTF-8 text"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nothing.yaml", "No such file or directory"), (".", "Is a directory")],
+)
+def test_what_cannot_be_opened_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name}: {reason}"
+
+
+def test_an_alias_in_its_own_anchor_is_no_endless_loop(refusal: Refusal) -> None:
+    assert refusal(RIGHT + "guest: &a {memory: *a}\n").startswith("4: `guest.memory`: {'memory': {")
+
+
+def test_aliases_of_aliases_are_neither_followed_nor_printed_to_their_end(refusal: Refusal) -> None:
+    levels = ["- &a0 [x, x]\n"]
+    levels += [f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 25)]
+    message = refusal(RIGHT + "description:\n" + "".join(levels))
+    assert message.startswith("4: `description`: should be text") and len(message) < 300
+
+
+# --- what does load -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").rglob("*.yaml")), ids=lambda p: p.name)
+def test_the_experiments_of_the_repository_load(path: Path) -> None:
+    experiment = load(path)
+    assert experiment.name == path.stem
+    # What these are compared with is of the verb's own making.
+    assert len(experiment.arms) >= (1 if path.stem in ("selfcheck", "direct-reclaim") else 2)
+    assert not any(is_path(patch) for arm in experiment.arms.values() for patch in arm.patches)
+
+
+def test_the_least_that_loads(file: Path) -> None:
+    experiment = loaded(file, RIGHT)
+    assert experiment.guest == GuestSpec(vcpus=8, boot_memory=512 * MiB, memory=128 * MiB, swap=256 * MiB)
+    assert (experiment.seeds, experiment.accel, experiment.arms["a"].patches) == (5, "auto", ())
+
+
+def test_tracepoints_are_counted_on_demand(file: Path) -> None:
+    assert loaded(file, RIGHT).tracepoints is False
+    assert loaded(file, RIGHT + "tracepoints: true\n").tracepoints is True
+
+
+def test_arms_keep_their_order(file: Path) -> None:
+    experiment = loaded(file, RIGHT.replace("{a: {}}", "{z: {}, m: {}, a: {}}"))
+    assert list(experiment.arms) == ["z", "m", "a"]
+
+
+def test_a_merge_key_merges(file: Path) -> None:
+    experiment = loaded(file, RIGHT.replace("{a: {}}", "\n  a: &a {patches: [p]}\n  b:\n    <<: *a\n"))
+    assert experiment.arms["b"].patches == ("p",)
+
+
+def test_a_whole_number_does_for_seconds(file: Path) -> None:
+    assert loaded(file, RIGHT + "deadlines: {boot: 30}\n").deadlines.boot == 30.0
+
+
+def test_a_quoted_number_is_a_name(file: Path) -> None:
+    assert list(loaded(file, RIGHT.replace("{a: {}}", '{"6.1": {}}')).arms) == ["6.1"]
+
+
+def test_a_dumped_experiment_is_the_same_experiment() -> None:
+    experiment = load(EXPERIMENT)
+    again = Experiment.model_validate(json.loads(json.dumps(experiment.model_dump(mode="json"))))
+    assert again == experiment
+
+
+@pytest.mark.parametrize(
+    ("kernel", "value"),
+    [
+        ("tree: ../linux", "{up}/linux"),
+        ("tree: /abs/linux", "/abs/linux"),
+        ("tree: ~/linux", "{home}/linux"),
+        ("git: {repository: ./linux, revision: v6.1}", "{here}/linux"),
+        ("git: {repository: 'https://h/linux.git', revision: v6.1}", "https://h/linux.git"),
+        ("git: {repository: 'git@h:linux.git', revision: v6.1}", "git@h:linux.git"),
+        ("tarball: {url: linux.tar.xz, sha256: " + SHA256 + "}", "{here}/linux.tar.xz"),
+        ("tarball: {url: 'https://h/linux.tar.xz', sha256: " + SHA256 + "}", "https://h/linux.tar.xz"),
+    ],
+)
+def test_a_source_is_relative_to_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, value: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    got = loaded(file, RIGHT.replace("debian: linux-source-6.1", kernel)).kernel
+    where = {"here": file.parent, "up": file.parent.parent, "home": "/home/somebody"}
+    found = got.tree or (got.git and got.git.repository) or (got.tarball and got.tarball.url)
+    assert str(found) == value.format(**where)
+
+
+def test_patches_and_fragments_are_names_or_files(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = RIGHT.replace("{a: {}}", "{a: {patches: [named, mine.patch, sub/other]}}")
+    file.write_text(text.replace("6.1}", "6.1, config: [guest, ./mine.config]}"))
+    monkeypatch.chdir(file.parent)
+    experiment = load(Path(file.name))
+    assert experiment.arms["a"].patches == ("named", f"{tmp_path}/mine.patch", f"{tmp_path}/sub/other")
+    assert experiment.kernel.config == ("guest", f"{tmp_path}/mine.config")
+
+
+def test_the_home_of_nobody_is_refused(refusal: Refusal) -> None:
+    message = refusal(RIGHT.replace("debian: linux-source-6.1", "tree: ~nosuchuser/linux"))
+    assert message.startswith(" `~nosuchuser/linux` leads nowhere")
+
+
+# --- anything at all ------------------------------------------------------------------------------
+
+TEXT = EXPERIMENT.read_text()
+ODD = [
+    "\t",
+    "\0",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "&a",
+    "*a",
+    "<<: *a",
+    "!!",
+    "!!set",
+    "? ",
+    "- ",
+    ": ",
+    "{",
+    "]",
+]
+ODD += [
+    "~",
+    "|\n",
+    "'",
+    '"',
+    "0x",
+    "0o8",
+    "1e999",
+    "1:60",
+    ".nan",
+    "%YAML 9",
+    "---\n",
+    "...\n",
+    "\\ud800",
+    "9" * 5000,
+]
+
+
+@st.composite
+def mangled(draw: st.DrawFn) -> str:
+    """The repository's experiment after an accident in an editor."""
+    text = TEXT
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(text)))
+        cut = draw(st.integers(0, 30))
+        put = draw(
+            st.one_of(st.sampled_from(ODD), st.text(max_size=8), st.sampled_from(text.split() or [""]))
+        )
+        text = text[:at] + put + text[at + cut :]
+    return text
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.dates(),
+    st.binary(max_size=4),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+    st.sampled_from(["1K", "64M", "65537K", "1025", "64G", "anon", "~x/y", "a/b", "a.patch", "git@h:x"]),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=5), scalars), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+
+
+def places(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container of a tree, with each of its keys."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in list(items):
+        yield data, key
+        yield from places(value)
+
+
+@st.composite
+def rewritten(draw: st.DrawFn) -> str:
+    """The repository's experiment with other values, and other keys, in some places."""
+    data = experiment_data()
+    for _ in range(draw(st.integers(1, 3))):
+        container, key = draw(st.sampled_from(list(places(data))))
+        if isinstance(container, dict) and draw(st.booleans()):
+            container[draw(st.one_of(st.text(max_size=6), st.sampled_from(list(container))))] = draw(values)
+        else:
+            container[key] = draw(values)
+    return yaml.safe_dump(data)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("spec") / "x.yaml"
+
+
+def loads_or_is_refused(file: Path, text: str) -> None:
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        experiment = load(file)
+    except SpecError as refused:
+        assert str(refused).startswith(f"{file}:")
+        assert "\0" not in str(refused) and "Traceback" not in str(refused)
+        return
+    # What loads can be kept and reported.
+    json.dumps(experiment.model_dump(mode="json"), allow_nan=False)
+    str(experiment).encode()
+    for size in (experiment.guest.memory, experiment.guest.boot_memory, experiment.guest.swap):
+        assert parse_size(format_size(size)) == size
+
+
+@settings(max_examples=150)
+@given(text=mangled())
+@example(text=TEXT + "workload: *a\n")
+def test_an_accident_in_the_editor_is_no_traceback(scratch: Path, text: str) -> None:
+    loads_or_is_refused(scratch, text)
+
+
+@settings(max_examples=150)
+@given(text=rewritten())
+@example(text=RIGHT + "guest: {swap: 1500}\n")
+def test_any_value_anywhere_is_no_traceback(scratch: Path, text: str) -> None:
+    loads_or_is_refused(scratch, text)
+
+
+@settings(max_examples=100)
+@given(text=st.one_of(st.text(max_size=60), st.text("{}[]:-?&*!|>'\"%@`#, \nab0", max_size=60)))
+def test_any_text_is_no_traceback(scratch: Path, text: str) -> None:
+    loads_or_is_refused(scratch, text)
+
+
+@settings(max_examples=50)
+@given(data=st.binary(max_size=60))
+def test_any_bytes_are_no_traceback(scratch: Path, data: bytes) -> None:
+    scratch.write_bytes(data)
+    with pytest.raises(SpecError):
+        load(scratch)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ensembles over a process that stands in for QEMU: order, resuming, retries, stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed.guest.shape import Shape
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.trials import pool
+from testbed.trials.trial import Trial
+from testbed.verbs import reproduce
+from tests.helpers import children_of
+from tests.unit.recorded import REPOSITORY
+from tests.unit.test_guest_faults import FAKE, make_trial
+
+MiB = 1 << 20
+
+
+class Watched:
+    """A pool.Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.begun: tuple[int, int, int] = (0, 0, 0)
+
+    def started(self, total: int, done: int, jobs: int) -> None:
+        self.begun = total, done, jobs
+
+    def ended(self, record: Record) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger.create(tmp_path / "result") as ledger:
+        yield ledger
+
+
+def script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def fake(fault: str) -> str:
+    return f'exec {shlex.join([sys.executable, str(FAKE)])} {fault} "$@"'
+
+
+def plan(qemu: str, arms: str = "ab", seeds: int = 2) -> list[Trial]:
+    return [
+        dataclasses.replace(make_trial(qemu), arm=arm, seed=seed)
+        for arm in arms
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def test_arms_take_turns_in_going_first() -> None:
+    order = [(t.seed, t.arm) for t in pool.interleaved(plan("q", "ab", 4))]
+    assert order == [(1, "a"), (1, "b"), (2, "b"), (2, "a"), (3, "a"), (3, "b"), (4, "b"), (4, "a")]
+
+
+@pytest.mark.parametrize("arms", ["ab", "abcd"])
+@pytest.mark.parametrize("seeds", [5, 8, 10])
+def test_a_sample_is_of_all_arms_alike(arms: str, seeds: int) -> None:
+    trials = pool.interleaved(plan("q", arms, seeds))
+    for wanted in (len(arms), 2 * len(arms)):
+        chosen = reproduce.sample(trials, wanted)
+        assert len({(t.arm, t.seed) for t in chosen}) == wanted
+        assert {sum(t.arm == arm for t in chosen) for arm in arms} == {wanted // len(arms)}
+    assert {(t.arm, t.seed) for t in reproduce.sample(trials, None)} == {(t.arm, t.seed) for t in trials}
+    assert len(reproduce.sample(trials, 1000)) == len(trials)
+
+
+def test_everything_is_run_once_and_not_again(tmp_path: Path, ledger: Ledger) -> None:
+    trials = plan(script(tmp_path / "qemu", fake("none")))
+    first, second = Watched(), Watched()
+    pool.run(trials, ledger, 2, first)
+    assert {(r.arm, r.seed, r.outcome) for r in first.records} == {
+        (arm, seed, MEASURED) for arm in "ab" for seed in (1, 2)
+    }
+    pool.run(trials, ledger, 2, second)
+    assert (second.begun, second.records) == ((4, 4, 2), [])
+
+
+def test_more_seeds_run_only_what_is_new(tmp_path: Path, ledger: Ledger) -> None:
+    qemu = script(tmp_path / "qemu", fake("none"))
+    watched = Watched()
+    pool.run(plan(qemu, seeds=1), ledger, 1, watched)
+    pool.run(plan(qemu, seeds=2), ledger, 1, watched)
+    assert [r.seed for r in watched.records] == [1, 1, 2, 2]
+
+
+def test_what_the_infrastructure_lost_is_tried_again(tmp_path: Path, ledger: Ledger) -> None:
+    mark = shlex.quote(str(tmp_path / "second"))
+    body = f"[ -e {mark} ] || {{ touch {mark}; {fake('die-at-boot')}; }}\n{fake('none')}"
+    watched = Watched()
+    pool.run(plan(script(tmp_path / "qemu", body), "a", 1), ledger, 1, watched)
+    assert [(r.attempt, r.outcome) for r in watched.records] == [(1, LOST), (2, MEASURED)]
+
+
+def test_a_trial_that_is_always_lost_is_given_up_and_tried_anew_next_time(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    trials = plan(script(tmp_path / "qemu", fake("die-at-start")), "a", 1)
+    watched = Watched()
+    pool.run(trials, ledger, 1, watched)
+    assert [r.outcome for r in watched.records] == [LOST] * pool.ATTEMPTS
+    pool.run(trials, ledger, 1, watched)
+    assert [r.attempt for r in watched.records] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_failure_of_the_workload_is_a_result_and_not_tried_again(tmp_path: Path, ledger: Ledger) -> None:
+    watched = Watched()
+    trials = plan(script(tmp_path / "qemu", fake("reset")), "a", 1)
+    pool.run(trials, ledger, 1, watched)
+    pool.run(trials, ledger, 1, watched)
+    assert [r.outcome for r in watched.records] == ["panic"]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from testbed.trials import pool
+from testbed.ledger.ledger import Ledger
+from tests.unit.test_pool import Watched, plan
+with Ledger.create(Path(sys.argv[1])) as ledger:
+    class Telling(Watched):
+        def ended(self, record):
+            print(record.arm, record.seed, flush=True)
+    pool.run(plan(sys.argv[2], seeds=50), ledger, 2, Telling())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopping_leaves_no_process_and_resuming_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    qemu = script(tmp_path / "qemu", fake("none"))
+    words = [sys.executable, "-c", RUN, str(tmp_path / "result"), qemu]
+    child = subprocess.Popen(words, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdout
+    for _ in range(3):
+        child.stdout.readline()
+    guests = _pids(FAKE.name)
+    os.kill(child.pid, number)
+    child.wait(20)
+    child.stdout.close()
+    deadline = time.monotonic() + 5
+    while (left := [pid for pid in guests if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+    with Ledger.create(tmp_path / "result") as ledger:
+        done = len(ledger.records())
+        assert 3 <= done < 100
+        watched = Watched()
+        pool.run(plan(qemu, seeds=3), ledger, 2, watched)
+        assert watched.begun[0] == 6
+        assert len({r.trial for r in ledger.records()}) == len(ledger.records())
+
+
+def _pids(name: str) -> list[int]:
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if name in cmdline.read_text():
+                found.append(int(cmdline.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_no_two_vcpus_share_a_core_and_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(32)))
+    monkeypatch.setattr(pool, "available_memory", lambda: 100 << 30)
+    shape = Shape("tcg", 8, 512 * MiB)
+    assert pool.jobs_for(shape) == 4
+    # One thread runs all the vCPUs.
+    assert pool.jobs_for(dataclasses.replace(shape, accel="icount")) == 32
+    monkeypatch.setattr(pool, "available_memory", lambda: 2 << 30)
+    assert pool.jobs_for(shape) == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    assert pool.jobs_for(shape) == 1
+
+
+def test_threads_and_children_are_gone_after_a_run(tmp_path: Path, ledger: Ledger) -> None:
+    before = threading.active_count()
+    pool.run(plan(script(tmp_path / "qemu", fake("none")), "a", 1), ledger, 1, Watched())
+    assert threading.active_count() == before
+    assert children_of(os.getpid()) == []

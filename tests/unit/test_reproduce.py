@@ -1,0 +1,469 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Deterministic guests without a guest: which QEMU, what it is told, schedules, manifests and bundles."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import socket
+import subprocess
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.experiment import BalloonSpec, Experiment, MiB
+from testbed.guest import qemu
+from testbed.guest.machine import _HOST_TIME, _without_host_time
+from testbed.guest.qemu import Qemu
+from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
+from testbed.guest.shape import Shape, Wiring, argv
+from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
+from testbed.host import debian
+from testbed.host.debian import Package
+from testbed.host.errors import GuestLost, Hang, HostError, SpecError
+from testbed.ledger.record import MEASURED, Record
+from testbed.trials import prepare
+from testbed.verbs import reproduce
+from tests.unit.recorded import REPOSITORY
+from tests.unit.test_guest_faults import make_trial
+
+OURS = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"
+OLD = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"
+
+
+def program(directory: Path, version: str, name: str = qemu.QEMU) -> Path:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\necho '{version}'\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory in front of PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv(qemu.OVERRIDE, raising=False)
+    return directory
+
+
+def test_the_machines_own_qemu_if_it_is_sound(path: Path, tmp_path: Path) -> None:
+    program(path, OURS)
+    assert qemu.deterministic(tmp_path, print) == Qemu(qemu.QEMU, OURS)
+    assert qemu.deterministic(tmp_path, print).family == "10.0"
+
+
+def test_a_private_one_if_it_is_not(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(path, OLD)
+    fetched = []
+
+    def unpack(deb: Path, root: Path) -> None:
+        (root / "usr/bin").mkdir(parents=True, exist_ok=True)
+        program(root / "usr/bin", OURS)
+        fetched.append(deb)
+
+    monkeypatch.setattr(debian, "fetch_pinned", lambda package, *_: Path(package.name))
+    monkeypatch.setattr(debian, "unpack", unpack)
+    private = qemu.deterministic(tmp_path / "cache", print)
+    assert private.version == OURS
+    assert Path(private.program).is_relative_to(tmp_path / "cache")
+    assert len(fetched) == len(qemu.PRIVATE[0])
+    # It is there now.
+    assert qemu.deterministic(tmp_path / "cache", print) == private
+    assert len(fetched) == len(qemu.PRIVATE[0])
+
+
+def test_what_is_named_is_taken_unless_results_are_of_another(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(path, OURS)
+    named = program(tmp_path, OLD, "mine")
+    monkeypatch.setenv(qemu.OVERRIDE, str(named))
+    assert qemu.deterministic(tmp_path, print) == Qemu(str(named), OLD)
+    with pytest.raises(HostError, match=r"TESTBED_QEMU is QEMU 7.2, and these results are of QEMU 10.0"):
+        qemu.deterministic(tmp_path, print, "10.0")
+
+
+def test_a_broken_one_of_the_machines_does_not_keep_the_private_one_away(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = path / qemu.QEMU
+    broken.write_text("#!/bin/sh\nexit 0\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(qemu, "_private", lambda *_: Qemu("private", OURS))
+    assert qemu.deterministic(tmp_path, print).program == "private"
+    monkeypatch.setenv(qemu.OVERRIDE, str(broken))
+    with pytest.raises(HostError, match="`--version` prints nothing"):
+        qemu.deterministic(tmp_path, print)
+
+
+def test_where_none_is_to_be_had_it_is_said_in_a_line(path: Path, tmp_path: Path) -> None:
+    program(path, OLD)
+    with pytest.raises(HostError) as caught:
+        qemu.deterministic(tmp_path, print, "9.2")
+    assert caught.value.message == "deterministic guests need QEMU 9.2: this machine has 7.2"
+
+
+@pytest.mark.parametrize("known", ["http://here/debian-security/", ""])
+def test_packages_come_from_releases_and_from_their_security_updates(
+    known: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "KEYRING", Path(__file__))
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    (commands / "apt-get").write_text(
+        f"#!/bin/sh\ncase $* in\n*indextargets*) echo http://here/debian/ {known};;\n"
+        "*download*) echo >x_1_amd64.deb;;\nesac\n"
+    )
+    (commands / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    assert debian.fetch("x", tmp_path, print).name == "x_1_amd64.deb"
+    sources = (tmp_path / "apt/sources.list").read_text()
+    assert "http://here/debian/ bookworm main" in sources
+    assert f"http://here/debian-security{'/' if known else ''} bookworm-security main" in sources
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deb = tmp_path / "x_1_amd64.deb"
+    asked = []
+
+    def fetch(package: str, *_: object) -> Path:
+        asked.append(package)
+        deb.write_bytes(b"deb")
+        return deb
+
+    monkeypatch.setattr(debian, "fetch", fetch)
+    right = Package("x", "1", hashlib.sha256(b"deb").hexdigest())
+    assert debian.fetch_pinned(right, tmp_path, print) == deb
+    with pytest.raises(HostError, match=r"x_1_amd64.deb: sha256 is .*, not 00"):
+        debian.fetch_pinned(dataclasses.replace(right, sha256="00"), tmp_path, print)
+    assert asked == ["x=1", "x=1"]
+    assert not deb.exists()
+
+
+def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
+    shape = Shape("icount", 8, 512 * MiB)
+    wiring = Wiring(3, {"run": Path("/r")}, "/p.so,fd=4", incoming=True)
+    words = " ".join(argv(shape, "qemu", Path("/k"), Path("/i"), wiring))
+    for part in (
+        "tcg,thread=single -icount shift=0,sleep=off",
+        "-rtc base=2026-01-01,clock=vm -seed 1",
+        "ioeventfd=off",
+        "maxcpus=1 idle=poll nokaslr",
+        "-fw_cfg name=opt/testbed/run,file=/r",
+        "-plugin /p.so,fd=4",
+        "-incoming defer",
+    ):
+        assert part in words
+    realtime = " ".join(argv(dataclasses.replace(shape, accel="tcg"), "q", Path("k"), Path("i"), Wiring(3)))
+    assert "icount" not in realtime and "plugin" not in realtime and "incoming" not in realtime
+
+
+def start(**changes: Any) -> Start:
+    shape = Shape("icount", 8, 512 * MiB)
+    given = Start(shape, Path("/k"), "1", Path("/i"), "2", 128 * MiB, ("swap 1",), Qemu("q", OURS), OURS)
+    return dataclasses.replace(given, **changes)
+
+
+def test_a_snapshot_is_known_by_what_it_depends_on() -> None:
+    assert start(vmlinux=Path("/elsewhere"), qemu=Qemu("elsewhere", OLD)).key == start().key
+    others = [
+        start(vmlinux_sha256="9"),
+        start(initramfs_sha256="9"),
+        start(memory=96 * MiB),
+        start(setup=()),
+        start(booted_by=OLD),
+        start(shape=Shape("icount", 4, 512 * MiB)),
+        start(shape=Shape("icount", 8, 512 * MiB, "quiet")),
+    ]
+    assert len({other.key for other in [start(), *others]}) == 1 + len(others)
+
+
+@given(st.lists(st.text("abc 19/", min_size=1, max_size=40), max_size=8))
+def test_what_a_trial_is_told_has_the_size_that_the_guest_knows(lines: list[str]) -> None:
+    told = start().given(*lines)
+    assert len(told["run"]) == RUN_BYTES
+    assert told["run"].decode().splitlines()[: len(lines)] == lines
+    assert told["balloon"] == str((512 - 128) * 256).encode()
+    assert told["setup"] == b"swap 1\n"
+
+
+def test_old_snapshots_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
+    for number in range(KEEP + 3):
+        for suffix in ("", ".log.gz", ".lock"):
+            path = tmp_path / f"{number:032x}{suffix}"
+            path.write_bytes(b"")
+            os.utime(path, (number, number))
+    # Of somebody who is taking one, or was killed while doing so.
+    (tmp_path / "tmpdraft").mkdir()
+    os.utime(tmp_path / "tmpdraft", (0, 0))
+    _forget_old(tmp_path)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in left if len(name) == 32] == [f"{n:032x}" for n in range(3, KEEP + 3)]
+    assert len([name for name in left if name.endswith(".log.gz")]) == KEEP
+    assert len([name for name in left if name.endswith(".lock")]) == KEEP + 3
+    assert "tmpdraft" in left
+
+
+def test_two_may_forget_old_snapshots_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(KEEP + 5):
+        (tmp_path / f"{number:032x}").write_bytes(b"")
+        os.utime(tmp_path / f"{number:032x}", (number, number))
+    is_file = Path.is_file
+
+    def taken_away_meanwhile(path: Path) -> bool:
+        found = is_file(path)
+        if path.name == f"{0:032x}":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", taken_away_meanwhile)
+    _forget_old(tmp_path)
+    assert len(list(tmp_path.iterdir())) == KEEP
+
+
+def test_of_the_hosts_clock_nothing_is_left_in_a_snapshot() -> None:
+    head, tail = b"...\x04\0\0\0\0", b"\x05\x0ctimer/icount..."
+    name = b"\x05timer" + bytes(4) + b"\0\0\0\x02"
+    saved = [
+        head + name + ticks + bytes(8) + clock + tail
+        for ticks, clock in ((b"\n2345678", b"abcdefgh"), (b"x" * 8,) * 2)
+    ]
+    cleaned = {_HOST_TIME.sub(_without_host_time, one, count=1) for one in saved}
+    assert cleaned == {head + name + bytes(24) + tail}
+
+
+# --- schedules --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "targets"),
+    [
+        ({"step": {"to": "96M", "at": 0.5}}, [(500, 96)]),
+        ({"step": {"to": "96M", "at": 2}}, []),
+        ({"ramp": {"to": "96M", "at": 0.1, "over": 0.04}}, [(120, 112), (140, 96)]),
+        (
+            {"oscillate": {"to": "96M", "at": 0.2, "period": 0.5}},
+            [(200, 96), (450, 128), (700, 96), (950, 128)],
+        ),
+    ],
+)
+def test_memory_as_a_function_of_time(schedule: dict[str, Any], targets: list[tuple[int, int]]) -> None:
+    found = BalloonSpec.model_validate(schedule).targets(128 * MiB, 1.0)
+    assert found == tuple((at, size * MiB) for at, size in targets)
+
+
+@given(
+    st.sampled_from(["ramp", "oscillate"]),
+    st.integers(48, 512),
+    st.floats(0, 3),
+    st.floats(0.02, 3),
+)
+def test_a_schedule_stays_within_its_bounds(kind: str, to: int, at: float, length: float) -> None:
+    extra = {"over" if kind == "ramp" else "period": length}
+    spec = BalloonSpec.model_validate({kind: {"to": f"{to}M", "at": at, **extra}})
+    targets = spec.targets(128 * MiB, 2.0)
+    assert all(min(to, 128) * MiB <= size <= max(to, 128) * MiB and size % MiB == 0 for _, size in targets)
+    assert [when for when, _ in targets] == sorted(when for when, _ in targets)
+    assert all(at * 1000 - 1 <= when <= 2000 for when, _ in targets)
+
+
+# --- the rendezvous ---------------------------------------------------------------------------------
+
+
+def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        place = Rendezvous(ours, lambda: None)
+        with pytest.raises(Hang, match="did not come to the rendezvous within 0 s"):
+            place.wait(0.1)
+        theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
+        place.wait(5)
+        assert place.address == 0x1234
+        place.break_at(7, 3)
+        place.release()
+        assert theirs.recv(100) == b"b" + (7).to_bytes(8, "little") + (3).to_bytes(8, "little")
+        assert theirs.recv(100)[:1] == b"g"
+        theirs.close()
+        with pytest.raises(GuestLost, match="QEMU ended"):
+            place.wait(5)
+
+
+def test_a_process_that_never_sleeps_is_not_waited_for_for_ever() -> None:
+    with pytest.raises(GuestLost, match="did not get quiet"):
+        wait_until_quiet(os.getpid(), 0.1)
+    began = time.monotonic()
+    wait_until_quiet(1, 30)
+    assert time.monotonic() - began < 29
+
+
+def test_a_process_that_has_ended_is_not_waited_for() -> None:
+    child = subprocess.Popen(["true"])
+    # A zombie, until somebody asks for its status.
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(GuestLost, match="QEMU ended at the rendezvous"):
+        wait_until_quiet(child.pid, 30)
+    child.wait()
+    with pytest.raises(GuestLost, match="QEMU ended at the rendezvous"):
+        wait_until_quiet(child.pid, 30)
+
+
+# --- manifests and bundles ----------------------------------------------------------------------------
+
+
+def test_the_first_line_that_differs_is_shown() -> None:
+    assert reproduce.first_difference(b"a\nb\nc", b"a\nB\nc") == "line 2:\n  expected 'b'\n  got      'B'"
+    assert reproduce.first_difference(b"a", b"a\nb") == "line 2:\n  expected nothing\n  got      'b'"
+    assert "\\x1b" in reproduce.first_difference(b"\x1b[2J\xff", b"")
+
+
+def plan(accelerator: str) -> dict[str, Any]:
+    facts = {
+        "accelerator": {"name": accelerator},
+        "qemu_family": "10.0",
+        "qemu": OURS,
+        "initramfs": {"sha256": "i"},
+        "kernels": {},
+    }
+    return {"experiment": {"name": "x"}, "trials": {"t": {}}, "provenance": facts}
+
+
+def record(outcome: str) -> Record:
+    return Record("t", "a", 1, 1, outcome, "", {}, {}, "", log_sha256="h")
+
+
+def test_only_what_is_deterministic_and_has_ended_goes_into_a_manifest() -> None:
+    manifest = reproduce.manifest(plan("icount"), [record(MEASURED)], Path("r"))
+    assert manifest["trials"] == [
+        {"trial": "t", "arm": "a", "seed": 1, "outcome": MEASURED, "log_sha256": "h"}
+    ]
+    with pytest.raises(SpecError, match=r"r: its guests ran in real time .kvm."):
+        reproduce.manifest(plan("kvm"), [record(MEASURED)], Path("r"))
+    for outcome in ("lost", "hang"):
+        with pytest.raises(SpecError, match="r: no trial of it has ended"):
+            reproduce.manifest(plan("icount"), [record(outcome)], Path("r"))
+
+
+def tar(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name.replace("__", "/").replace("_json", ".json"))
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a manifest"),
+        (b"{}", "not a manifest"),
+        (b'{"schema": 99}', "a manifest of version 99"),
+        (b"\xff\xfe", "not a manifest"),
+        (json.dumps({"schema": 1, "experiment": {}, "trials": []}).encode(), "not a manifest"),
+        (tar(x=b"y"), "not a manifest"),
+        (tar(manifest_json=b"[]"), "not a manifest"),
+        (tar(__x=b"evil")[:-20], "not a"),
+    ],
+)
+def test_a_file_that_is_neither_is_refused_in_a_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(SpecError) as caught:
+        reproduce.load(path, tmp_path, tmp_path / "scratch", print)
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", ".."])
+def test_nothing_of_a_bundle_lands_outside(tmp_path: Path, name: str) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    path, scratch = tmp_path / "file", tmp_path / "a" / "scratch"
+    path.write_bytes(out.getvalue())
+    scratch.mkdir(parents=True)
+    with pytest.raises(SpecError, match="file: not a bundle: there is "):
+        reproduce.load(path, tmp_path, scratch, print)
+    assert list(scratch.iterdir()) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "file"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_a_bundle_has_regular_files_only(tmp_path: Path, kind: bytes) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        entry = tarfile.TarInfo("vmlinux.a")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        archive.addfile(entry)
+    (tmp_path / "file").write_bytes(out.getvalue())
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(SpecError, match=r"not a bundle: there is 'vmlinux\.a' in it"):
+        reproduce.load(tmp_path / "file", tmp_path, tmp_path / "scratch", print)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+PUBLISHED = REPOSITORY / "experiments" / "reclaim-capture.manifest.json"
+
+
+def test_a_package_of_a_manifest_is_asked_for_in_the_version_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(experiment: Experiment, *_: object, **__: object) -> None:
+        assert experiment.kernel.debian == "linux-source-6.1=6.1.192-2"
+        raise HostError("it is")
+
+    monkeypatch.setattr(prepare, "prepare", replaced)
+    with pytest.raises(HostError, match="it is"):
+        reproduce.load(PUBLISHED, tmp_path, tmp_path, print)
+
+
+@pytest.mark.parametrize("source", ["linux-source-6.1 -oDir=/", "x", 5])
+def test_a_version_that_is_none_is_refused_in_a_line(tmp_path: Path, source: object) -> None:
+    said = json.loads(PUBLISHED.read_text())
+    for kernel in said["kernels"].values():
+        kernel["source"] = source
+    (tmp_path / "m.json").write_text(json.dumps(said))
+    with pytest.raises(SpecError, match=r"m\.json: not a manifest: ") as caught:
+        reproduce.load(tmp_path / "m.json", tmp_path, tmp_path, print)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "key", ["qemu_family", "booted_by", "initramfs_sha256", "kernels", "trials", "experiment"]
+)
+def test_a_manifest_that_lacks_something_is_refused_in_a_line(tmp_path: Path, key: str) -> None:
+    said = json.loads(PUBLISHED.read_text())
+    for bad in ({k: v for k, v in said.items() if k != key}, said | {key: 5}, said | {key: {"patched": 1}}):
+        path = tmp_path / "manifest.json"
+        path.write_text(json.dumps(bad))
+        with pytest.raises(SpecError, match=r"manifest\.json: not a manifest: .") as caught:
+            reproduce.load(path, tmp_path, tmp_path, print)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bundle_is_not_written_over_a_directory(tmp_path: Path) -> None:
+    for target in (tmp_path, Path()):
+        with pytest.raises(SpecError, match="is a directory"):
+            reproduce.bundle(tmp_path / "result", target, "", tmp_path, print)
+
+
+def test_a_trial_is_chosen_by_id_or_by_arm_and_seed() -> None:
+    trial = make_trial("qemu")
+    repeat = reproduce.Repeat({}, (trial,), {})
+    assert reproduce.only(repeat, trial.id).trials == reproduce.only(repeat, "a:1").trials == (trial,)
+    with pytest.raises(SpecError, match=r"there is no trial `a:2`: .* .a:1."):
+        reproduce.only(repeat, "a:2")
