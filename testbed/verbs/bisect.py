@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`testbed bisect`: the search of analysis/bisect.py, with real commits, kernels and guests.
+"""`testbed bisect`: the search of analysis/bisect/, with real commits, kernels and guests.
 
 Everything that is found is in the ledger as soon as it is: trials as ever (arm: the commit, seed: the
 sample's number), builds as notes. What comes next is worked out from that alone, so that who is killed at
@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from testbed.analysis.bisect import (
+from testbed.analysis.bisect.search import (
     Commit,
-    History,
+    CommitGraph,
     Measured,
     Rules,
     Sample,
@@ -34,8 +34,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.experiment import ArmSpec, Experiment, GitSource, KernelSpec, is_path
 from testbed.host.errors import BuildError, GuestLost, HostError, SpecError, StoreError
-from testbed.kernel import build, series, source
-from testbed.kernel import commits as history
+from testbed.kernel import build, commits, series, source
 from testbed.kernel.build import Kernel, Plan
 from testbed.ledger.ledger import BISECTION, Ledger
 from testbed.ledger.record import LOST, MEASURED, Record
@@ -113,7 +112,7 @@ def metric(name: str | None, experiment: Experiment) -> Metric:
 class Book:
     """What a ledger has of a bisection, in the order in which it came about."""
 
-    history: History
+    graph: CommitGraph
     value: Measure
     kernels: dict[str, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -153,7 +152,7 @@ class Book:
     @property
     def state(self) -> State:
         """What the search goes by."""
-        return State(self.history, tuple(self.samples.values()), dict(self.kernels), dict(self.broken))
+        return State(self.graph, tuple(self.samples.values()), dict(self.kernels), dict(self.broken))
 
     def costs(self, rules: Rules) -> Rules:
         """The rules with what a build costs here, of which only the first compiles everything."""
@@ -167,14 +166,14 @@ class Book:
         return sum((r.arm, r.seed) == (wanted.commit, wanted.seed) for r in self.records)
 
 
-def history_of(plan: Mapping[str, Any]) -> History:
+def graph_of(plan: Mapping[str, Any]) -> CommitGraph:
     """The commits of a plan."""
     said = plan["bisect"]
-    commits = (
+    candidates = (
         Commit(c["id"], tuple(c["links"]), tuple(c["parents"]), c["weight"], c["kind"], c["subject"])
         for c in said["commits"]
     )
-    return History(said["good"], said["bad"], tuple(commits))
+    return CommitGraph(said["good"], said["bad"], tuple(candidates))
 
 
 def events(ledger: Ledger) -> Iterator[Mapping[str, Any] | Record]:
@@ -194,9 +193,9 @@ def metric_of(plan: Mapping[str, Any]) -> Metric:
     return metric(plan["bisect"]["metric"], Experiment.model_validate(plan["experiment"]))
 
 
-def read(ledger: Ledger, history: History, value: Measure) -> Book:
+def read(ledger: Ledger, graph: CommitGraph, value: Measure) -> Book:
     """Everything that a ledger has."""
-    book = Book(history, value)
+    book = Book(graph, value)
     for event in events(ledger):
         take(book, event, ledger)
     return book
@@ -289,7 +288,7 @@ class Machine:
             config=self.experiment.kernel.config,
         )
         tree = source.resolve(spec, self.cache)
-        known = history.symbols(self.repository, commit)
+        known = commits.symbols(self.repository, commit)
         arm = self.experiment.arms[self.arm]
         fitting: list[str] = []
         for name in arm.patches:
@@ -392,7 +391,7 @@ class Asked:
     """What is to be bisected. Hashes and names; what a person typed is in the repository by now."""
 
     repository: Path
-    range: history.Range
+    range: commits.Range
     paths: tuple[str, ...]
     experiment: Experiment
     metric: Metric
@@ -418,7 +417,7 @@ def asked(
     repository: Path, ends: tuple[str, str], paths: Sequence[str], experiment: Experiment, name: str | None
 ) -> Asked:
     """What a person asks for, looked up; `ends` are good and bad. Raises SpecError for what is not there."""
-    found = history.between(repository, *ends, paths)
+    found = commits.between(repository, *ends, paths)
     return Asked(repository.resolve(), found, tuple(paths), experiment.only(), metric(name, experiment))
 
 
@@ -456,7 +455,7 @@ class _Loop:
                     self.workers,
                     self.running.values(),
                 )
-                self._tell(bisection.standing_in_words(standing, self.book.history))
+                self._tell(bisection.standing_in_words(standing, self.book.graph))
                 if standing.answer:
                     return standing
                 self._start(standing)
@@ -475,13 +474,13 @@ class _Loop:
             plan = None
         if plan is not None:
             self._check(plan, wanted)
-            book = read(self.ledger, history_of(plan), self.asked.metric.value)
+            book = read(self.ledger, graph_of(plan), self.asked.metric.value)
             self.bench.know(book.kernels)
             if book.kernels and plan["provenance"]:
                 self._check_machine(plan["provenance"], self.bench.facts())
             return book
         found = self.asked.range
-        book = read(self.ledger, History(found.good, found.bad, ()), self.asked.metric.value)
+        book = read(self.ledger, CommitGraph(found.good, found.bad, ()), self.asked.metric.value)
         self.bench.know(book.kernels)
         for end in (found.good, found.bad):
             if end not in book.kernels and end not in book.broken:
@@ -493,7 +492,7 @@ class _Loop:
                 "id": change.id,
                 "links": list(change.links),
                 "parents": list(change.parents),
-                "weight": history.WEIGHTS[kinds[change.id]],
+                "weight": commits.WEIGHTS[kinds[change.id]],
                 "kind": kinds[change.id],
                 "subject": change.subject,
             }
@@ -507,7 +506,7 @@ class _Loop:
                 "provenance": self.bench.facts() if book.kernels else {},
             }
         )
-        return replace(book, history=history_of(self.ledger.plan(BISECTION)))
+        return replace(book, graph=graph_of(self.ledger.plan(BISECTION)))
 
     def _build_end(self, end: str) -> Built:
         """Build an end. What does not fit one is the experiment's mistake, and nothing to be kept."""
@@ -634,10 +633,10 @@ def status(directory: Path, **changes: Any) -> tuple[Mapping[str, Any], str]:
     with Ledger.open(directory) as ledger:
         plan = ledger.plan(BISECTION)
         asked = metric_of(plan)
-        book = read(ledger, history_of(plan), asked.value)
+        book = read(ledger, graph_of(plan), asked.value)
     rules = book.costs(replace(Rules(**plan["rules"]), **changes))
     standing = assess(book.state, asked.measured, rules)
-    said = bisection.standing_in_words(standing, book.history)
+    said = bisection.standing_in_words(standing, book.graph)
     return bisection.document(plan, book.remarks, book.state, standing, rules), said
 
 
@@ -656,8 +655,8 @@ def log(directory: Path) -> Iterator[str]:
         plan = ledger.plan(BISECTION)
         asked = metric_of(plan)
         rules = Rules(**plan["rules"])
-        book = Book(history_of(plan), asked.value)
-        columns = {commit.id: n for n, commit in enumerate(book.history.commits)}
+        book = Book(graph_of(plan), asked.value)
+        columns = {commit.id: n for n, commit in enumerate(book.graph.commits)}
         before, bad = "", tuple[float, ...]()
         for event in events(ledger):
             take(book, event, ledger)
@@ -668,6 +667,6 @@ def log(directory: Path) -> Iterator[str]:
                 what = f"built in {event['seconds']:.0f} s" if event["kernel"] else event["reason"]
                 line = f"{event['commit'][: bisection.SHORT]} {what}"
             standing = assess(book.state, asked.measured, book.costs(rules))
-            now = bisection.standing_in_words(standing, book.history)
+            now = bisection.standing_in_words(standing, book.graph)
             yield f"{line}; {now}" if now != before else line
             before, bad = now, standing.bad

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from testbed.analysis.bisect import suspicion
+from testbed.analysis.bisect.posterior import suspicion
 from testbed.analysis.likeness import unlike
 from testbed.analysis.statistics import LEAST_PAIRS
 from testbed.experiment import Experiment

@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 
 from testbed import cli
-from testbed.analysis.bisect import PHASE, Answer, Rules, Wanted
+from testbed.analysis.bisect.search import PHASE, Answer, Rules, Wanted
 from testbed.experiment import ArmSpec, expand
 from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
-from testbed.kernel import build
-from testbed.kernel import commits as history
+from testbed.kernel import build, commits
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import LOST, MEASURED, Record
 from testbed.trials import pool
@@ -431,11 +430,11 @@ def test_revisions_that_cannot_be(repository: Path, tmp_path: Path) -> None:
         (("main", "main"), "no commits between"),
     ):
         with pytest.raises(SpecError, match=said):
-            history.between(repository, *ends)
+            commits.between(repository, *ends)
     with pytest.raises(SpecError, match="not a git repository"):
-        history.between(tmp_path, "a", "b")
+        commits.between(tmp_path, "a", "b")
     with pytest.raises(SpecError, match="no commits between"):
-        history.between(repository, "good", "main", ["drivers"])
+        commits.between(repository, "good", "main", ["drivers"])
 
 
 def test_merges_and_kinds(tmp_path: Path) -> None:
@@ -449,7 +448,7 @@ def test_merges_and_kinds(tmp_path: Path) -> None:
     commit(top, "option", "lib/Kconfig")
     (top / "lib/Kconfig").write_text("config NEW_ONE\n\tbool\nmenuconfig A_MENU\n")
     git(top, "commit", "--quiet", "--all", "-m", "options")
-    found = history.between(top, base, "main")
+    found = commits.between(top, base, "main")
     at = {change.subject: change for change in found.changes}
     assert set(at["merge"].links) == {docs, main} and set(at["merge"].parents) == {docs, main}
     assert at["docs"].links == () and at["docs"].parents == (base,)
@@ -462,8 +461,8 @@ def test_merges_and_kinds(tmp_path: Path) -> None:
         "options": "compiled",
     }
     assert at["reclaim"].kind({"mm/page_alloc.c"}) == "not compiled"
-    assert history.symbols(top, "main") == {"CONFIG_NEW_ONE", "CONFIG_A_MENU"}
-    assert history.symbols(top, base) == frozenset()
+    assert commits.symbols(top, "main") == {"CONFIG_NEW_ONE", "CONFIG_A_MENU"}
+    assert commits.symbols(top, base) == frozenset()
 
 
 # --- a machine -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from testbed import cli
-from testbed.analysis.bisect import suspicion
+from testbed.analysis.bisect.posterior import suspicion
 from testbed.host.errors import BuildError, SpecError
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import LOST, MEASURED, Record
