@@ -39,7 +39,7 @@ from testbed.experiment import LEAST_SEEDS, Cell, Experiment, KernelSpec, expand
 from testbed.experiment import selfcheck as placebo
 from testbed.experiment.script import script
 from testbed.guest import terminal
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.host.errors import GuestFailed, GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
 from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.host.process import pasteable
@@ -429,7 +429,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         initramfs = prepare.initramfs(experiment, cache)
         here = prepare.machine(experiment, kernel, initramfs, cache, watcher.note)
     shape = prepare.with_arguments(here.shape, experiment, arm)
-    with Guest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
+    with LiveGuest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(settings.memory, experiment.deadlines.balloon)
         for line in script(experiment, arm, 1).set_up:
@@ -438,7 +438,7 @@ def _boot(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(GuestFailed):
             guest.command("set /sys/kernel/tracing/tracing_on 1")
         _tell(f"{arm}: {settings.vcpus} vCPUs, {format_size(settings.memory)}; Ctrl-] leaves at once")
-        guest.console.type("shell")
+        guest.type("shell")
         terminal.interact(guest.console)
     return OK
 
@@ -515,14 +515,14 @@ def _replay(arguments: argparse.Namespace) -> int:
         if not debugging:
             return _again(repeat, Path(scratch) / "again", arguments, watcher)
         (trial,) = repeat.trials
-        with debug.Microscope(trial, arguments.break_at_miss) as scope:
+        with debug.GdbStub(trial, arguments.break_at_miss) as stub:
             watcher.note(
                 f"{trial.arm} seed {trial.seed} is stopped before its first instruction; in another terminal:"
             )
             print(
-                pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{scope.port}"]), flush=True
+                pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{stub.port}"]), flush=True
             )
-            log = scope.serve()
+            log = stub.serve()
         expected = repeat.expected[trial.id].log_sha256
         same = hashlib.sha256(log).hexdigest() == expected
         print(f"the console log is {'the same, byte for byte' if same else 'not the one of the result'}")

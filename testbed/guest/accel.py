@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import QEMU, qemu_version
 from testbed.guest.shape import AccelName, Shape
 from testbed.host.errors import GuestError, NoKvm
@@ -86,7 +86,7 @@ def _refusal(
     if shape.accel == "kvm" and not Path("/dev/kvm").exists():
         return "there is no /dev/kvm"
     try:
-        with Guest(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel) as guest:
+        with LiveGuest(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel) as guest:
             guest.boot(PROBE_SECONDS)
     except GuestError as failed:
         return failed.message + _first_complaint(failed.hint)

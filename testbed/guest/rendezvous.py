@@ -38,6 +38,7 @@ class Rendezvous:
 
     def __init__(self, connection: socket.socket, check_cancelled: Callable[[], None]) -> None:
         self.address = 0
+        self._standing = False
         self._connection = connection
         self._connection.settimeout(_SLICE_SECONDS)
         self._check_cancelled = check_cancelled
@@ -51,7 +52,9 @@ class Rendezvous:
                 raise Hang(f"the guest did not come to the rendezvous within {seconds:.0f} s")
 
     def here(self) -> bool:
-        """Whether the guest has come since the last time, after waiting a moment."""
+        """Whether the guest stands here, after waiting a moment for it to come."""
+        if self._standing:
+            return True
         try:
             came = self._connection.recv(_NOTE.size)
         except TimeoutError:
@@ -61,6 +64,7 @@ class Rendezvous:
         if len(came) != _NOTE.size:
             raise GuestLost("QEMU ended before the rendezvous")
         self.address = _NOTE.unpack(came)[1]
+        self._standing = True
         return True
 
     def break_at(self, address: int, count: int = 1) -> None:
@@ -75,6 +79,7 @@ class Rendezvous:
 
         So QMP is not answered until then, or until the guest has ended or we close.
         """
+        self._standing = False
         self._send(b"g")
 
     def _send(self, what: bytes, address: int = 0, count: int = 0) -> None:
@@ -88,6 +93,7 @@ class Rendezvous:
     @contextlib.contextmanager
     def release_after(self, seconds: float) -> Iterator[None]:
         """Let the guest go on, main loop and all, while the caller waits for what only then can happen."""
+        self._standing = False
         timer = threading.Timer(seconds, self._send, [b"f"])
         timer.start()
         try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.experiment import PAGE
-from testbed.guest.machine import Guest
+from testbed.guest.deterministic import BootingGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
 from testbed.host.errors import HostError, Interrupted
@@ -109,18 +109,17 @@ def ensure(
 def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: threading.Event | None) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         draft = Path(scratch) / "snapshot"
-        guest = Guest(
+        guest = BootingGuest(
             start.shape,
             start.vmlinux,
             start.initramfs,
-            qemu=start.qemu.program,
-            cancel=cancel,
             given=start.given(),
             plugin=plugin,
+            qemu=start.qemu.program,
+            cancel=cancel,
         )
         with guest:
-            guest.monitor.execute("balloon", value=start.memory)
-            guest.require_all_cpus(guest.boot(seconds))
+            guest.boot(start.memory, seconds)
             guest.save(draft, seconds)
         path.with_suffix(".log.gz").write_bytes(gzip.compress(guest.log, mtime=0))
         draft.rename(path)

@@ -15,7 +15,7 @@ from testbed.guest.shape import Shape
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import LOST, Record, final
 from testbed.trials import trial as trials
-from testbed.trials.trial import Trial
+from testbed.trials.trial import Attempt, Trial
 
 # A trial that the infrastructure lost is tried again, this often in all.
 ATTEMPTS = 3
@@ -77,7 +77,7 @@ def run(plan: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progr
     tries = dict.fromkeys((t.id for t in waiting), 0)
     cancel = threading.Event()
     with futures.ThreadPoolExecutor(jobs, thread_name_prefix="trial") as pool:
-        running: dict[futures.Future[tuple[Record, bytes]], Trial] = {}
+        running: dict[futures.Future[Attempt], Trial] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -88,10 +88,10 @@ def run(plan: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progr
                 ended, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
                 for future in ended:
                     trial = running.pop(future)
-                    record, log = future.result()
-                    ledger.add(record, log)
-                    progress.ended(record)
-                    if record.outcome == LOST and tries[trial.id] < ATTEMPTS:
+                    attempt = future.result()
+                    ledger.add(attempt.record, attempt.log)
+                    progress.ended(attempt.record)
+                    if attempt.record.outcome == LOST and tries[trial.id] < ATTEMPTS:
                         waiting.insert(0, trial)
         except BaseException:
             cancel.set()

@@ -354,7 +354,8 @@ class Machine:
             vmlinux=kernel.vmlinux,
             sha256=kernel.vmlinux_sha256,
         )
-        return trials.run(replace(made, arm=wanted.commit), attempt, cancel)
+        ended = trials.run(replace(made, arm=wanted.commit), attempt, cancel)
+        return ended.record, ended.log
 
     def facts(self) -> dict[str, Any]:
         """Where it all takes place, once something is built."""
