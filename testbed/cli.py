@@ -559,17 +559,18 @@ def _history(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from testbed.verbs import bisect, check  # noqa: PLC0415  (slow, with scipy and matplotlib)
+    from testbed.verbs import check  # noqa: PLC0415  (slow, with scipy)
+    from testbed.verbs.quantity import quantity  # noqa: PLC0415
 
     try:
         experiment = _experiment(arguments)
-        metric = bisect.metric(arguments.metric, experiment)
-        sides = check.side(arguments.good, metric), check.side(arguments.bad, metric)
+        chosen = quantity(arguments.metric, experiment)
+        sides = check.side(arguments.good, chosen), check.side(arguments.bad, chosen)
         with Watcher() as watcher, _naming(arguments.experiment):
             return check.check(
                 experiment,
                 sides,
-                metric,
+                chosen,
                 confidence=arguments.confidence,
                 cache=cache_directory(),
                 watch=watcher,
@@ -584,6 +585,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _bisect(arguments: argparse.Namespace) -> int:
+    from testbed.trials.commits import CommitTester  # noqa: PLC0415  (slow, with scipy)
     from testbed.verbs import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
 
     looks: dict[str, Callable[[Path], int]] = {
@@ -607,14 +609,14 @@ def _bisect(arguments: argparse.Namespace) -> int:
     home: Path = arguments.results or Path("results") / f"bisect-{experiment.name}"
     cache = cache_directory()
     ends = arguments.good, arguments.bad
-    asked = bisect.asked(arguments.repo, ends, arguments.words, experiment, arguments.metric)
+    question = bisect.question(arguments.repo, ends, arguments.words, experiment, arguments.metric)
     with Watcher() as watcher:
-        watcher.note(f"{len(asked.range.changes)} commits between good and bad")
+        watcher.note(f"{len(question.range.changes)} commits between good and bad")
         if arguments.fresh and (old := set_aside(home)):
             watcher.note(f"the old result is now {old}")
-        bench = bisect.Machine(asked.experiment, asked.repository, cache, arguments.jobs, watcher.note)
+        tester = CommitTester(question.experiment, question.repository, cache, arguments.jobs, watcher.note)
         with Ledger.create(home) as ledger, _naming(arguments.experiment):
-            bisect.bisect(asked, bisect.rules(arguments.confidence), bench, ledger, watcher.note)
+            bisect.bisect(question, bisect.rules(arguments.confidence), tester, ledger, watcher.note)
     return _show_bisection(home, arguments)
 
 
