@@ -11,13 +11,12 @@ import hashlib
 import re
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from testbed.host import process
+from testbed.host import files, process
 from testbed.host.errors import GuestLost, Hang, HostError
 from testbed.host.process import Deadline
 
@@ -136,13 +135,7 @@ def plugin(qemu: str, version: str, cache: Path) -> Path:
     parts = [SOURCE.read_bytes(), version.encode(), " ".join(CFLAGS).encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     path = cache / "plugins" / f"{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            draft = Path(scratch) / "rendezvous.so"
-            _compile(draft, _oldest_api(qemu, Path(scratch)))
-            draft.rename(path)
-    return path
+    return files.once(path, lambda draft: _compile(draft, _oldest_api(qemu, draft.parent)))
 
 
 def _oldest_api(qemu: str, scratch: Path) -> int:

@@ -254,7 +254,7 @@ def test_nothing_sleeps_without_a_reason(module: str) -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sleep")
     }
     # A file lock that other processes hold, and the state of a process, can only be asked for again.
-    excused = ("testbed.host.lock", "testbed.guest.rendezvous")
+    excused = ("testbed.host.files", "testbed.guest.rendezvous")
     assert slept <= ({"time.sleep"} if module in excused else set())
 
 

@@ -19,6 +19,7 @@ from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
+from testbed.host.process import Deadline
 from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import trial as trials
 from testbed.trials.trial import Trial
@@ -147,6 +148,15 @@ def test_silence_is_a_hang_with_the_stage_and_the_deadline(qemu: Callable[[str],
         guest.boot(5)
         with pytest.raises(Hang, match=r"`memory`: no elephant or error within 1 s"):
             guest.command("memory", "elephant", 1)
+
+
+def test_time_in_which_a_deadline_is_halted_does_not_count() -> None:
+    deadline = Deadline(0.2)
+    with deadline.halted():
+        time.sleep(0.3)
+    assert not deadline.expired
+    time.sleep(0.2)
+    assert deadline.expired
 
 
 def test_what_is_not_found_is_named() -> None:

@@ -290,9 +290,11 @@ def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
             place.wait(0.1)
         theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
         place.wait(5)
-        assert place.address == 0x1234
+        # It stands there until it is let go.
+        assert place.address == 0x1234 and place.here()
         place.break_at(7, 3)
         place.release()
+        assert not place.here()
         assert theirs.recv(100) == b"b" + (7).to_bytes(8, "little") + (3).to_bytes(8, "little")
         assert theirs.recv(100)[:1] == b"g"
         theirs.close()
