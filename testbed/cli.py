@@ -786,12 +786,14 @@ def _run_until_decided(
     # same everywhere.
     looks = range(LEAST_SEEDS, experiment.seeds, 2) if experiment.looks else ()
     stops = range(1, experiment.seeds) if experiment.minutes else looks
+    measurements: dict[str, Measurement] = {}
     for seeds in (*stops, experiment.seeds):
         end = experiment.first_seed + seeds
         pool.run([trial for trial in trials if trial.seed < end], ledger, jobs, watcher)
         if seeds == experiment.seeds:
             return
-        so_far = results.read(ledger)
+        so_far = results.read(ledger, measurements)
+        measurements = {o.record.trial: o.measurement for o in so_far.observations}
         if missing := results.untold(so_far):
             raise SpecError(
                 f"primary: no trial has the metric {', '.join(missing)}",
