@@ -10,6 +10,12 @@ Decision = Mapping[str, Any]
 Document = Mapping[str, Any]
 
 
+def duration(seconds: float) -> str:
+    """As in `48 s` or `3 min 05 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def change(decision: Decision, value: float) -> str:
     """A change as the metric has it: in percent, or in its own unit where there is no ratio."""
     return f"{value * 100:+.3g} %" if decision["relative"] else f"{value:+.3g}"

@@ -275,22 +275,21 @@ def write(directory: Path, result: Result, made: Any, warn: Warn) -> None:
     put(directory / "report.html", html.page(made, drawn), warn)
 
 
-def write_matrix(home: Path, warn: Warn) -> tuple[Any, dict[str, Any], int]:
-    """The table of a matrix and its heat maps, into its directory.
+def matrix_report(home: Path, documents: Mapping[str, Any]) -> Any:
+    """The document of a matrix, made of those of its cells that have a result, by name."""
+    name, ran = cells.load(home)
+    outcomes = [matrix.Outcome(cell.at, cell.name, documents.get(cell.name), cell.failure) for cell in ran]
+    return matrix.document(name, outcomes)
 
-    Its document, those of the cells that have a result, and the worst exit status.
-    """
+
+def write_matrix(home: Path, made: Any, warn: Warn) -> None:
+    """The table of a matrix and its heat maps, into its directory."""
     from testbed.report import plots  # noqa: PLC0415
 
-    name, ran = cells.load(home)
-    documents = {cell.name: report(load(cell.result)) for cell in ran if (cell.result / LEDGER).exists()}
-    outcomes = [matrix.Outcome(cell.at, cell.name, documents.get(cell.name), cell.failure) for cell in ran]
-    made = matrix.document(name, outcomes)
     put(home / "report.json", json.dumps(made, indent=2) + "\n", warn)
     put(home / "report.md", matrix.markdown(made), warn)
     for grid in matrix.grids(made):
         put_picture(home, f"{grid.metric}.{grid.arm}", plots.heat_map(grid), warn)
-    return made, documents, max(cell.exit_status for cell in ran)
 
 
 def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> bytes:

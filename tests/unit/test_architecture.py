@@ -68,8 +68,10 @@ ROOMS: dict[str, set[str]] = {
     "analysis": {"wire", "ledger"},
     "trials": {"host", "wire", "experiment", "kernel", "guest", "ledger", "analysis"},
     "report": {"experiment", "ledger", "analysis"},
-    "progress": {"ledger", "report"},
-    "verbs": {"host", "experiment", "kernel", "guest", "ledger", "analysis", "trials", "report", "progress"},
+    "verbs": {
+        *("host", "experiment", "kernel", "guest", "setup", "ledger", "analysis", "trials", "report"),
+    },
+    "terminal": {"host", "ledger", "report", "verbs"},
 }
 # The door may open everything; nobody opens the door.
 DOORS = {"cli", "__main__"}

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,10 @@ import yaml
 
 from ci import steps
 from testbed.experiment import Experiment, GitSource, KernelSpec, expand, load
-from testbed.host.errors import SpecError
+from testbed.host.errors import HostError, SpecError
+from testbed.terminal.arguments import parser
+from testbed.verbs import compare
+from testbed.verbs.compare import Compared, CompareRequest
 from tests.unit.recorded import EXPERIMENT, REPOSITORY
 
 ACTION = REPOSITORY / "action.yml"
@@ -169,6 +173,12 @@ def stubs(directory: Path) -> None:
     stub(directory, "sudo", 'shift; exec "$@"')
 
 
+def recorded_lab(directory: Path) -> Path:
+    """What stands in for Python: it does the steps where trials are recorded ones."""
+    stub(directory, "recorded-lab", f'exec {sys.executable} -m tests.recorded_lab "$@"')
+    return directory / "recorded-lab"
+
+
 def outputs_of(file: Path) -> dict[str, str]:
     found = re.findall(r"(?ms)^([a-z-]+)<<(\S+)\n(.*?)\n\2$", file.read_text())
     return {name: value for name, _, value in found}
@@ -187,9 +197,9 @@ def act(directory: Path, given: Mapping[str, str], fake: Mapping[str, Any]) -> J
     environment = {
         **os.environ,
         "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{REPOSITORY / 'tests' / 'fake_campaign'}:{REPOSITORY}",
+        "PYTHONPATH": str(REPOSITORY),
         "FAKE": json.dumps(fake),
-        "TESTBED_PYTHON": sys.executable,
+        "TESTBED_PYTHON": str(recorded_lab(directory / "bin")),
         "XDG_CACHE_HOME": str(directory / "cache"),
         "GITHUB_ACTIONS": "true",
         "GITHUB_ACTION_PATH": str(REPOSITORY),
@@ -293,8 +303,10 @@ def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) ->
         ({"base": "HEAD^1"}, "TESTBED_BASE: a base is a revision of TESTBED_TREE"),
         ({"tree": ".", "line": "6.12"}, "both name a kernel source"),
         ({"tree": ".", "base": "v6.1", "patches": ""}, "TESTBED_BASE: .: "),
-        ({"mode": "fast"}, "argument --mode: invalid choice: 'fast'"),
-        ({"seeds": "many"}, "argument --seeds: 'many' is not a whole number"),
+        ({"mode": "fast"}, "TESTBED_MODE: `fast` is none of deterministic, realtime, auto"),
+        ({"seeds": "many"}, "TESTBED_SEEDS: 'many' is not a whole number"),
+        ({"jobs": "0"}, "TESTBED_JOBS: '0' is not a whole number"),
+        ({"line": "5.4"}, "there is no kernel line `5.4`: 6.1"),
         ({"fail-on": "any primary worse"}, "--fail-on: `worse` is no verdict"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -357,7 +369,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setenv(f"TESTBED_{name.upper()}", value)
         assert steps.prepare() == 0
         job = json.loads((tmp_path / "testbed-ci" / "job.json").read_text())
-        return load(Path(job["words"][1]))
+        return load(Path(job["experiment"]))
 
     return run
 
@@ -488,22 +500,35 @@ def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, 
 
 
 @pytest.mark.parametrize(
-    ("line", "results"),
-    [
-        ("", ["results/mglru"]),
-        ("6.12", ["results/mglru-6.12"]),
-        ("all", ["results/mglru-6.1", "results/mglru-6.12", "results/mglru-7.2"]),
-    ],
+    ("line", "lines"), [("", [None]), ("6.12", ["6.12"]), ("all", ["6.1", "6.12", "7.2"])]
 )
-def test_options_are_those_of_compare(prepare: Any, tmp_path: Path, line: str, results: list[str]) -> None:
+def test_options_are_those_of_compare(
+    prepare: Any, tmp_path: Path, line: str, lines: list[str | None], capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare(experiment="mglru", line=line, seeds="4", jobs="2", fail_on="\nany regressed\n\nmisses undecided")
-    job = json.loads((tmp_path / "testbed-ci" / "job.json").read_text())
-    assert job["words"][2:] == [
+    (said,) = [said for said in capsys.readouterr().err.splitlines() if said.startswith("testbed: testbed")]
+    words = shlex.split(said)[2:]
+    assert words[2:] == [
         *("--mode", "auto"),
         *(["--line", line] if line else []),
         *("--seeds", "4", "--jobs", "2", "--fail-on", "any regressed", "--fail-on", "misses undecided"),
     ]
-    assert job["results"] == results
+    # It is what a person would type, and what is done is what `testbed compare` would do.
+    arguments = parser().parse_args(words)
+    job = steps.Job(**json.loads((tmp_path / "testbed-ci" / "job.json").read_text()))
+    assert (job.request.run.experiment.mode, job.request.run.jobs) == (arguments.mode, arguments.jobs)
+    assert [str(met) for met in job.request.fail_on] == arguments.fail_on
+    ran: list[str | None] = []
+
+    def replaced(request: CompareRequest, *_: object) -> Compared:
+        ran.append(request.run.experiment.line)
+        raise HostError("not to be had")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "compare", replaced)
+        patch.setattr(steps, "compare_arms", replaced)
+        assert steps.main(["compare"]) == 3
+    assert ran == lines
 
 
 # --- caches -----------------------------------------------------------------------------------------
@@ -657,9 +682,9 @@ def test_all_of_it_in_one(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{REPOSITORY / 'tests' / 'fake_campaign'}:{REPOSITORY}",
+        "PYTHONPATH": str(REPOSITORY),
         "FAKE": json.dumps({"counts": WORSE, "kvm": "none"}),
-        "TESTBED_PYTHON": sys.executable,
+        "TESTBED_PYTHON": str(recorded_lab(tmp_path / "bin")),
         "TESTBED_EXPERIMENT": "reclaim-capture",
         "TESTBED_PATCHES": "my.patch",
         "TESTBED_FAIL_ON": "any primary regressed",

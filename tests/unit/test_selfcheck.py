@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from testbed import cli
 from testbed.analysis import selfcheck as analysis
 from testbed.analysis.selfcheck import Outcome
 from testbed.analysis.verdict import Decision
@@ -23,6 +22,7 @@ from testbed.experiment import selfcheck as placebo
 from testbed.host.errors import HostError, SpecError
 from testbed.kernel import series
 from testbed.ledger.ledger import Ledger
+from testbed.terminal.arguments import parser
 from testbed.trials import pool, prepare
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
@@ -303,5 +303,5 @@ def test_bad_input_is_status_2(
 
 
 def test_without_a_file_it_is_the_repositorys_own() -> None:
-    arguments = cli._parser().parse_args(["selfcheck"])
+    arguments = parser().parse_args(["selfcheck"])
     assert (arguments.experiment, arguments.comparisons) == (SELFCHECK, 40)

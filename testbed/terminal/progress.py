@@ -13,12 +13,7 @@ from rich.progress import TimeElapsedColumn as Elapsed
 
 from testbed.ledger.record import LOST, Record
 from testbed.report.text import visible
-
-
-def duration(seconds: float) -> str:
-    """As in `48 s` or `3 min 05 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+from testbed.report.words import duration
 
 
 class Watcher:
