@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from testbed.host import process
 from testbed.host.errors import HostError, SpecError
+from testbed.host.files import once
 from testbed.host.paths import REPOSITORY
 
 IMAGES = REPOSITORY / "images"
@@ -59,16 +59,15 @@ def build(cache: Path, more: Sequence[Path] = (), files: Mapping[str, Path] | No
     ingredients.append(Path(__file__).read_bytes())
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in ingredients)).hexdigest()
     path = cache / "images" / f"{key[:32]}.cpio"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            programs = {"init": (IMAGES / "init").read_bytes(), "bin/busybox": busybox.read_bytes()}
-            programs |= {f"bin/{source.stem}": _compile(source, Path(scratch)) for source in sources}
-            links = dict.fromkeys(_applets(busybox), "busybox")
-            draft = Path(scratch) / "initramfs"
-            contents = {name: (0o755, data) for name, data in programs.items()}
-            draft.write_bytes(archive(contents | brought, links))
-            draft.rename(path)
+
+    def make(draft: Path) -> None:
+        programs = {"init": (IMAGES / "init").read_bytes(), "bin/busybox": busybox.read_bytes()}
+        programs |= {f"bin/{source.stem}": _compile(source, draft.parent) for source in sources}
+        links = dict.fromkeys(_applets(busybox), "busybox")
+        contents = {name: (0o755, data) for name, data in programs.items()}
+        draft.write_bytes(archive(contents | brought, links))
+
+    once(path, make)
     return Image(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -39,6 +39,15 @@ class Deadline:
     @property
     def expired(self) -> bool:
         return self.remaining == 0.0
+
+    @contextlib.contextmanager
+    def halted(self) -> Iterator[None]:
+        """Time in here does not count."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._end += time.monotonic() - began
 
 
 def end_on_signals() -> None:

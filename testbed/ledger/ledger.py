@@ -9,11 +9,9 @@ stored: old results can be parsed again by a better parser.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import json
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from testbed.host import files
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger.record import Record
 
@@ -133,15 +132,10 @@ class Ledger:
         """Keep an attempt and its raw console log, durably."""
         record = replace(record, log_sha256=hashlib.sha256(log).hexdigest())
         path = self.directory / "logs" / record.log_name
-        draft = path.with_suffix(".tmp")
         document = json.dumps(asdict(record), sort_keys=True)
         with _translated(self.directory):
-            with draft.open("wb") as file:
-                # No time of day in the header: equal logs are equal files.
-                file.write(gzip.compress(log, mtime=0))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(path)
+            # No time of day in the header: equal logs are equal files.
+            files.write(path, gzip.compress(log, mtime=0), durable=True)
             with self._db:
                 self._db.execute(
                     "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
@@ -192,9 +186,9 @@ def set_aside(directory: Path) -> Path | None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Be the only one who writes; the lock goes with the process, however it ends."""
-    with (directory / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(files.locked_at_once(directory / ".lock"))
         except BlockingIOError as held:
             raise StoreError(f"{directory}: another testbed is writing to this result") from held
         yield

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.experiment import Cell, Experiment
+from testbed.host import files
 from testbed.host.errors import Interrupted, StoreError, TestbedError
 from testbed.ledger.ledger import MATRIX
 
@@ -55,11 +56,10 @@ def run(
 
 def _write(home: Path, name: str, ran: Sequence[Ran]) -> None:
     entries = [{"at": r.at, "name": r.name, "failure": r.failure, "exit_status": r.exit_status} for r in ran]
-    draft = home / f"{MATRIX}.tmp"
+    index = json.dumps({"schema": SCHEMA, "name": name, "cells": entries}, indent=1) + "\n"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({"schema": SCHEMA, "name": name, "cells": entries}, indent=1) + "\n")
-        draft.replace(home / MATRIX)
+        files.write(home / MATRIX, index)
     except OSError as unwritable:
         raise StoreError(f"{home / MATRIX}: not written: {unwritable.strerror}") from unwritable
 

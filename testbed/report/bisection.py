@@ -23,7 +23,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from testbed.analysis.bisect import PHASE, Answer, Contrast, History, Rules, Standing, State
+from testbed.analysis.bisect.search import PHASE, Answer, CommitGraph, Contrast, Rules, Standing, State
 from testbed.report import html, text, words
 from testbed.report.plots import Suspect
 from testbed.report.text import escaped, markdown_line, number, visible
@@ -46,7 +46,7 @@ def document(
     `plan` is the ledger's; `remarks` says of commits what their kernels had to do without.
     """
     asked = plan["bisect"]
-    history = state.history
+    graph = state.graph
     first: dict[str, str] = {}
     same = {commit: first.setdefault(kernel, commit) for commit, kernel in state.kernels.items()}
 
@@ -62,8 +62,8 @@ def document(
             "outcomes": dict(Counter(s.outcome for s in samples)),
         }
 
-    inside = [commit.id for commit in history.commits]
-    beside = dict.fromkeys(s.commit for s in state.samples if s.commit not in (history.good, *inside))
+    inside = [commit.id for commit in graph.commits]
+    beside = dict.fromkeys(s.commit for s in state.samples if s.commit not in (graph.good, *inside))
     return {
         "schema": SCHEMA,
         "name": plan["experiment"]["name"],
@@ -82,8 +82,8 @@ def document(
         "next": {"trials": [asdict(w) for w in standing.trials], "builds": list(standing.builds)},
         "effect": standing.d,
         "coarse": standing.coarse,
-        "good": facts(history.good),
-        "bad": facts(history.bad),
+        "good": facts(graph.good),
+        "bad": facts(graph.bad),
         "commits": [
             {
                 **facts(commit.id),
@@ -92,7 +92,7 @@ def document(
                 "posterior": standing.posterior[n] if standing.posterior else None,
                 "bad": standing.bad[n] if standing.bad else None,
             }
-            for n, commit in enumerate(history.commits)
+            for n, commit in enumerate(graph.commits)
         ],
         "others": [facts(commit) for commit in beside],
         "trials": len(state.samples),
@@ -108,13 +108,13 @@ def _contrast(contrast: Contrast | None) -> dict[str, Any] | None:
 # --- in words --------------------------------------------------------------------------------------
 
 
-def headline(answer: Answer | None, history: History) -> str:
+def headline(answer: Answer | None, graph: CommitGraph) -> str:
     """What came of it, in a line."""
     if answer is None:
         return "not finished"
     if not answer.commits:
         return f"nobody is named: {answer.reason}"
-    subjects = {commit.id: commit.subject for commit in history.commits}
+    subjects = {commit.id: commit.subject for commit in graph.commits}
     sure = f"{100 * answer.posterior:.1f} %"
     if len(answer.commits) == 1:
         (culprit,) = answer.commits
@@ -123,15 +123,15 @@ def headline(answer: Answer | None, history: History) -> str:
     return f"{sure} it is one of {those}, which no commit that can be tested tells apart, {answer.reason}"
 
 
-def standing_in_words(standing: Standing, history: History) -> str:
+def standing_in_words(standing: Standing, graph: CommitGraph) -> str:
     """Where it is, in a few words."""
     if standing.answer:
-        return headline(standing.answer, history)
+        return headline(standing.answer, graph)
     if standing.step == "gate":
         pairs = standing.gate.pairs if standing.gate else 0
         return f"do good and bad differ? {pairs} pairs"
     best = max(range(len(standing.posterior)), key=standing.posterior.__getitem__)
-    likely = f"{100 * standing.posterior[best]:.0f} % {history.commits[best].id[:SHORT]}"
+    likely = f"{100 * standing.posterior[best]:.0f} % {graph.commits[best].id[:SHORT]}"
     if standing.step == "confirm":
         return f"confirming, {min(c.pairs for c in standing.contrasts)} pairs: {likely}"
     return f"searching: {likely}"

@@ -57,18 +57,19 @@ class Bisected:
 
 def run(request: BisectRequest, lab: Lab, watch: Watch) -> Bisected:
     """Search until there is an answer; goes on from where it was. Raises as bisect.bisect() does."""
+    from testbed.trials.commits import CommitTester  # noqa: PLC0415  (slow, with scipy)
     from testbed.verbs import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
 
     experiment = request.experiment.first()
     home = request.results or Path("results") / f"bisect-{experiment.name}"
     ends = request.good, request.bad
-    asked = bisect.asked(request.repository, ends, request.paths, experiment, request.metric)
-    watch.note(f"{len(asked.range.changes)} commits between good and bad")
+    question = bisect.question(request.repository, ends, request.paths, experiment, request.metric)
+    watch.note(f"{len(question.range.changes)} commits between good and bad")
     if request.fresh:
         make_room(home, watch)
-    bench = bisect.Machine(asked.experiment, asked.repository, lab.cache, request.jobs, watch.note)
+    tester = CommitTester(question.experiment, question.repository, lab.cache, request.jobs, watch.note)
     with Ledger.create(home) as ledger, request.experiment.named():
-        bisect.bisect(asked, bisect.rules(request.confidence), bench, ledger, watch.note)
+        bisect.bisect(question, bisect.rules(request.confidence), tester, ledger, watch.note)
     return status(home)
 
 
@@ -107,13 +108,14 @@ class Checked:
 
 def check_tree(request: CheckRequest, lab: Lab, watch: Watch) -> Checked:
     """Measure the experiment's first arm until it is clear what it is like. Raises as check.check() does."""
-    from testbed.verbs import bisect, check  # noqa: PLC0415  (slow, with scipy and matplotlib)
+    from testbed.verbs import check  # noqa: PLC0415  (slow, with scipy)
+    from testbed.verbs.quantity import quantity  # noqa: PLC0415
 
     experiment = request.experiment.first()
-    metric = bisect.metric(request.metric, experiment)
-    sides = check.side(request.good, metric), check.side(request.bad, metric)
+    chosen = quantity(request.metric, experiment)
+    sides = check.side(request.good, chosen), check.side(request.bad, chosen)
     with request.experiment.named():
         verdict = check.check(
-            experiment, sides, metric, confidence=request.confidence, cache=lab.cache, watch=watch
+            experiment, sides, chosen, confidence=request.confidence, cache=lab.cache, watch=watch
         )
     return Checked(verdict)

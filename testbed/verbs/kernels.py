@@ -11,7 +11,7 @@ from pathlib import Path
 from testbed.experiment import format_size
 from testbed.experiment.script import script
 from testbed.guest import terminal
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.host.errors import GuestFailed, SpecError
 from testbed.trials import prepare
 from testbed.trials.lab import Lab, Watch
@@ -50,7 +50,7 @@ def boot(request: BootRequest, lab: Lab, watch: Watch, tell: Callable[[str], Non
         initramfs = prepare.initramfs(experiment, lab.cache)
         here = prepare.machine(experiment, kernel, initramfs, lab.cache, watch.note)
     shape = prepare.with_arguments(here.shape, experiment, arm)
-    with Guest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
+    with LiveGuest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(experiment.guest.memory, experiment.deadlines.balloon)
         for line in script(experiment, arm, 1).set_up:
@@ -60,5 +60,5 @@ def boot(request: BootRequest, lab: Lab, watch: Watch, tell: Callable[[str], Non
             guest.command("set /sys/kernel/tracing/tracing_on 1")
         size = format_size(experiment.guest.memory)
         tell(f"{arm}: {experiment.guest.vcpus} vCPUs, {size}; Ctrl-] leaves at once")
-        guest.console.type("shell")
+        guest.type("shell")
         terminal.interact(guest.console)

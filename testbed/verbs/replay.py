@@ -86,12 +86,12 @@ def debug_trial(request: DebugRequest, lab: Lab, watch: Watch, tell: Callable[[s
     """Wait for gdb and do what it says until the trial has ended; `tell` is given gdb's command line."""
     with _loaded(request.path, lab, watch) as (repeat, _):
         (trial,) = reproduce.only(repeat, request.trial).trials
-        with debug.Microscope(trial, request.miss) as scope:
+        with debug.GdbStub(trial, request.miss) as stub:
             watch.note(
                 f"{trial.arm} seed {trial.seed} is stopped before its first instruction; in another terminal:"
             )
-            tell(pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{scope.port}"]))
-            log = scope.serve()
+            tell(pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{stub.port}"]))
+            log = stub.serve()
         return Debugged(hashlib.sha256(log).hexdigest() == repeat.expected[trial.id].log_sha256)
 
 

@@ -25,6 +25,7 @@ from testbed.guest import qemu, snapshot
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.host.errors import SpecError, StoreError
+from testbed.host.files import staged
 from testbed.host.paths import sha256
 from testbed.ledger.ledger import LEDGER, Ledger
 from testbed.ledger.record import LOST, Record, final
@@ -189,12 +190,10 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
         hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
         texts["manifest.json"] = (json.dumps({**repeat.manifest, "files": hashes}, indent=1) + "\n").encode()
         progress(f"compressing {sum(path.stat().st_size for path in files.values()) >> 20} MiB")
-        draft = target.with_name(target.name + ".tmp")
         try:
-            _pack(draft, files, texts)
-            draft.replace(target)
+            with staged(target) as draft:
+                _pack(draft, files, texts)
         except OSError as unwritable:
-            draft.unlink(missing_ok=True)
             raise StoreError(f"{target}: not written: {unwritable.strerror}") from unwritable
 
 

@@ -15,6 +15,7 @@ from testbed.analysis.likeness import unlike
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.experiment import LEAST_SEEDS, Experiment
+from testbed.host import files
 from testbed.host.errors import SpecError
 from testbed.ledger import matrix as cells
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
@@ -304,10 +305,8 @@ def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> bytes
 
 def put(path: Path, content: str | bytes, warn: Warn) -> None:
     """Write a file in one step; a result on read-only media can still be reported on."""
-    draft = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(exist_ok=True)
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        draft.replace(path)
+        files.write(path, content)
     except OSError as unwritable:
         warn(f"{path}: not written: {unwritable.strerror}")

@@ -15,6 +15,7 @@ from testbed.analysis.parse import misses
 from testbed.experiment import MiB
 from testbed.guest import accel
 from testbed.guest.console import Flood
+from testbed.guest.live import LiveGuest
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, Hang, Panic
 from testbed.wire import frames
@@ -142,8 +143,7 @@ def test_what_auto_chooses_boots(lab: Lab) -> None:
     kernel = lab.kernels["unpatched"].vmlinux
     chosen = accel.choose("auto", Shape("kvm", 2, 256 * MiB), kernel, lab.image.path, lab.cache)
     assert chosen.reason
-    with lab.guest(vcpus=2) as guest:
-        guest.shape = Shape(chosen.name, 2, 256 * MiB)
+    with LiveGuest(Shape(chosen.name, 2, 256 * MiB), kernel, lab.image.path) as guest:
         guest.boot(60)
     began = time.monotonic()
     again = accel.choose("auto", Shape("kvm", 2, 256 * MiB), kernel, lab.image.path, lab.cache)

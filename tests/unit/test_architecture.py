@@ -151,7 +151,8 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
         "testbed.report.interchange": {"xml"},
         "testbed.report.pictures": {"matplotlib"},
         "testbed.report.plots": {"io", "matplotlib", "numpy"},
-        "testbed.analysis.bisect": {"heapq", "numpy", "scipy"},
+        "testbed.analysis.bisect.posterior": {"numpy", "scipy"},
+        "testbed.analysis.bisect.search": {"heapq", "numpy"},
         "testbed.analysis.shift": {"numpy", "scipy"},
         "testbed.analysis.selfcheck": {"scipy"},
         # Resampling starts from a seed that is written there.
@@ -255,7 +256,7 @@ def test_nothing_sleeps_without_a_reason(module: str) -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("sleep")
     }
     # A file lock that other processes hold, and the state of a process, can only be asked for again.
-    excused = ("testbed.host.lock", "testbed.guest.rendezvous")
+    excused = ("testbed.host.files", "testbed.guest.rendezvous")
     assert slept <= ({"time.sleep"} if module in excused else set())
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from testbed import cli
-from testbed.analysis.bisect import suspicion
+from testbed.analysis.bisect.posterior import suspicion
+from testbed.analysis.parse import parse
 from testbed.host.errors import BuildError, SpecError
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import prepare
 from testbed.trials.prepare import Campaign
-from testbed.trials.trial import Trial
+from testbed.trials.trial import Attempt, Trial
 from tests.unit.recorded import EXPERIMENT, plan, record
 from tests.unit.test_bisect_loop import log_of
 from tests.unit.test_guest_faults import make_trial
@@ -65,9 +66,10 @@ def check(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> Check:
             made["trials"] = {trial.id: {"arm": "unpatched", "seed": trial.seed} for trial in trials}
             return Campaign(tuple(trials), made)
 
-        def once(trial: Trial, attempt: int, _cancel: threading.Event) -> tuple[Record, bytes]:
+        def once(trial: Trial, attempt: int, _cancel: threading.Event) -> Attempt:
             ended = record("unpatched", trial.seed, outcome, "as it was told")
-            return replace(ended, trial=trial.id, attempt=attempt), log_of(drawn(3, trial.seed + 100, centre))
+            log = log_of(drawn(3, trial.seed + 100, centre))
+            return Attempt(replace(ended, trial=trial.id, attempt=attempt), log, parse(log))
 
         monkeypatch.setattr(prepare, "prepare", replaced)
         monkeypatch.setattr("testbed.trials.trial.run", once)

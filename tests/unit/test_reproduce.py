@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from testbed.experiment import BalloonSpec, Experiment, MiB
 from testbed.guest import qemu
-from testbed.guest.machine import _HOST_TIME, _without_host_time
+from testbed.guest.deterministic import _HOST_TIME, _without_host_time
 from testbed.guest.qemu import Qemu
 from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv
@@ -154,7 +154,7 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(
 
 def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
     shape = Shape("icount", 8, 512 * MiB)
-    wiring = Wiring(3, {"run": Path("/r")}, "/p.so,fd=4", incoming=True)
+    wiring = Wiring(3, {"run": Path("/r")}, Path("/p.so"), 4, incoming=True)
     words = " ".join(argv(shape, "qemu", Path("/k"), Path("/i"), wiring))
     for part in (
         "tcg,thread=single -icount shift=0,sleep=off",
@@ -290,9 +290,11 @@ def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
             place.wait(0.1)
         theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
         place.wait(5)
-        assert place.address == 0x1234
+        # It stands there until it is let go.
+        assert place.address == 0x1234 and place.here()
         place.break_at(7, 3)
         place.release()
+        assert not place.here()
         assert theirs.recv(100) == b"b" + (7).to_bytes(8, "little") + (3).to_bytes(8, "little")
         assert theirs.recv(100)[:1] == b"g"
         theirs.close()
