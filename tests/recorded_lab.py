@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ci import steps
+from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
 from testbed.host import errors
 from testbed.host.errors import NoKvm
@@ -59,11 +60,14 @@ class RecordedLab:
             made["provenance"]["accelerator"] = {"name": "kvm", "reason": "a probe booted under KVM"}
         return Campaign((), made)
 
-    def run(self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress) -> None:
+    def run(
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    ) -> dict[str, Measurement]:
         if not ledger.records():
             for arm, counts in self.counts.items():
                 for seed, count in enumerate(counts, start=1):
                     ledger.add(record(arm, seed), counted(allocstall_movable=count))
+        return {}
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
 from testbed.ledger.ledger import Ledger
 from testbed.trials import pool, prepare
@@ -34,8 +35,13 @@ class Lab(Protocol):
     def prepare(self, experiment: Experiment, note: Callable[[str], None]) -> Campaign:
         """Build what an experiment needs and lay out its trials; raises as trials.prepare.prepare() does."""
 
-    def run(self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress) -> None:
-        """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does."""
+    def run(
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    ) -> Mapping[str, Measurement]:
+        """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does.
+
+        Returns what was measured now, by trial.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class ThisMachine:
         """Build what an experiment needs and lay out its trials; raises as trials.prepare.prepare() does."""
         return prepare.prepare(experiment, self.cache, note, threading.Event())
 
-    def run(self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress) -> None:
+    def run(
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    ) -> Mapping[str, Measurement]:
         """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does."""
-        pool.run(trials, ledger, jobs, progress)
+        return pool.run(trials, ledger, jobs, progress)

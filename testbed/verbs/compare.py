@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import Measurement
 from testbed.host.errors import HostError, SpecError
 from testbed.kernel import series
 from testbed.ledger import matrix
@@ -105,7 +107,8 @@ def compare(request: CompareRequest, lab: Lab, watch: Watch) -> Compared | Compa
     cells = request.run.experiment.cells()
     first = cells[0].experiment
     _refuse_idle_gate(request.fail_on, judged=bool(first.primary) and len(first.arms) > 1)
-    return report(ReportRequest(execute(request.run, cells, lab, watch), request.fail_on))
+    done = execute(request.run, cells, lab, watch)
+    return report(ReportRequest(done.directory, request.fail_on), done.measurements)
 
 
 def compare_lines(
@@ -127,20 +130,24 @@ def compare_stored(request: StoredRequest) -> Compared:
     return _compared(results.joined([request.before, request.after]), request.fail_on)
 
 
-def report(request: ReportRequest) -> Compared | ComparedMatrix:
-    """Report on a stored result, or on a matrix of them. Raises SpecError, StoreError."""
+def report(
+    request: ReportRequest, measurements: Mapping[str, Measurement] = MappingProxyType({})
+) -> Compared | ComparedMatrix:
+    """Report on a stored result, or on a matrix of them. Raises SpecError, StoreError.
+
+    Logs are parsed of trials that are not among `measurements`.
+    """
+
+    def reported(directory: Path) -> Compared:
+        compared = _compared(results.load(directory, measurements), request.fail_on)
+        return replace(compared, directory=directory)
+
     if not results.is_matrix(request.result):
-        return _reported(request.result, request.fail_on)
+        return reported(request.result)
     _, ran = matrix.load(request.result)
-    cells = {
-        cell.name: _reported(cell.result, request.fail_on) for cell in ran if (cell.result / LEDGER).exists()
-    }
+    cells = {cell.name: reported(cell.result) for cell in ran if (cell.result / LEDGER).exists()}
     document = results.matrix_report(request.result, {name: cell.report for name, cell in cells.items()})
     return ComparedMatrix(request.result, document, cells, worst(request.result))
-
-
-def _reported(directory: Path, fail_on: Sequence[Condition]) -> Compared:
-    return replace(_compared(results.load(directory), fail_on), directory=directory)
 
 
 def _compared(result: Result, fail_on: Sequence[Condition]) -> Compared:

@@ -8,12 +8,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.likeness import unlike
 from testbed.analysis.metrics import METRICS
-from testbed.analysis.parse import parse
+from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import LEAST_SEEDS, Experiment
 from testbed.host import files
 from testbed.host.errors import SpecError
@@ -55,17 +56,22 @@ class Result:
         return compared(self.plan, self.observations)
 
 
-def load(directory: Path) -> Result:
-    """The result in a directory. Raises SpecError when there is none, StoreError when it is damaged."""
+def load(directory: Path, measurements: Mapping[str, Measurement] = MappingProxyType({})) -> Result:
+    """The result in a directory. Raises SpecError when there is none, StoreError when it is damaged.
+
+    Logs are parsed of trials that are not among `measurements`.
+    """
     with Ledger.open(directory) as ledger:
-        return read(ledger)
+        return read(ledger, measurements)
 
 
-def read(ledger: Ledger) -> Result:
-    """What a ledger has of its last plan."""
+def read(ledger: Ledger, measurements: Mapping[str, Measurement] = MappingProxyType({})) -> Result:
+    """What a ledger has of its last plan; logs are parsed of trials that are not among `measurements`."""
     plan = ledger.plan()
     records = [record for record in ledger.records() if record.trial in plan["trials"]]
-    observations = (Observation(r, parse(ledger.log(r))) for r in final(records).values())
+    observations = (
+        Observation(r, measurements.get(r.trial) or parse(ledger.log(r))) for r in final(records).values()
+    )
     return Result(plan, tuple(observations), tuple(records))
 
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from testbed.analysis.parse import Measurement
 from testbed.experiment import LEAST_SEEDS, Cell, Experiment
 from testbed.host.errors import NoKvm, SpecError
 from testbed.ledger import matrix
@@ -32,24 +33,33 @@ class Ran:
 
 def run(request: RunRequest, lab: Lab, watch: Watch) -> Ran:
     """Run what is missing; raises SpecError, HostError, BuildError, StoreError, Interrupted."""
-    directory = execute(request, request.experiment.cells(), lab, watch)
-    if results.is_matrix(directory):
-        return Ran(directory, worst=worst(directory))
-    return Ran(directory, tuple(o.record for o in results.load(directory).observations))
+    done = execute(request, request.experiment.cells(), lab, watch)
+    if results.is_matrix(done.directory):
+        return Ran(done.directory, worst=worst(done.directory))
+    observations = results.load(done.directory, done.measurements).observations
+    return Ran(done.directory, tuple(observation.record for observation in observations))
 
 
-def execute(request: RunRequest, cells: Sequence[Cell], lab: Lab, watch: Watch) -> Path:
-    """Run what is missing of cells, each into its own directory; return the directory of them all."""
+@dataclass(frozen=True)
+class Executed:
+    """Where the results of all cells are, and what was measured now, by trial."""
+
+    directory: Path
+    measurements: Mapping[str, Measurement]
+
+
+def execute(request: RunRequest, cells: Sequence[Cell], lab: Lab, watch: Watch) -> Executed:
+    """Run what is missing of cells, each into its own directory."""
     home = request.results or Path("results") / cells[0].experiment.name
     runs = _Runs(request, lab, watch)
     with request.experiment.named():
         if not cells[0].at:
             runs.one(cells[0].experiment, home, fresh=request.fresh)
-            return home
-        if request.fresh:
-            make_room(home, watch)
-        matrix.run(cells, home, runs.one, watch.note)
-    return home
+        else:
+            if request.fresh:
+                make_room(home, watch)
+            matrix.run(cells, home, runs.one, watch.note)
+    return Executed(home, runs.measurements)
 
 
 def worst(home: Path) -> int:
@@ -68,6 +78,7 @@ class _Runs:
     request: RunRequest
     lab: Lab
     watch: Watch
+    measurements: dict[str, Measurement] = field(default_factory=dict)
 
     def one(self, experiment: Experiment, directory: Path, *, fresh: bool = False) -> None:
         """Run what is missing of one comparison."""
@@ -77,7 +88,7 @@ class _Runs:
             make_room(directory, self.watch)
         with Ledger.create(directory) as ledger:
             ledger.set_plan(ready.document)
-            until_decided(
+            self.measurements |= until_decided(
                 experiment,
                 ready.trials,
                 ledger,
@@ -111,8 +122,12 @@ def until_decided(
     lab: Lab,
     jobs: int | None,
     watch: Watch,
-) -> None:
-    """Run the trials of all seeds; with primary metrics, of no more than it takes to decide them."""
+) -> Mapping[str, Measurement]:
+    """Run the trials of all seeds; with primary metrics, of no more than it takes to decide them.
+
+    Returns what was measured, by trial.
+    """
+    measurements: dict[str, Measurement] = {}
     began = time.monotonic()
     # In pairs, whatever the cores: at the end of each batch some are idle, and when it is decided must be
     # the same everywhere.
@@ -120,10 +135,11 @@ def until_decided(
     stops = range(1, experiment.seeds) if experiment.minutes else looks
     for seeds in (*stops, experiment.seeds):
         end = experiment.first_seed + seeds
-        lab.run([trial for trial in trials if trial.seed < end], ledger, jobs, watch)
+        measurements |= lab.run([trial for trial in trials if trial.seed < end], ledger, jobs, watch)
         if seeds == experiment.seeds:
-            return
-        so_far = results.read(ledger)
+            break
+        so_far = results.read(ledger, measurements)
+        measurements |= {o.record.trial: o.measurement for o in so_far.observations}
         if missing := results.untold(so_far):
             raise SpecError(
                 f"primary: no trial has the metric {', '.join(missing)}",
@@ -131,11 +147,12 @@ def until_decided(
             )
         if seeds in looks and results.decided(so_far):
             watch.note(f"decided after {seeds} seeds")
-            return
+            break
         if looks and seeds == looks[0]:
             # The pilot says whether it is worth while to go on.
             for line in words.detectable(results.report(so_far, full=False)):
                 watch.note(line)
         if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
             watch.note(f"no further seed: {experiment.minutes:g} minutes are over")
-            return
+            break
+    return measurements

@@ -45,5 +45,5 @@ def selfcheck(request: SelfcheckRequest, lab: Lab, watch: Watch) -> Selfchecked:
         raise SpecError(f"{experiment.file}: `matrix`: a check of the tool has none")
     with experiment.named():
         comparisons = nothing.comparisons(cell.experiment, request.comparisons)
-    home = execute(request.run, comparisons, lab, watch)
+    home = execute(request.run, comparisons, lab, watch).directory
     return Selfchecked(home, results.checked(home), worst(home))

@@ -507,10 +507,10 @@ def bare(tmp_path: Path) -> Bare:
     after = commit(top, "a file", "lib/new.c")
     (tmp_path / "fix.patch").write_text(FIX)
     (tmp_path / "extra.config").write_text("CONFIG_NEW=y\n# CONFIG_OLD is not set\n")
-    return Bare(tester(tmp_path, str(tmp_path / "fix.patch")), before, after)
+    return Bare(real_tester(tmp_path, str(tmp_path / "fix.patch")), before, after)
 
 
-def tester(tmp_path: Path, *patches: str) -> CommitTester:
+def real_tester(tmp_path: Path, *patches: str) -> CommitTester:
     experiment = expand(EXPERIMENT, {}, [])[0].experiment
     kernel = experiment.kernel.model_copy(update={"config": (str(tmp_path / "extra.config"),)})
     arms = {"a": ArmSpec(patches=patches)}
@@ -539,7 +539,7 @@ def test_what_is_compiled_is_read_from_what_kbuild_left(bare: Bare) -> None:
 
 def test_a_series_has_to_apply(bare: Bare, tmp_path: Path) -> None:
     with pytest.raises(Broken, match="its patches or options do not fit"):
-        tester(tmp_path, "instrumentation").build(bare.after)
+        real_tester(tmp_path, "instrumentation").build(bare.after)
 
 
 def test_what_becomes_of_a_build(bare: Bare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

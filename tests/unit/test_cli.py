@@ -384,10 +384,11 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(experiment)
         return Campaign((), plan())
 
-    def run(_trials: object, ledger: Ledger, _jobs: int, _progress: object) -> None:
+    def run(_trials: object, ledger: Ledger, _jobs: int, _progress: object) -> dict[str, Measurement]:
         if not ledger.records():
             ledger.add(record("unpatched", 1), UNPATCHED)
             ledger.add(record("patched", 1), PATCHED)
+        return {}
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     monkeypatch.setattr(pool, "run", run)
@@ -552,8 +553,9 @@ def test_a_trial_that_was_lost_is_no_other_result(
     expected = reproduce.Expected(trial.id, trial.arm, trial.seed, "measured", digest)
     repeat = reproduce.Repeat({}, (trial,), {trial.id: expected})
 
-    def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> None:
+    def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> dict[str, Measurement]:
         ledger.add(record(trial.arm, trial.seed, outcome, trial=trial.id), log)
+        return {}
 
     monkeypatch.setattr(reproduce, "load", lambda *_: repeat)
     monkeypatch.setattr(pool, "run", run)

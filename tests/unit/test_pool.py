@@ -91,11 +91,14 @@ def test_a_sample_is_of_all_arms_alike(arms: str, seeds: int) -> None:
 def test_everything_is_run_once_and_not_again(tmp_path: Path, ledger: Ledger) -> None:
     trials = plan(script(tmp_path / "qemu", fake("none")))
     first, second = Watched(), Watched()
-    pool.run(trials, ledger, 2, first)
+    measurements = pool.run(trials, ledger, 2, first)
     assert {(r.arm, r.seed, r.outcome) for r in first.records} == {
         (arm, seed, MEASURED) for arm in "ab" for seed in (1, 2)
     }
-    pool.run(trials, ledger, 2, second)
+    assert (
+        measurements == {r.trial: parse(ledger.log(r)) for r in ledger.records()} and len(measurements) == 4
+    )
+    assert pool.run(trials, ledger, 2, second) == {}
     assert (second.begun, second.records) == ((4, 4, 2), [])
 
 

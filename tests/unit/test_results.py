@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from testbed.analysis.likeness import unlike
+from testbed.analysis.parse import Measurement, parse
 from testbed.host.errors import SpecError
 from testbed.ledger import matrix as cells
+from testbed.ledger.ledger import Ledger
 from testbed.verbs import results
 from tests.unit.recorded import PATCHED, UNPATCHED, measured, pair, plan, record, write_result
 
@@ -54,6 +56,22 @@ def test_an_arm_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -
         with pytest.raises(SpecError) as caught:
             results.joined([first, Path(f"{first}:{arm}")])
         assert str(caught.value) == f"{first}: there is no arm `{arm}`: old, new"
+
+
+def test_what_was_parsed_is_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger.open(measured(tmp_path / "a", {"old": LOW, "new": HIGH})) as ledger:
+        first = results.read(ledger)
+        measurements = {o.record.trial: o.measurement for o in first.observations}
+        del measurements[next(iter(measurements))]
+        parsed: list[bytes] = []
+
+        def counted(log: bytes) -> Measurement:
+            parsed.append(log)
+            return parse(log)
+
+        monkeypatch.setattr(results, "parse", counted)
+        assert results.read(ledger, measurements) == first
+    assert len(parsed) == 1
 
 
 # --- two results ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from testbed.analysis import selfcheck as analysis
+from testbed.analysis.parse import Measurement
 from testbed.analysis.selfcheck import Outcome
 from testbed.analysis.verdict import Decision
 from testbed.experiment import MOST_SEEDS, Experiment, load
@@ -149,7 +150,9 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
         return Campaign(tuple(trials), made)
 
-    def run(wanted: Sequence[Trial], ledger: Ledger, _jobs: int | None, _progress: object) -> None:
+    def run(
+        wanted: Sequence[Trial], ledger: Ledger, _jobs: int | None, _progress: object
+    ) -> dict[str, Measurement]:
         done = {found.trial for found in ledger.records()}
         for trial in wanted:
             if trial.id not in done:
@@ -159,6 +162,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
                 )
                 ledger.add(record(trial.arm, trial.seed, trial=trial.id), log)
                 ran.append((trial.arm, trial.seed))
+        return {}
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     monkeypatch.setattr(pool, "run", run)

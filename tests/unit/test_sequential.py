@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from testbed.analysis.parse import Measurement
 from testbed.analysis.statistics import LEAST_PAIRS
 from testbed.experiment import LEAST_SEEDS, ArmSpec, Experiment, KernelSpec
 from testbed.experiment.model import PrimarySpec
@@ -64,7 +65,9 @@ class Counting:
     def prepare(self, experiment: Experiment, note: Callable[[str], None]) -> Campaign:
         raise NotImplementedError
 
-    def run(self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress) -> None:
+    def run(
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    ) -> dict[str, Measurement]:
         done = {found.trial for found in ledger.records()}
         assert jobs == 3 and isinstance(progress, Watcher)
         for trial in trials:
@@ -75,6 +78,7 @@ class Counting:
         assert seeds == set(range(1, max(seeds) + 1)) and len(trials) == len(seeds) * len(self.counts)
         self.looks.append(max(seeds))
         self.clock[0] += 60
+        return {}
 
 
 @pytest.fixture
