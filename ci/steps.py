@@ -27,12 +27,13 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shlex
 import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.experiment import load
 from testbed.host import process
 from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
-from testbed.host.paths import REPOSITORY, cache_directory
+from testbed.host.paths import cache_directory, data_directory
 from testbed.kernel import series, source
 from testbed.report.text import escaped, visible
 
@@ -59,7 +60,11 @@ CACHED = ("kernels", "images", "snapshots", "plugins", "qemu")
 KEEP_BYTES = 1 << 30
 TRIMMED = ("kernels", "images")
 # What a kernel, an image or a trial is made of, beside the experiment.
-INGREDIENTS = ("kconfigs", "patches", "images", "requirements.txt")
+INGREDIENTS = (
+    *(data_directory() / name for name in ("kconfigs", "patches", "images")),
+    Path(__file__).resolve().parents[1] / "requirements.txt",
+)
+EXPERIMENTS = data_directory() / "experiments"
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,7 @@ def prepare() -> int:
     _job_file(out).write_text(json.dumps(asdict(job), indent=1) + "\n")
     _say(process.pasteable(["testbed", *job.words]))
     system = f"testbed-1-{_system()}-"
-    inputs = f"{system}{_content([*(REPOSITORY / name for name in INGREDIENTS), file, *added])}-"
+    inputs = f"{system}{_content([*INGREDIENTS, file, *added])}-"
     _output("cache-key", inputs)
     _output("cache-keys", f"{inputs}\n{system}")
     _output("cache-paths", "\n".join(str(cache_directory() / name) for name in CACHED))
@@ -124,10 +129,10 @@ def prepare() -> int:
 
 
 def _experiment_file(given: str) -> Path:
-    for path in (Path(given), REPOSITORY / given, REPOSITORY / "experiments" / f"{given}.yaml"):
+    for path in (Path(given), EXPERIMENTS.parent / given, EXPERIMENTS / f"{given}.yaml"):
         if path.is_file():
             return path.resolve()
-    own = ", ".join(sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml")))
+    own = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
     raise SpecError(f"TESTBED_EXPERIMENT: {given}: no such file", f"testbed's own are {own}")
 
 
@@ -361,10 +366,8 @@ def _job_file(out: Path) -> Path:
 
 def _system() -> str:
     """As in debian13: other compilers make other kernels."""
-    facts: Mapping[str, str] = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    return "".join(facts.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID"))
+    facts = platform.freedesktop_os_release()
+    return "".join(facts.get(key, "") for key in ("ID", "VERSION_ID"))
 
 
 def _content(paths: Sequence[Path]) -> str:

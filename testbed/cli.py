@@ -41,7 +41,7 @@ from testbed.experiment.script import script
 from testbed.guest import terminal
 from testbed.guest.machine import Guest
 from testbed.host.errors import GuestFailed, GuestLost, HostError, Interrupted, NoKvm, SpecError, TestbedError
-from testbed.host.paths import REPOSITORY, cache_directory
+from testbed.host.paths import cache_directory, data_directory
 from testbed.host.process import pasteable
 from testbed.kernel import series
 from testbed.ledger import matrix as cells
@@ -59,7 +59,7 @@ from testbed.verbs import explain, reproduce, results
 from testbed.verbs.reproduce import Repeat
 
 OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1, 1
-SELFCHECK = REPOSITORY / "experiments" / "selfcheck.yaml"
+SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
 # `testbed check` adds it to a status that is no verdict, so that `git bisect run` stops.
 NO_VERDICT = 128
 PIPE_COLUMNS = 120

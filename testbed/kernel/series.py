@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 from testbed.experiment import Model, is_path
 from testbed.host import process
 from testbed.host.errors import SpecError
-from testbed.host.paths import REPOSITORY
+from testbed.host.paths import data_directory
 
-PATCHES = REPOSITORY / "patches"
+PATCHES = data_directory() / "patches"
 PATCH_SECONDS = 60.0
 
 
