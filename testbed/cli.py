@@ -55,7 +55,7 @@ from testbed.setup import doctor
 from testbed.trials import debug, pool, prepare
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
-from testbed.verbs import explain, reproduce, results
+from testbed.verbs import explain, init, reproduce, results
 from testbed.verbs.reproduce import Repeat
 
 OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1, 1
@@ -128,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_experiment_verbs(verb)
     _add_result_verbs(verb)
     _add_bisect_verb(verb)
+    sub = verb("init", _init, "write an example experiment, with all of it explained, to begin with")
+    sub.add_argument("target", nargs="?", type=Path, default=Path(), metavar="DIR|FILE.yaml")
     sub = verb("schema", _schema, "print the JSON Schema of experiment files, for editors to complete")
     sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
     verb("metrics", _metrics, "list the metrics: name, unit, which direction is better, and where it is from")
@@ -643,6 +645,11 @@ def _bisection_log(directory: Path) -> int:
 
     for line in bisect.log(directory):
         print(text.visible(line))
+    return OK
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    print(init.init(arguments.target))
     return OK
 
 
