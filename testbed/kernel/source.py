@@ -290,6 +290,8 @@ def _unpack(archive: Path, tree: Path, progress: Progress) -> None:
 
 # What a user's configuration could otherwise do to a checkout, or our commands to a user's repository.
 _SETTINGS = (
+    "apply.ignoreWhitespace=no",
+    "apply.whitespace=nowarn",
     "core.autocrlf=false",
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -330,6 +332,7 @@ def git(
     *words: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
     timeout: float = GIT_SECONDS,
     error: type[TestbedError] = BuildError,
     check: bool = True,
@@ -340,6 +343,7 @@ def git(
         ["git", *settings, f"--git-dir={git_dir}", *words],
         cwd=cwd,
         env={"GIT_TERMINAL_PROMPT": "0", **(env or {})},
+        stdin=stdin,
         timeout=timeout,
         error=error,
         check=check,

@@ -113,7 +113,7 @@ PROGRAMS = {
     "bison": _packages("bison"),
     "bc": _packages("bc"),
     "perl": _packages("perl"),
-    "patch": _packages("patch"),
+    "git": _packages("git"),
     "tar": _packages("tar"),
     "xz": _packages("xz-utils", "xz"),
     "setpriv": _packages("util-linux"),

@@ -23,7 +23,7 @@ from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import REPOSITORY, is_installed
-from testbed.kernel import build, series, source
+from testbed.kernel import build, source
 from testbed.kernel.build import Kernel, Plan
 from testbed.trials.trial import Trial
 
@@ -259,7 +259,7 @@ def kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
         "source_identity": plan.source.identity,
         "release": kernel.release,
         "patches": list(kernel.patches),
-        "diffstat": {patch.name: series.diffstat(patch) for patch in plan.patches},
+        "diffstat": {patch.name: dict(patch.diffstat) for patch in plan.patches},
         "patches_sha256": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
         "config_sha256": hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
         "build_key": kernel.key,

@@ -52,17 +52,17 @@ def test_a_compiler_that_cannot_be_started_is_no_traceback(no_programs: Path, tm
     [
         (
             "debian",
-            "apt-get install -y --no-install-recommends bc binutils bison busybox-static flex gcc libc6-dev "
-            "libelf-dev make patch perl qemu-system-x86 tar util-linux xz-utils",
+            "apt-get install -y --no-install-recommends bc binutils bison busybox-static flex gcc git "
+            "libc6-dev libelf-dev make perl qemu-system-x86 tar util-linux xz-utils",
         ),
         (
             "fedora",
-            "dnf install -y bc binutils bison busybox elfutils-libelf-devel flex gcc glibc-static make patch "
+            "dnf install -y bc binutils bison busybox elfutils-libelf-devel flex gcc git glibc-static make "
             "perl qemu-system-x86-core tar util-linux xz",
         ),
         (
             "arch",
-            "pacman -S --needed --noconfirm bc binutils bison busybox flex gcc glibc libelf make patch perl "
+            "pacman -S --needed --noconfirm bc binutils bison busybox flex gcc git glibc libelf make perl "
             "qemu-system-x86 tar util-linux xz",
         ),
     ],
