@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -55,6 +56,13 @@ def in_the_checkout(program: str, cwd: Path) -> str:
 
 def test_a_checkout_works_with_what_is_in_it() -> None:
     assert not is_installed() and data_directory() == REPOSITORY
+
+
+def test_only_set_up_and_the_version_know_of_the_checkout() -> None:
+    """All else is data, and found by data_directory()."""
+    package = REPOSITORY / "testbed"
+    users = {path for path in package.rglob("*.py") if re.search(r"\bREPOSITORY\b", path.read_text())}
+    assert users == {package / name for name in ("host/paths.py", "setup/bootstrap.py", "trials/prepare.py")}
 
 
 def test_the_project_is_called_what_it_is_asked_for() -> None:
