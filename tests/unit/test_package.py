@@ -35,6 +35,8 @@ def files(directory: Path) -> dict[str, bytes]:
     """What git has beneath a directory of the checkout; elsewhere all that was not compiled there."""
     paths = [path for path in directory.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     if directory.is_relative_to(REPOSITORY):
+        if not (REPOSITORY / ".git").exists():
+            pytest.skip("not a git checkout")
         listing = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", directory],
             cwd=REPOSITORY,
