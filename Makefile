@@ -10,7 +10,7 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit doctor setup setup-dev lock clean
+.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit doctor dist setup setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -50,6 +50,9 @@ lint: setup-dev
 doctor: setup ## What this machine lacks
 	@$(RUN) doctor
 
+dist: setup-dev ## The package, as sdist and wheel; pip installs what is in dist/
+	@.venv/bin/python -m build --no-isolation
+
 setup:
 	@$(PYTHON) -m testbed.setup.bootstrap
 
@@ -61,4 +64,4 @@ lock: setup-dev ## Pin the newest versions of all Python packages
 	@$(COMPILE) --output-file requirements-dev.txt --extra dev --constraint requirements.txt
 
 clean: ## Forget .venv and test leftovers; results and the cache stay
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

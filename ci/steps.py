@@ -44,7 +44,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.experiment import load
 from testbed.host import process
 from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
-from testbed.host.paths import REPOSITORY, cache_directory
+from testbed.host.paths import cache_directory, data_directory
 from testbed.host.process import end_on_signals
 from testbed.kernel import source
 from testbed.report.text import escaped, visible
@@ -76,7 +76,11 @@ CACHED = ("kernels", "images", "snapshots", "plugins", "qemu")
 KEEP_BYTES = 1 << 30
 TRIMMED = ("kernels", "images")
 # What a kernel, an image or a trial is made of, beside the experiment.
-INGREDIENTS = ("kconfigs", "patches", "images", "requirements.txt")
+INGREDIENTS = (
+    *(data_directory() / name for name in ("kconfigs", "patches", "images")),
+    Path(__file__).resolve().parents[1] / "requirements.txt",
+)
+EXPERIMENTS = data_directory() / "experiments"
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def prepare() -> int:
     _job_file(out).write_text(json.dumps(asdict(job), indent=1) + "\n")
     _say(process.pasteable(["testbed", *_words(job)]))
     system = f"testbed-1-{_system()}-"
-    inputs = f"{system}{_content([*(REPOSITORY / name for name in INGREDIENTS), file, *added])}-"
+    inputs = f"{system}{_content([*INGREDIENTS, file, *added])}-"
     _output("cache-key", inputs)
     _output("cache-keys", f"{inputs}\n{system}")
     _output("cache-paths", "\n".join(str(cache_directory() / name) for name in CACHED))
@@ -158,10 +162,10 @@ def prepare() -> int:
 
 
 def _experiment_file(given: str) -> Path:
-    for path in (Path(given), REPOSITORY / given, REPOSITORY / "experiments" / f"{given}.yaml"):
+    for path in (Path(given), EXPERIMENTS.parent / given, EXPERIMENTS / f"{given}.yaml"):
         if path.is_file():
             return path.resolve()
-    own = ", ".join(sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml")))
+    own = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
     raise SpecError(f"TESTBED_EXPERIMENT: {given}: no such file", f"testbed's own are {own}")
 
 

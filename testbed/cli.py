@@ -32,6 +32,7 @@ from testbed.verbs import (
     compare,
     explain,
     history,
+    init,
     kernels,
     parse,
     replay,
@@ -295,6 +296,11 @@ def _look_at_bisection(arguments: argparse.Namespace) -> int:
     )
 
 
+def _init(arguments: argparse.Namespace, _lab: Lab) -> int:
+    print(init.init(arguments.target))
+    return FINE
+
+
 def _schema(arguments: argparse.Namespace, _lab: Lab) -> int:
     if arguments.report:
         from testbed.report.schema import schema  # noqa: PLC0415  (slow, with scipy)
@@ -341,6 +347,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, Lab], int]] = {
     "replay": _replay,
     "check": _check,
     "bisect": _bisect,
+    "init": _init,
     "schema": _schema,
     "metrics": _metrics,
     "doctor": _doctor,

@@ -280,6 +280,8 @@ def _unpack(archive: Path, tree: Path, progress: Progress) -> None:
 
 # What a user's configuration could otherwise do to a checkout, or our commands to a user's repository.
 _SETTINGS = (
+    "apply.ignoreWhitespace=no",
+    "apply.whitespace=nowarn",
     "core.autocrlf=false",
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -320,6 +322,7 @@ def git(
     *words: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
     timeout: float = GIT_SECONDS,
     error: type[TestbedError] = BuildError,
     check: bool = True,
@@ -330,6 +333,7 @@ def git(
         ["git", *settings, f"--git-dir={git_dir}", *words],
         cwd=cwd,
         env={"GIT_TERMINAL_PROMPT": "0", **(env or {})},
+        stdin=stdin,
         timeout=timeout,
         error=error,
         check=check,

@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from testbed.host.paths import REPOSITORY
+from testbed.host.paths import data_directory
 
-SELFCHECK = REPOSITORY / "experiments" / "selfcheck.yaml"
+SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +26,8 @@ def parser() -> argparse.ArgumentParser:
     _add_experiment_verbs(verb)
     _add_result_verbs(verb)
     _add_bisect_verb(verb)
+    sub = verb("init", "write an example experiment, with all of it explained, to begin with")
+    sub.add_argument("target", nargs="?", type=Path, default=Path(), metavar="DIR|FILE.yaml")
     sub = verb("schema", "print the JSON Schema of experiment files, for editors to complete")
     sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
     verb("metrics", "list the metrics: name, unit, which direction is better, and where it is from")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -20,14 +21,14 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
-from testbed.host import process
 from testbed.host.errors import HostError, SpecError
-from testbed.host.paths import REPOSITORY
-from testbed.kernel import build, series, source
+from testbed.host.paths import REPOSITORY, is_installed
+from testbed.kernel import build, source
 from testbed.kernel.build import Kernel, Plan
 from testbed.trials.trial import Trial
 
 DOCUMENT_SCHEMA = 1
+DISTRIBUTION = "reclaim-testbed"  # as pyproject.toml names it
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
         "source_identity": plan.source.identity,
         "release": kernel.release,
         "patches": list(kernel.patches),
-        "diffstat": {patch.name: series.diffstat(patch) for patch in plan.patches},
+        "diffstat": {patch.name: dict(patch.diffstat) for patch in plan.patches},
         "patches_sha256": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
         "config_sha256": hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
         "build_key": kernel.key,
@@ -268,13 +269,15 @@ def kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
 
 
 def own_version() -> str:
-    """The commit of this checkout, with `-dirty` when it was changed; else the package's version."""
-    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = process.run(describe, timeout=20, error=HostError, check=False)
-    except HostError:
-        return metadata.version("testbed")
-    return done.stdout.decode().strip() or metadata.version("testbed")
+    """The commit of a checkout, with `-dirty` when it was changed; else the package's version."""
+    # Any other repository around an installed package is none of ours. In a work tree .git is a file.
+    if not is_installed() and (REPOSITORY / ".git").exists():
+        describe = (f"--work-tree={REPOSITORY}", "describe", "--always", "--dirty", "--abbrev=12")
+        # There may be no git here.
+        with contextlib.suppress(HostError):
+            done = source.git(REPOSITORY / ".git", *describe, timeout=20, error=HostError)
+            return done.stdout.decode().strip()
+    return metadata.version(DISTRIBUTION)
 
 
 def host_cpu() -> str:

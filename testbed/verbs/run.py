@@ -88,13 +88,9 @@ class _Runs:
             make_room(directory, self.watch)
         with Ledger.create(directory) as ledger:
             ledger.set_plan(ready.document)
-            self.measurements |= until_decided(
-                experiment,
-                ready.trials,
-                ledger,
-                lab=self.lab,
-                jobs=self.request.jobs,
-                watch=self.watch,
+            jobs = self.request.jobs
+            self.measurements.update(
+                until_decided(experiment, ready.trials, ledger, lab=self.lab, jobs=jobs, watch=self.watch)
             )
 
     def _prepared(self, experiment: Experiment) -> Campaign:

@@ -72,7 +72,12 @@ def test_actionlint_would_find_something(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("schema", "paths"),
-    [("github-workflows", WORKFLOWS), ("github-actions", [ACTION]), ("gitlab-ci", [GITLAB])],
+    [
+        ("github-workflows", WORKFLOWS),
+        ("github-actions", [ACTION]),
+        ("gitlab-ci", [GITLAB]),
+        ("dependabot", [REPOSITORY / ".github" / "dependabot.yml"]),
+    ],
 )
 def test_the_files_keep_to_their_schemas(schema: str, paths: list[Path]) -> None:
     check(TOOLS / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *paths)
@@ -80,6 +85,36 @@ def test_the_files_keep_to_their_schemas(schema: str, paths: list[Path]) -> None
 
 def test_shellcheck_finds_nothing() -> None:
     check(TOOLS / "shellcheck", *SCRIPTS, REPOSITORY / ".ci" / "run")
+
+
+def test_the_cache_of_the_tests_is_what_the_steps_name_and_depends_on_what_they_do() -> None:
+    job = loaded(REPOSITORY / ".github" / "workflows" / "test.yml")["jobs"]["all"]
+    restore, save = (
+        step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/cache/")
+    )
+    home = f"{job['env']['XDG_CACHE_HOME']}/testbed"
+    assert save["path"] == restore["path"]
+    assert restore["path"].split() == [f"{home}/{name}" for name in steps.CACHED]
+    for path in steps.INGREDIENTS:
+        assert f"'{path.name}{'/**' if path.is_dir() else ''}'" in restore["key"]
+
+
+def test_commits_are_checked_by_what_lint_runs() -> None:
+    (hooks,) = (repository["hooks"] for repository in loaded(REPOSITORY / ".pre-commit-config.yaml")["repos"])
+    by_id = {hook["id"]: hook for hook in hooks}
+    assert (by_id["lint"]["entry"], by_id["lint"]["pass_filenames"]) == ("make lint", False)
+    # As pre-commit's own pygrep looks at the message.
+    pattern = re.compile(by_id["subject"]["entry"], re.MULTILINE | re.DOTALL)
+    assert by_id["subject"]["args"] == ["--multiline", "--negate"]
+    for message in (
+        "report: one table type\n\nA body of any length: " + "x" * 100,
+        "docs: " + "x" * 66,
+        "Merge branch 'docs'\n",
+        "fixup! report: one table type",
+    ):
+        assert pattern.search(message), message
+    for message in ("One table type\n", "docs: " + "x" * 67, "\nreport: late\n", "report:\n", "report: \n"):
+        assert not pattern.search(message), message
 
 
 def commands() -> Iterator[str]:
@@ -296,7 +331,7 @@ def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) ->
         ({"experiment": ""}, "TESTBED_EXPERIMENT: which experiment?"),
         (
             {"experiment": "reclaim-captur"},
-            "reclaim-captur: no such file\n  testbed's own are direct-reclaim, mglru, ",
+            "reclaim-captur: no such file\n  testbed's own are direct-reclaim, example, ",
         ),
         ({"patches": "my.patch other.patch"}, "TESTBED_PATCHES: other.patch: no such file"),
         ({"patches": "*.diff"}, "TESTBED_PATCHES: *.diff: no such file"),
@@ -438,7 +473,7 @@ def test_a_tree_and_its_base_are_two_arms(prepare: Any, linux: Path, tmp_path: P
     assert [list(arm.patches) for arm in made.arms.values()] == [[], [str(patch)]]
     # It makes HEAD of the base, and has nothing of what main did meanwhile.
     git(linux, "checkout", "--quiet", "--detach", fork)
-    check("patch", "-p1", "-F0", "--batch", "-i", patch, cwd=linux)
+    git(linux, "apply", str(patch))
     git(linux, "add", ".")
     assert git(linux, "write-tree") == git(linux, "rev-parse", "pull^{tree}")
 
