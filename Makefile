@@ -10,7 +10,8 @@ RUN = .venv/bin/testbed
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit doctor dist setup setup-dev lock clean
+.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit docs-check doctor dist setup setup-dev lock \
+	clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -46,6 +47,9 @@ lint: setup-dev
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+
+docs-check: setup-dev ## Every command that README.md and docs/ show: does it print what they say?
+	@.venv/bin/python -m tests.listings $(ARGS)
 
 doctor: setup ## What this machine lacks
 	@$(RUN) doctor
