@@ -20,6 +20,8 @@ from testbed.ledger.record import MEASURED, Record
 from testbed.trials import prepare
 from testbed.trials import trial as trials
 
+# Their kernel is one of its.
+pytestmark = pytest.mark.usefixtures("lab")
 MODES = ("deterministic", "realtime")
 
 
