@@ -7,6 +7,8 @@ PYTHON ?= python3
 EXPERIMENT ?= experiments/reclaim-capture.yaml
 ARGS ?=
 RUN = .venv/bin/testbed
+# On all cores, each of which takes work over from another that has more left.
+PYTEST = .venv/bin/pytest --numprocesses auto --dist worksteal
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
@@ -32,7 +34,7 @@ selfcheck: setup ## How often comparisons that have nothing to find find somethi
 	@$(RUN) selfcheck $(ARGS)
 
 test: setup-dev lint ## All tests but those under fire; builds kernels and boots guests
-	@.venv/bin/pytest -m "not fire" $(ARGS)
+	@$(PYTEST) -m "not fire" $(ARGS)
 
 fire: setup-dev ## The patch's correctness on debug kernels
 	@.venv/bin/pytest -m fire $(ARGS)
@@ -41,7 +43,7 @@ soak: setup-dev ## The patch under fire for 10 minutes in each mode, then a mill
 	@.venv/bin/python -m tests.soak $(ARGS)
 
 unit: setup-dev lint ## The tests that need no kernel
-	@.venv/bin/pytest -m "not guest" $(ARGS)
+	@$(PYTEST) -m "not guest" $(ARGS)
 
 lint: setup-dev
 	@.venv/bin/ruff check

@@ -168,7 +168,8 @@ def _debian(package: str, cache: Path, progress: Progress) -> Source:
     tree = cache / "sources" / digest
     files.once(tree, lambda draft: _unpack(archive, draft, progress), progress=progress)
     name = package.partition("=")[0]
-    return Unpacked(f"sha256:{digest}", f"sha256:{digest}", f"{name} {version}", tree)
+    # Of a line, one version follows the other: few files change.
+    return Unpacked(f"sha256:{digest}", f"debian:{name}", f"{name} {version}", tree)
 
 
 def _debian_archive(package: str, cache: Path, progress: Progress) -> tuple[Path, str]:

@@ -15,6 +15,7 @@ import yaml
 
 from testbed import cli
 from testbed.experiment import Experiment
+from testbed.terminal.arguments import parser
 from tests.listings import (
     ADAPT,
     PAGES,
@@ -50,7 +51,7 @@ def parses(words: list[str]) -> None:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), contextlib.redirect_stdout(io.StringIO()):
-            cli._parser().parse_args(words)
+            parser().parse_args(words)
     except SystemExit as ended:
         assert not ended.code, f"testbed {shlex.join(words)}: {complaint.getvalue()}"
 
@@ -175,7 +176,7 @@ def test_no_command_hides_where_nothing_looks_for_it() -> None:
 
 def test_verbs_and_options_in_the_text_exist() -> None:
     """In the text, `testbed VERB --option` is a command, too, though its arguments may be missing."""
-    verbs = cli._parser().format_help()
+    verbs = parser().format_help()
     for page, text in TEXTS.items():
         prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
         for words in re.findall(r"`testbed ([^`]+)`", prose):
@@ -183,7 +184,7 @@ def test_verbs_and_options_in_the_text_exist() -> None:
             assert re.search(rf"^ +{verb}\b", verbs, re.M) or verb.startswith("-"), f"{page}: testbed {words}"
             known = io.StringIO()
             with contextlib.redirect_stdout(known), contextlib.suppress(SystemExit):
-                cli._parser().parse_args([verb, "--help"])
+                parser().parse_args([verb, "--help"])
             for option in options:
                 if option.startswith("--"):
                     name = option.partition("=")[0]
