@@ -35,7 +35,7 @@ from testbed.analysis.compare import Observation
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.metrics import table as metrics_table
 from testbed.analysis.parse import Measurement, parse
-from testbed.experiment import LEAST_SEEDS, Cell, Experiment, KernelSpec, expand, format_size, schema
+from testbed.experiment import ALPHA, LEAST_SEEDS, Cell, Experiment, KernelSpec, expand, format_size, schema
 from testbed.experiment import selfcheck as placebo
 from testbed.experiment.script import script
 from testbed.guest import terminal
@@ -49,7 +49,6 @@ from testbed.ledger.ledger import Ledger, set_aside
 from testbed.ledger.record import LOST, MEASURED
 from testbed.progress import Watcher
 from testbed.report import matrix, text, words
-from testbed.report.document import ALPHA
 from testbed.report.gate import Condition, condition, failures
 from testbed.setup import doctor
 from testbed.trials import debug, pool, prepare
@@ -463,7 +462,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.form == "manifest":
         with Ledger.open(arguments.result) as ledger:
             manifest = reproduce.manifest(ledger.plan(), ledger.records(), arguments.result)
-        print(json.dumps(manifest, indent=1))
+        print(manifest.text(indent=1))
         return OK
     return _show(arguments.result, arguments.form, _conditions(arguments), arguments.all)
 
@@ -523,7 +522,7 @@ def _replay(arguments: argparse.Namespace) -> int:
                 pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{scope.port}"]), flush=True
             )
             log = scope.serve()
-        expected = repeat.expected[trial.id].log_sha256
+        expected = repeat.manifest.expected[trial.id].log_sha256
         same = hashlib.sha256(log).hexdigest() == expected
         print(f"the console log is {'the same, byte for byte' if same else 'not the one of the result'}")
         return OK if same else DIFFERS
@@ -754,7 +753,7 @@ def _execute_one(
     if arguments.fresh and (old := set_aside(directory)):
         watcher.note(f"the old result is now {old}")
     with Ledger.create(directory) as ledger:
-        ledger.set_plan(ready.document)
+        ledger.set_plan(ready.plan)
         _run_until_decided(experiment, ready.trials, ledger, arguments.jobs, watcher)
 
 
@@ -770,9 +769,10 @@ def _prepared(experiment: Experiment, mode: str | None, watcher: Watcher) -> Cam
     instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
     ready = prepare.prepare(instead, cache_directory(), watcher.note, threading.Event())
     # There may be no QEMU for that either.
-    provenance = ready.document["provenance"]
-    both = "; ".join(filter(None, [why, provenance.get("fallback")]))
-    return replace(ready, document={**ready.document, "provenance": {**provenance, "fallback": both}})
+    provenance = ready.plan.provenance
+    both = "; ".join(filter(None, [why, provenance.fallback]))
+    changes = {"provenance": provenance.model_copy(update={"fallback": both})}
+    return replace(ready, plan=ready.plan.model_copy(update=changes))
 
 
 def _run_until_decided(

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.analysis.bisect import PHASE, Answer, Contrast, History, Rules, Standing, State
+from testbed.ledger.plan import BisectionPlan
 from testbed.report import html, text, words
 from testbed.report.plots import Suspect
 from testbed.report.text import escaped, markdown_line, number, visible
@@ -35,7 +36,7 @@ SHORT = 12
 
 
 def document(
-    plan: Mapping[str, Any],
+    plan: BisectionPlan,
     remarks: Mapping[str, Sequence[str]],
     state: State,
     standing: Standing,
@@ -45,7 +46,7 @@ def document(
 
     `plan` is the ledger's; `remarks` says of commits what their kernels had to do without.
     """
-    asked = plan["bisect"]
+    question = plan.bisect
     history = state.history
     first: dict[str, str] = {}
     same = {commit: first.setdefault(kernel, commit) for commit, kernel in state.kernels.items()}
@@ -66,14 +67,14 @@ def document(
     beside = dict.fromkeys(s.commit for s in state.samples if s.commit not in (history.good, *inside))
     return {
         "schema": SCHEMA,
-        "name": plan["experiment"]["name"],
-        "experiment": plan["experiment"],
-        "metric": asked["metric"],
-        "kind": asked["kind"],
-        "title": asked["title"],
-        "unit": asked["unit"],
-        "repository": asked["repository"],
-        "paths": asked["paths"],
+        "name": plan.experiment.name,
+        "experiment": plan.experiment.model_dump(mode="json"),
+        "metric": question.metric,
+        "kind": question.kind,
+        "title": question.title,
+        "unit": question.unit,
+        "repository": question.repository,
+        "paths": list(question.paths),
         "rules": asdict(rules),
         "step": standing.step,
         "answer": asdict(standing.answer) if standing.answer else None,
@@ -97,7 +98,7 @@ def document(
         "others": [facts(commit) for commit in beside],
         "trials": len(state.samples),
         "builds": len(state.kernels),
-        "provenance": plan.get("provenance", {}),
+        "provenance": plan.provenance and plan.provenance.model_dump(mode="json"),
     }
 
 

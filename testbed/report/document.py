@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from testbed.analysis.compare import Arm, Comparison, Observation, compare, lost_attempts, median
 from testbed.analysis.metrics import METRICS
-from testbed.experiment import Experiment, WorkloadSpec
+from testbed.ledger.plan import Plan
 from testbed.ledger.record import Record
 
 if TYPE_CHECKING:
@@ -29,42 +29,40 @@ if TYPE_CHECKING:
     from testbed.analysis.verdict import Judgement
 
 SCHEMA = 2
-# Of plans of before there were verdicts.
-ALPHA = 0.05
 # A trial has up to some hundred misses; the report shows the first.
 TRACE_LINES = 10
 
 
 def document(
-    plan: Mapping[str, Any],
+    plan: Plan,
     comparison: Comparison,
     observations: Sequence[Observation],
     attempts: Sequence[Record],
     verdicts: Mapping[str, Judgement],
 ) -> Any:
     """The document of a plan's trials that have ended; `attempts` has all records, lost ones too."""
-    experiment = plan["experiment"]
-    workload = WorkloadSpec.model_validate(experiment["workload"]).name
+    experiment = plan.experiment
+    workload = experiment.workload.name
     return {
         "schema": SCHEMA,
-        "name": experiment["name"],
-        "description": experiment["description"],
-        "experiment": experiment,
+        "name": experiment.name,
+        "description": experiment.description,
+        "experiment": experiment.model_dump(mode="json"),
         "seeds": list(comparison.seeds),
         "arms": {
-            name: _arm(arm, comparison.seeds, workload, list(experiment.get("phases", {})))
+            name: _arm(arm, comparison.seeds, workload, list(experiment.phases))
             for name, arm in comparison.arms.items()
         },
-        "alpha": experiment.get("alpha", ALPHA),
-        "sequential": looks(experiment),
+        "alpha": experiment.alpha,
+        "sequential": experiment.looks,
         "verdicts": {arm: _judgement(judgement) for arm, judgement in verdicts.items()},
-        "trials": {"planned": len(plan["trials"]), "ended": len(observations)},
+        "trials": {"planned": len(plan.trials), "ended": len(observations)},
         "lost_attempts": lost_attempts(attempts),
         "excluded": [asdict(exclusion) for exclusion in comparison.excluded],
         "wall_seconds": _stages(comparison, observations),
         "guest_seconds": _guest_seconds(observations),
         "provenance": {
-            **plan["provenance"],
+            **plan.provenance.model_dump(mode="json"),
             "logs": {f"{o.record.arm} seed {o.record.seed}": o.record.log_sha256 for o in observations},
             "command_lines": {o.record.arm: o.record.command_line for o in observations},
             "started": min((o.record.started for o in observations), default=None),
@@ -72,21 +70,9 @@ def document(
     }
 
 
-def compared(plan: Mapping[str, Any], observations: Sequence[Observation]) -> Comparison:
+def compared(plan: Plan, observations: Sequence[Observation]) -> Comparison:
     """The arms of a plan, side by side."""
-    return compare(list(plan["experiment"]["arms"]), observations)
-
-
-def looks(experiment: Mapping[str, Any]) -> bool:
-    """Whether seeds were added until all was decided. Plans of before there were verdicts do not say."""
-    return bool(experiment.get("primary")) and Experiment.looks_if(
-        experiment["sequential"], experiment["seeds"], len(experiment["arms"])
-    )
-
-
-def margins(plan: Mapping[str, Any]) -> dict[str, float]:
-    """The primary metrics of a plan, and the change of each that nobody minds."""
-    return {name: said["margin"] for name, said in plan["experiment"].get("primary", {}).items()}
+    return compare(list(plan.experiment.arms), observations)
 
 
 def _judgement(judgement: Judgement) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import json
 import statistics
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,11 +33,12 @@ from testbed.analysis.bisect import (
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.experiment import ArmSpec, Experiment, GitSource, KernelSpec, is_path
-from testbed.host.errors import BuildError, GuestLost, HostError, SpecError, StoreError
+from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
 from testbed.kernel import build, series, source
 from testbed.kernel import commits as history
 from testbed.kernel.build import Kernel, Plan
-from testbed.ledger.ledger import BISECTION, Ledger
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import BisectionPlan, BisectionQuestion, Candidate, GuestFacts, SearchRules
 from testbed.ledger.record import LOST, MEASURED, Record
 from testbed.report import bisection, plots
 from testbed.trials import pool, prepare
@@ -45,7 +46,6 @@ from testbed.trials import trial as trials
 from testbed.trials.prepare import Guests
 from testbed.verbs import results
 
-SCHEMA = 1
 Result = TypeVar("Result")
 Note = Callable[[str], None]
 # Of a record and its log: the value of the sample, None for none.
@@ -167,14 +167,10 @@ class Book:
         return sum((r.arm, r.seed) == (wanted.commit, wanted.seed) for r in self.records)
 
 
-def history_of(plan: Mapping[str, Any]) -> History:
+def history_of(plan: BisectionPlan) -> History:
     """The commits of a plan."""
-    said = plan["bisect"]
-    commits = (
-        Commit(c["id"], tuple(c["links"]), tuple(c["parents"]), c["weight"], c["kind"], c["subject"])
-        for c in said["commits"]
-    )
-    return History(said["good"], said["bad"], tuple(commits))
+    commits = (Commit(**dict(candidate)) for candidate in plan.bisect.commits)
+    return History(plan.bisect.good, plan.bisect.bad, tuple(commits))
 
 
 def events(ledger: Ledger) -> Iterator[Mapping[str, Any] | Record]:
@@ -189,9 +185,14 @@ def events(ledger: Ledger) -> Iterator[Mapping[str, Any] | Record]:
     yield from records
 
 
-def metric_of(plan: Mapping[str, Any]) -> Metric:
+def metric_of(plan: BisectionPlan) -> Metric:
     """What is bisected by a plan."""
-    return metric(plan["bisect"]["metric"], Experiment.model_validate(plan["experiment"]))
+    return metric(plan.bisect.metric, plan.experiment)
+
+
+def rules_of(plan: BisectionPlan) -> Rules:
+    """The rules of a plan."""
+    return Rules(**dict(plan.rules))
 
 
 def read(ledger: Ledger, history: History, value: Measure) -> Book:
@@ -245,7 +246,7 @@ class Bench(Protocol):
     def compiled(self, commit: str) -> frozenset[str]:
         """The files that a kernel is made of; empty if that is not known."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> GuestFacts:
         """Where it all takes place, once something is built."""
 
     @property
@@ -357,12 +358,10 @@ class Machine:
         )
         return trials.run(replace(made, arm=wanted.commit), attempt, cancel)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> GuestFacts:
         """Where it all takes place, once something is built."""
         guests = self.guests()
-        commands = {self.arm: prepare.guest_commands(self.experiment, self.arm)}
-        machine = prepare.machine_facts(self.experiment, guests.machine, guests.initramfs)
-        return {"guest_commands": commands, **machine}
+        return prepare.guest_facts(self.experiment, guests.machine, guests.initramfs)
 
     @property
     def workers(self) -> int:
@@ -397,21 +396,19 @@ class Asked:
     experiment: Experiment
     metric: Metric
 
-    def document(self) -> dict[str, Any]:
-        """What has to be the same for a bisection to go on."""
-        return {
-            "experiment": self.experiment.model_dump(mode="json"),
-            "bisect": {
-                "repository": str(self.repository),
-                "good": self.range.good,
-                "bad": self.range.bad,
-                "paths": list(self.paths),
-                "metric": self.metric.name,
-                "kind": self.metric.measured.kind,
-                "title": self.metric.title,
-                "unit": self.metric.unit,
-            },
-        }
+    def question(self, commits: Iterable[Candidate]) -> BisectionQuestion:
+        """What has to be the same, but for the commits, for a bisection to go on."""
+        return BisectionQuestion(
+            repository=str(self.repository),
+            good=self.range.good,
+            bad=self.range.bad,
+            paths=self.paths,
+            metric=self.metric.name,
+            kind=self.metric.measured.kind,
+            title=self.metric.title,
+            unit=self.metric.unit,
+            commits=tuple(commits),
+        )
 
 
 def asked(
@@ -468,17 +465,13 @@ class _Loop:
 
     def _opened(self) -> Book:
         """What the ledger has; of an empty one, after both ends are built, which say what is compiled."""
-        wanted = self.asked.document()
-        try:
-            plan = self.ledger.plan(BISECTION)
-        except StoreError:
-            plan = None
-        if plan is not None:
-            self._check(plan, wanted)
+        if self.ledger.is_planned():
+            plan = self.ledger.bisection()
+            self._check(plan)
             book = read(self.ledger, history_of(plan), self.asked.metric.value)
             self.bench.know(book.kernels)
-            if book.kernels and plan["provenance"]:
-                self._check_machine(plan["provenance"], self.bench.facts())
+            if book.kernels and plan.provenance:
+                self._check_machine(plan.provenance, self.bench.facts())
             return book
         found = self.asked.range
         book = read(self.ledger, History(found.good, found.bad, ()), self.asked.metric.value)
@@ -488,26 +481,26 @@ class _Loop:
                 self._note_build(book, end, functools.partial(self._build_end, end))
         compiled = self.bench.compiled(found.bad) if found.bad in book.kernels else frozenset()
         kinds = {change.id: change.kind(compiled) for change in found.changes}
-        wanted["bisect"]["commits"] = [
-            {
-                "id": change.id,
-                "links": list(change.links),
-                "parents": list(change.parents),
-                "weight": history.WEIGHTS[kinds[change.id]],
-                "kind": kinds[change.id],
-                "subject": change.subject,
-            }
+        candidates = (
+            Candidate(
+                id=change.id,
+                links=tuple(change.links),
+                parents=tuple(change.parents),
+                weight=history.WEIGHTS[kinds[change.id]],
+                kind=kinds[change.id],
+                subject=change.subject,
+            )
             for change in found.changes
-        ]
-        self.ledger.set_plan(
-            {
-                "schema": SCHEMA,
-                **wanted,
-                "rules": asdict(self.rules),
-                "provenance": self.bench.facts() if book.kernels else {},
-            }
         )
-        return replace(book, history=history_of(self.ledger.plan(BISECTION)))
+        plan = BisectionPlan(
+            schema=1,
+            experiment=self.asked.experiment,
+            bisect=self.asked.question(candidates),
+            rules=SearchRules(**asdict(self.rules)),
+            provenance=self.bench.facts() if book.kernels else None,
+        )
+        self.ledger.set_plan(plan)
+        return replace(book, history=history_of(plan))
 
     def _build_end(self, end: str) -> Built:
         """Build an end. What does not fit one is the experiment's mistake, and nothing to be kept."""
@@ -518,29 +511,29 @@ class _Loop:
                 raise broken.__cause__ from broken
             raise
 
-    def _check_machine(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    def _check_machine(self, theirs: GuestFacts, ours: GuestFacts) -> None:
         """Raise where trials of before and from now on would not be comparable."""
         names = ["qemu_family", "initramfs", "fallback"]
         if not self.bench.deterministic:
             names += ["qemu", "host"]
         for name in names:
-            if theirs.get(name) != ours.get(name):
+            if getattr(theirs, name) != getattr(ours, name):
                 raise SpecError(
                     f"{self.ledger.directory}: was measured with another {name.replace('_', ' ')}",
                     "give another directory with --results, or --fresh to move it aside",
                 )
 
-    def _check(self, plan: Any, wanted: Mapping[str, Any]) -> None:
+    def _check(self, plan: BisectionPlan) -> None:
         """Raise unless the ledger's plan is what is asked for; note the rules if they are others."""
-        ours = wanted["bisect"] | {"experiment": wanted["experiment"]}
-        theirs = plan.get("bisect", {}) | {"experiment": plan["experiment"]}
+        ours = {**dict(self.asked.question(plan.bisect.commits)), "experiment": self.asked.experiment}
+        theirs = {**dict(plan.bisect), "experiment": plan.experiment}
         for name, value in ours.items():
-            if theirs.get(name) != value:
+            if theirs[name] != value:
                 raise SpecError(
                     f"{self.ledger.directory}: holds another bisection: its {name} is not the same",
                     "give another directory with --results, or --fresh to move it aside",
                 )
-        self.ledger.set_plan({**plan, "rules": asdict(self.rules)})
+        self.ledger.set_plan(plan.model_copy(update={"rules": SearchRules(**asdict(self.rules))}))
 
     def _start(self, standing: Standing) -> None:
         """Start what can be started now."""
@@ -632,10 +625,10 @@ def _aside(work: Callable[[], Result]) -> futures.Future[Result]:
 def status(directory: Path, **changes: Any) -> tuple[Mapping[str, Any], str]:
     """The document of a bisection and its headline; under other rules if they are given."""
     with Ledger.open(directory) as ledger:
-        plan = ledger.plan(BISECTION)
+        plan = ledger.bisection()
         asked = metric_of(plan)
         book = read(ledger, history_of(plan), asked.value)
-    rules = book.costs(replace(Rules(**plan["rules"]), **changes))
+    rules = book.costs(replace(rules_of(plan), **changes))
     standing = assess(book.state, asked.measured, rules)
     said = bisection.standing_in_words(standing, book.history)
     return bisection.document(plan, book.remarks, book.state, standing, rules), said
@@ -653,9 +646,9 @@ def write(directory: Path, document: Mapping[str, Any], said: str, warn: Note) -
 def log(directory: Path) -> Iterator[str]:
     """What happened, in order, and what was made of it at each moment; nothing is built."""
     with Ledger.open(directory) as ledger:
-        plan = ledger.plan(BISECTION)
+        plan = ledger.bisection()
         asked = metric_of(plan)
-        rules = Rules(**plan["rules"])
+        rules = rules_of(plan)
         book = Book(history_of(plan), asked.value)
         columns = {commit.id: n for n, commit in enumerate(book.history.commits)}
         before, bad = "", tuple[float, ...]()

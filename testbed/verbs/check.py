@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from testbed.analysis.bisect import suspicion
 from testbed.analysis.likeness import unlike
@@ -15,6 +15,7 @@ from testbed.analysis.statistics import LEAST_PAIRS
 from testbed.experiment import Experiment
 from testbed.host.errors import BuildError, GuestLost, SpecError
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import Plan
 from testbed.ledger.record import LOST, MEASURED, Record, final
 from testbed.trials import pool, prepare
 from testbed.trials.pool import Progress
@@ -39,7 +40,7 @@ class Side:
     """One of the results that a kernel is held against: its plan and the values of one arm, by seed."""
 
     path: Path
-    plan: Mapping[str, Any]
+    plan: Plan
     values: Sequence[float]
 
 
@@ -48,7 +49,7 @@ def side(path: Path, metric: Metric) -> Side:
     with Ledger.open(results.chosen(path)[0]) as ledger:
         plan = ledger.plan()
         arm = results.arm_of(path, plan)
-        records = [r for r in ledger.records() if r.trial in plan["trials"] and r.arm == arm]
+        records = [r for r in ledger.records() if r.trial in plan.trials and r.arm == arm]
         values = list(_values(ledger, records, metric))
     least = LEAST_PAIRS[True]
     if len(values) < least:
@@ -85,11 +86,11 @@ def check(
         watch.note(f"cannot tell: the experiment does not fit it: {bad_fit}")
         return CANNOT_TELL
     for other in sides:
-        if differences := list(unlike(other.plan, ready.document)):
+        if differences := list(unlike(other.plan, ready.plan)):
             raise SpecError(f"{other.path} was not measured like this: {'; '.join(differences)}")
     home = results.chosen(good.path)[0].resolve().parent / f"check-{ready.trials[0].vmlinux_sha256[:12]}"
     with Ledger.create(home) as ledger:
-        ledger.set_plan(ready.document)
+        ledger.set_plan(ready.plan)
         for trial in ready.trials:
             pool.run([t for t in ready.trials if t.seed <= trial.seed], ledger, 1, watch)
             records = final(ledger.records())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,15 @@ from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.likeness import unlike
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
-from testbed.experiment import LEAST_SEEDS, Experiment
+from testbed.experiment import ALPHA, LEAST_SEEDS
 from testbed.host.errors import SpecError
 from testbed.ledger import matrix as cells
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
+from testbed.ledger.plan import Plan, PlannedTrial
 from testbed.ledger.record import Record, final
 from testbed.report import interchange as machine
 from testbed.report import matrix, text
-from testbed.report.document import ALPHA, compared, document, looks, margins
+from testbed.report.document import compared, document
 
 if TYPE_CHECKING:
     # What needs scipy or matplotlib takes long to import: where it is used, and no earlier.
@@ -44,7 +45,7 @@ FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
 class Result:
     """A plan, the trials of it that have ended, and the records of all their attempts."""
 
-    plan: Mapping[str, Any]
+    plan: Plan
     observations: tuple[Observation, ...]
     records: tuple[Record, ...]
 
@@ -63,7 +64,7 @@ def load(directory: Path) -> Result:
 def read(ledger: Ledger) -> Result:
     """What a ledger has of its last plan."""
     plan = ledger.plan()
-    records = [record for record in ledger.records() if record.trial in plan["trials"]]
+    records = [record for record in ledger.records() if record.trial in plan.trials]
     observations = (Observation(r, parse(ledger.log(r))) for r in final(records).values())
     return Result(plan, tuple(observations), tuple(records))
 
@@ -78,17 +79,16 @@ def is_matrix(directory: Path) -> bool:
 
 def judged(result: Result, full: bool = True) -> dict[str, Judgement]:
     """Arm -> the verdicts on it; none without a primary metric. `full` is as in analysis.verdict.judge()."""
-    wanted = margins(result.plan)
-    if not wanted:
+    experiment = result.plan.experiment
+    if not experiment.primary:
         return {}
     from testbed.analysis.judge import judgements  # noqa: PLC0415
 
-    experiment = result.plan["experiment"]
     return judgements(
         result.comparison,
-        wanted,
-        alpha=experiment.get("alpha", ALPHA),
-        sequential=looks(experiment),
+        {name: primary.margin for name, primary in experiment.primary.items()},
+        alpha=experiment.alpha,
+        sequential=experiment.looks,
         full=full,
     )
 
@@ -101,7 +101,7 @@ def decided(result: Result) -> bool:
 def untold(result: Result) -> list[str]:
     """The primary metrics of which no trial has a value."""
     arms = result.comparison.arms.values()
-    return [name for name in margins(result.plan) if not any(arm.values[name] for arm in arms)]
+    return [name for name in result.plan.experiment.primary if not any(arm.values[name] for arm in arms)]
 
 
 def report(result: Result, full: bool = True) -> Any:
@@ -121,10 +121,10 @@ def chosen(path: Path) -> tuple[Path, str | None]:
     return path, None
 
 
-def arm_of(path: Path, plan: Mapping[str, Any]) -> str:
+def arm_of(path: Path, plan: Plan) -> str:
     """Which arm RESULT or RESULT:ARM means in its plan: the first, if none is named. Raises SpecError."""
     directory, wanted = chosen(path)
-    arms = list(plan["experiment"]["arms"])
+    arms = list(plan.experiment.arms)
     if wanted is not None and wanted not in arms:
         raise SpecError(f"{directory}: there is no arm `{wanted}`: {', '.join(arms)}")
     return arms[0] if wanted is None else wanted
@@ -147,36 +147,29 @@ def joined(paths: Sequence[Path]) -> Result:
     if differences := list(unlike(first.plan, second.plan)):
         raise SpecError(f"{paths[0]} and {paths[1]} were not measured alike: {'; '.join(differences)}")
     names = [str(path) for path in paths]
-    experiment = {
-        **first.plan["experiment"],
-        "name": " and ".join(names),
-        "arms": {
-            name: result.plan["experiment"]["arms"][own]
-            for name, result, own in zip(names, (first, second), (arm, other_arm), strict=True)
-        },
-        # Nobody looked while they ran.
-        "sequential": False,
-    }
-    kernels = {
-        name: result.plan["provenance"]["kernels"][own]
-        for name, result, own in zip(names, (first, second), (arm, other_arm), strict=True)
-    }
+    sides = list(zip(names, (first.plan, second.plan), (arm, other_arm), strict=True))
+    experiment = first.plan.experiment.model_copy(
+        update={
+            "name": " and ".join(names),
+            "arms": {name: plan.experiment.arms[own] for name, plan, own in sides},
+            # Nobody looked while they ran.
+            "sequential": False,
+        }
+    )
+    kernels = {name: plan.provenance.kernels[own] for name, plan, own in sides}
+    provenance = first.plan.provenance.model_copy(update={"kernels": kernels})
     observations = tuple(
         replace(o, record=replace(o.record, arm=name))
         for name, result, own in zip(names, (first, second), (arm, other_arm), strict=True)
         for o in result.observations
         if o.record.arm == own
     )
-    return Result(
-        {
-            **first.plan,
-            "experiment": experiment,
-            "trials": {o.record.trial: {} for o in observations},
-            "provenance": {**first.plan["provenance"], "kernels": kernels},
-        },
-        observations,
-        tuple(o.record for o in observations),
+    records = tuple(o.record for o in observations)
+    trials = {record.trial: PlannedTrial(arm=record.arm, seed=record.seed) for record in records}
+    plan = first.plan.model_copy(
+        update={"experiment": experiment, "trials": trials, "provenance": provenance}
     )
+    return Result(plan, observations, records)
 
 
 @dataclass(frozen=True)
@@ -203,7 +196,7 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
         raise SpecError(f"there is no metric `{metric}`; `testbed metrics` lists them")
     points = [
         Point(
-            f"{result.plan['provenance']['kernels'][arm]['release']} {arm}",
+            f"{result.plan.provenance.kernels[arm].release} {arm}",
             result.comparison.arms[arm].values[metric],
         )
         for arm, result in found
@@ -229,7 +222,7 @@ def checked(home: Path) -> Any:
         if not (cell.result / LEDGER).exists():
             continue
         result = load(cell.result)
-        experiment = Experiment.model_validate_json(json.dumps(result.plan["experiment"]))
+        experiment = result.plan.experiment
         alpha = experiment.alpha
         titles = {
             m.name: m.title_of(experiment.workload.name) for m in METRICS if m.name in experiment.primary
@@ -238,7 +231,8 @@ def checked(home: Path) -> Any:
         pairs = LEAST_SEEDS if experiment.looks else experiment.seeds
         seeds = range(experiment.first_seed, experiment.first_seed + pairs)
         for judgement in judged(result, full=False).values():
-            outcomes.append(placebo.outcome(cell.name, cell.at["kind"], result.comparison, judgement, seeds))
+            kind = str(cell.at["kind"])
+            outcomes.append(placebo.outcome(cell.name, kind, result.comparison, judgement, seeds))
     failures = {cell.name: cell.failure for cell in ran if cell.failure}
     return said.document(
         name, placebo.check(outcomes, alpha), outcomes, failures=failures, pairs=pairs, titles=titles

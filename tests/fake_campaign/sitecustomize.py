@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from testbed.experiment import Experiment
+from testbed.experiment.model import PrimarySpec
 from testbed.guest import accel
 from testbed.host import errors
 from testbed.ledger.ledger import Ledger
 from testbed.trials import pool, prepare
 from testbed.trials.prepare import Campaign
-from tests.unit.recorded import counted, plan, record
+from tests.unit.recorded import counted, edited, plan, record
 
 FAKE = json.loads(os.environ["FAKE"])
 COUNTS: dict[str, list[int]] = FAKE["counts"]
@@ -36,22 +37,21 @@ def prepared(
         raise getattr(errors, FAKE["fail"], RuntimeError)(f"{FAKE['fail']}, as asked")
     # The kernels of a real one are called so; here it has to be what this experiment says.
     assert list(experiment.arms) == list(COUNTS), experiment.arms
-    made = plan(COUNTS, seeds=max(map(len, COUNTS.values())))
-    for kernel in made["provenance"]["kernels"].values():
-        kernel["release"] = "6.1.192"
-    made["experiment"] |= {
-        "name": experiment.name,
-        "mode": experiment.mode,
-        "alpha": 0.05,
-        "sequential": False,
-        "seeds": 12,
-        "primary": {"direct_reclaims": {"margin": 0.05}},
-    }
+    made = plan(
+        COUNTS,
+        max(map(len, COUNTS.values())),
+        name=experiment.name,
+        mode=experiment.mode,
+        accel=experiment.accel,
+        sequential=False,
+        primary={"direct_reclaims": PrimarySpec(margin=0.05)},
+    )
     if experiment.mode == "realtime":
         chosen = accel.choose(
             experiment.accel, prepare.shape_of(experiment), Path(__file__), Path(__file__), cache, qemu="env"
         )
-        made["provenance"]["accelerator"] = {"name": chosen.name, "reason": chosen.reason}
+        name_and_reason = {"name": chosen.name, "reason": chosen.reason}
+        made = edited(made, lambda data: data["provenance"].update(accelerator=name_and_reason))
     return Campaign((), made)
 
 

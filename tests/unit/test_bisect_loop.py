@@ -24,11 +24,12 @@ from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
 from testbed.kernel import build
 from testbed.kernel import commits as history
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import Accelerator, GuestFacts
 from testbed.ledger.record import LOST, MEASURED, Record
 from testbed.trials import pool
 from testbed.verbs import bisect
 from testbed.verbs.bisect import Asked, Broken, Built
-from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, record, span, with_frame
+from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, guest_facts, plan, record, span, with_frame
 
 RULES = Rules()
 MAKEFILE = "VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 1\n"
@@ -136,11 +137,8 @@ class Stand:
     def compiled(self, _commit: str) -> frozenset[str]:
         return frozenset({"mm/vmscan.c", "lib/0.c"})
 
-    def facts(self) -> dict[str, Any]:
-        host = {"cores": 2, "cpu": "a CPU", "kernel": "6.1"}
-        accelerator = {"name": "icount", "reason": "the default"}
-        same = {"qemu_family": "9.2", "fallback": "", "qemu": "QEMU 9"}
-        return {**same, "accelerator": accelerator, "initramfs": {"sha256": "ab"}, "host": host}
+    def facts(self) -> GuestFacts:
+        return guest_facts(["unpatched"], accelerator=Accelerator(name="icount", reason="the default"))
 
 
 @pytest.fixture
@@ -392,7 +390,8 @@ def test_another_question_is_not_mixed_in(repository: Path, stand: Stand, tmp_pa
         search(question(repository, "pgsteal_direct"), stand, tmp_path / "r")
     with pytest.raises(SpecError, match="its paths is not the same"):
         search(question(repository, paths=("mm",)), stand, tmp_path / "r")
-    stand.facts = lambda: {"qemu_family": "8.2"}  # type: ignore[method-assign]
+    facts = stand.facts().model_copy(update={"qemu_family": "8.2"})
+    stand.facts = lambda: facts  # type: ignore[method-assign]
     with pytest.raises(SpecError, match="measured with another qemu family"):
         search(question(repository), stand, tmp_path / "r")
 
@@ -607,7 +606,7 @@ def test_a_bisection_is_no_comparison_and_the_other_way_round(
         assert cli.main([words[0], str(tmp_path / "r"), *words[1:]]) == 2
         assert "not the result of a comparison" in capsys.readouterr().err
     with Ledger.create(tmp_path / "c") as ledger:
-        ledger.set_plan({"trials": {}})
+        ledger.set_plan(plan())
     assert cli.main(["bisect", "status", str(tmp_path / "c")]) == 2
     assert "not the result of a bisection" in capsys.readouterr().err
 

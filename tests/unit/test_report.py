@@ -28,7 +28,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Reading, parse
 from testbed.report import text
 from testbed.report.document import TRACE_LINES
-from tests.unit.recorded import DATA, PATCHED, UNPATCHED, documented, plan, record, with_frame
+from tests.unit.recorded import DATA, PATCHED, UNPATCHED, documented, edited, plan, record, with_frame
 
 GOLDEN = DATA / "golden"
 STORED = json.loads((GOLDEN / "document.json").read_text())
@@ -273,10 +273,12 @@ def test_the_document_shows_the_first_misses_and_counts_all() -> None:
 
 
 def test_an_arm_is_what_its_kernel_is_told() -> None:
-    said = plan(["plain", "told"])
-    said["experiment"]["arms"]["told"] |= {"sysctl": {"vm.x": 1}, "command_line": ["quiet", "nosmt"]}
-    for kernel in said["provenance"]["kernels"].values():
-        kernel["vmlinux_sha256"] = "one"
+    def tell(data: dict[str, Any]) -> None:
+        data["experiment"]["arms"]["told"] |= {"sysctl": {"vm.x": 1}, "command_line": ["quiet", "nosmt"]}
+        for kernel in data["provenance"]["kernels"].values():
+            kernel["vmlinux_sha256"] = "one"
+
+    said = edited(plan(["plain", "told"]), tell)
     lines = text.setting(documented(said, [observed("plain", UNPATCHED), observed("told", UNPATCHED)]))
     assert "  plain: plain" in lines and "  told: told; vm.x=1; quiet; nosmt" in lines
     # The same kernel, told something else, is another arm.

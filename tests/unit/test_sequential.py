@@ -19,7 +19,7 @@ from testbed.ledger.ledger import Ledger
 from testbed.progress import Watcher
 from testbed.trials import pool
 from testbed.trials.trial import Trial
-from tests.unit.recorded import counted, plan, record
+from tests.unit.recorded import counted, planned, record
 from tests.unit.test_guest_faults import make_trial
 
 SEEDS = 9
@@ -58,11 +58,9 @@ def run(
 
     def go(of: Experiment, counts: dict[str, list[int]]) -> list[int]:
         looks: list[int] = []
-        made = plan(counts, seeds=of.seeds)
-        made["experiment"] |= of.model_dump(mode="json", include={"primary", "seeds", "sequential", "alpha"})
         one = make_trial("qemu")
         trials = [replace(one, arm=arm, seed=n) for arm in counts for n in range(1, of.seeds + 1)]
-        made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
+        made = planned(of, trials)
 
         def fake(wanted: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: object) -> None:
             done = {found.trial for found in ledger.records()}
