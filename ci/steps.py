@@ -46,7 +46,7 @@ from testbed.host import process
 from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
 from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.kernel import series, source
-from testbed.report.text import escaped, visible
+from testbed.report.escape import escaped, visible
 
 # Whatever goes wrong is the infrastructure's, unless it says otherwise.
 INFRASTRUCTURE = HostError.exit_status

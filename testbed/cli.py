@@ -49,6 +49,8 @@ from testbed.ledger.ledger import Ledger, set_aside
 from testbed.ledger.record import LOST, MEASURED
 from testbed.progress import Watcher
 from testbed.report import matrix, text, words
+from testbed.report.document import ComparisonReport
+from testbed.report.escape import visible
 from testbed.report.gate import Condition, condition, failures
 from testbed.setup import doctor
 from testbed.trials import debug, pool, prepare
@@ -399,9 +401,9 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
     _print(check_report.render(made))
     results.write_check(home, made, _tell)
     _tell(f"also in {home}: selfcheck.json, pictures/selfcheck.svg, and a result per comparison")
-    if not made["total"]["comparisons"]:
+    if not made.total.comparisons:
         return max(NOTHING_TO_COMPARE, _worst(home))
-    return max(FALSE_ALARMS if made["alarm"] else OK, _worst(home))
+    return max(FALSE_ALARMS if made.alarm else OK, _worst(home))
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -480,11 +482,7 @@ def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watch
         pool.run(chosen, ledger, arguments.jobs, watcher)
         differences = reproduce.differences(repeat, ledger)
     for difference in differences:
-        print(
-            text.visible(
-                f"{difference.expected.arm} seed {difference.expected.seed}: {difference.explanation}"
-            )
-        )
+        print(visible(f"{difference.expected.arm} seed {difference.expected.seed}: {difference.explanation}"))
     same = len(chosen) - len(differences)
     print(f"{same} of {len(chosen)} trials gave the same console log, byte for byte")
     if any(difference.found.outcome == LOST for difference in differences):
@@ -495,7 +493,7 @@ def _again(repeat: Repeat, directory: Path, arguments: argparse.Namespace, watch
 
 def _bundle(arguments: argparse.Namespace) -> int:
     made = results.report(results.load(arguments.result))
-    target = arguments.output or Path(f"{made['name']}.testbed")
+    target = arguments.output or Path(f"{made.name}.testbed")
     with Watcher() as watcher:
         reproduce.bundle(arguments.result, target, text.markdown(made), cache_directory(), watcher.note)
     _tell(f"{target.stat().st_size / 1e6:.1f} MB")
@@ -544,7 +542,7 @@ def _history(arguments: argparse.Namespace) -> int:
     if arguments.output and suffix not in ("svg", "png"):
         raise SpecError(f"{arguments.output}: a picture is .svg or .png")
     found = results.history(arguments.results, arguments.metric, ALPHA, arguments.margin)
-    _print(timeline.render(found.title, found.unit, found.points, found.decisions))
+    _print(timeline.table(found.title, found.unit, found.points, found.decisions).terminal())
     if arguments.output:
         figure = plots.history(
             found.title,
@@ -622,10 +620,9 @@ def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bo
     from testbed.report import bisection  # noqa: PLC0415
     from testbed.verbs import bisect  # noqa: PLC0415
 
-    changes = {"confidence": arguments.confidence} if arguments.confidence and not write else {}
-    made, said = bisect.status(directory, **changes)
+    made, said = bisect.status(directory, None if write else arguments.confidence)
     if arguments.json:
-        print(json.dumps(made, indent=2))
+        print(made.text(indent=2))
     else:
         _print(bisection.render(made, said))
         sys.stdout.flush()
@@ -633,15 +630,14 @@ def _show_bisection(directory: Path, arguments: argparse.Namespace, *, write: bo
         bisect.write(directory, made, said, _tell)
         if not arguments.json:
             _tell(f"also in {directory}: report.html, report.md, report.json, pictures/; logs/")
-    answer = made["answer"]
-    return OK if answer and answer["confirmed"] else NOBODY_NAMED
+    return OK if made.answer and made.answer.confirmed else NOBODY_NAMED
 
 
 def _bisection_log(directory: Path) -> int:
     from testbed.verbs import bisect  # noqa: PLC0415
 
     for line in bisect.log(directory):
-        print(text.visible(line))
+        print(visible(line))
     return OK
 
 
@@ -826,17 +822,17 @@ def _show(directory: Path, form: str, fail_on: Sequence[Condition] = (), everyth
 
 
 def _verdict_status(
-    made: Any, fail_on: Sequence[Condition], observations: Sequence[Observation], where: str = ""
+    made: ComparisonReport, fail_on: Sequence[Condition], observations: Sequence[Observation], where: str = ""
 ) -> int:
     """The exit status for a comparison."""
-    if not made["seeds"]:
+    if not made.seeds:
         return max(_status(observations), NOTHING_TO_COMPARE)
     return _gate(made, fail_on, where)
 
 
-def _gate(made: Any, fail_on: Sequence[Condition], where: str) -> int:
+def _gate(made: ComparisonReport, fail_on: Sequence[Condition], where: str) -> int:
     """The exit status for the conditions of --fail-on."""
-    if fail_on and not made["verdicts"]:
+    if fail_on and not made.verdicts:
         raise SpecError("--fail-on: nothing is judged here: it takes a primary metric and a second arm")
     met = list(failures(made, fail_on))
     for line in met:
@@ -853,9 +849,9 @@ def _show_matrix(home: Path, form: str, fail_on: Sequence[Condition]) -> int:
         _print(matrix.render(made))
         _tell(f"also in {home}: report.json, report.md, heat maps in pictures/, and a result per cell")
     else:
-        print(json.dumps(made, indent=2) if form == "json" else matrix.markdown(made), end="")
+        print(made.text(indent=2) if form == "json" else matrix.markdown(made), end="")
     for name, cell in documents.items():
-        observations = () if cell["seeds"] else results.load(home / name).observations
+        observations = () if cell.seeds else results.load(home / name).observations
         status = max(status, _verdict_status(cell, fail_on, observations, f"{name}: "))
     return status
 
@@ -892,7 +888,7 @@ def _tell(message: str) -> None:
 
 def _complain(message: str) -> None:
     # The tail of a guest's console may be in it.
-    _tell(f"testbed: {text.visible(message)}")
+    _tell(f"testbed: {visible(message)}")
 
 
 def _interrupt(_number: int, _frame: object) -> None:

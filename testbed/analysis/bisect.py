@@ -39,9 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from testbed.analysis.decision import Decision
 from testbed.analysis.metrics import Better, Kind
 from testbed.analysis.statistics import LEAST_PAIRS, PRIOR
-from testbed.analysis.verdict import Decision, decide
+from testbed.analysis.verdict import decide
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.intp]

@@ -9,7 +9,6 @@ any moment goes on by the same command, and nothing that was finished is done ag
 from __future__ import annotations
 
 import functools
-import json
 import statistics
 import threading
 from collections import Counter
@@ -40,7 +39,8 @@ from testbed.kernel.build import Kernel, Plan
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.plan import BisectionPlan, BisectionQuestion, Candidate, GuestFacts, SearchRules
 from testbed.ledger.record import LOST, MEASURED, Record
-from testbed.report import bisection, plots
+from testbed.report import bisection
+from testbed.report.bisection import BisectionReport
 from testbed.trials import pool, prepare
 from testbed.trials import trial as trials
 from testbed.trials.prepare import Guests
@@ -622,25 +622,27 @@ def _aside(work: Callable[[], Result]) -> futures.Future[Result]:
 # --- looking at it ---------------------------------------------------------------------------------
 
 
-def status(directory: Path, **changes: Any) -> tuple[Mapping[str, Any], str]:
-    """The document of a bisection and its headline; under other rules if they are given."""
+def status(directory: Path, confidence: float | None = None) -> tuple[BisectionReport, str]:
+    """The report of a bisection and its headline; at another confidence if one is given."""
     with Ledger.open(directory) as ledger:
         plan = ledger.bisection()
         asked = metric_of(plan)
         book = read(ledger, history_of(plan), asked.value)
-    rules = book.costs(replace(rules_of(plan), **changes))
+    rules = rules_of(plan)
+    if confidence is not None:
+        rules = replace(rules, confidence=confidence)
+    rules = book.costs(rules)
     standing = assess(book.state, asked.measured, rules)
     said = bisection.standing_in_words(standing, book.history)
     return bisection.document(plan, book.remarks, book.state, standing, rules), said
 
 
-def write(directory: Path, document: Mapping[str, Any], said: str, warn: Note) -> None:
+def write(directory: Path, report: BisectionReport, said: str, warn: Note) -> None:
     """The report in its other forms, and its picture, into the result directory."""
-    results.put(directory / "report.json", json.dumps(document, indent=2) + "\n", warn)
-    results.put(directory / "report.md", bisection.markdown(document, said), warn)
-    figure = plots.posterior(**bisection.picture(document))
-    svg = results.put_picture(directory, "posterior", figure, warn)
-    results.put(directory / "report.html", bisection.page(document, said, svg), warn)
+    results.put(directory / "report.json", report.text(indent=2) + "\n", warn)
+    results.put(directory / "report.md", bisection.markdown(report, said), warn)
+    svg = results.put_picture(directory, "posterior", bisection.picture(report), warn)
+    results.put(directory / "report.html", bisection.page(report, said, svg), warn)
 
 
 def log(directory: Path) -> Iterator[str]:

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.likeness import unlike
@@ -22,19 +21,21 @@ from testbed.ledger.plan import Plan, PlannedTrial
 from testbed.ledger.record import Record, final
 from testbed.report import interchange as machine
 from testbed.report import matrix, text
-from testbed.report.document import compared, document
+from testbed.report.document import ComparisonReport, compared, document
+from testbed.report.matrix import MatrixReport
 
 if TYPE_CHECKING:
     # What needs scipy or matplotlib takes long to import: where it is used, and no earlier.
     from matplotlib.figure import Figure
 
+    from testbed.analysis.decision import Decision, Judgement
     from testbed.analysis.history import Point
-    from testbed.analysis.verdict import Decision, Judgement
+    from testbed.report.selfcheck import SelfcheckReport
 
 Warn = Callable[[str], None]
-# Form -> the file in a result directory, and what makes it of the document.
-FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "json": ("report.json", lambda result: json.dumps(result, indent=2) + "\n"),
+# Form -> the file in a result directory, and what makes it of the report.
+FORMS: dict[str, tuple[str, Callable[[ComparisonReport], str]]] = {
+    "json": ("report.json", lambda report: report.text(indent=2) + "\n"),
     "markdown": ("report.md", text.markdown),
     "junit": ("report.xml", machine.junit),
     "ktap": ("report.ktap", machine.ktap),
@@ -104,8 +105,8 @@ def untold(result: Result) -> list[str]:
     return [name for name in result.plan.experiment.primary if not any(arm.values[name] for arm in arms)]
 
 
-def report(result: Result, full: bool = True) -> Any:
-    """The document of a result. `full` is as in analysis.verdict.judge()."""
+def report(result: Result, full: bool = True) -> ComparisonReport:
+    """The report of a result. `full` is as in analysis.verdict.judge()."""
     verdicts = judged(result, full)
     return document(result.plan, result.comparison, result.observations, result.records, verdicts)
 
@@ -146,7 +147,8 @@ def joined(paths: Sequence[Path]) -> Result:
         raise SpecError(f"{paths[0]} and {paths[1]} are the same arm of the same result")
     if differences := list(unlike(first.plan, second.plan)):
         raise SpecError(f"{paths[0]} and {paths[1]} were not measured alike: {'; '.join(differences)}")
-    names = [str(path) for path in paths]
+    # Names of files need not be UTF-8; documents are.
+    names = [str(path).encode(errors="backslashreplace").decode() for path in paths]
     sides = list(zip(names, (first.plan, second.plan), (arm, other_arm), strict=True))
     experiment = first.plan.experiment.model_copy(
         update={
@@ -211,8 +213,8 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
 # --- comparisons without anything to find --------------------------------------------------------
 
 
-def checked(home: Path) -> Any:
-    """The document of how often the comparisons beneath a directory found what is not there."""
+def checked(home: Path) -> SelfcheckReport:
+    """The report of how often the comparisons beneath a directory found what is not there."""
     from testbed.analysis import selfcheck as placebo  # noqa: PLC0415
     from testbed.report import selfcheck as said  # noqa: PLC0415
 
@@ -239,52 +241,51 @@ def checked(home: Path) -> Any:
     )
 
 
-def write_check(home: Path, made: Any, warn: Warn) -> None:
-    """The document and its picture, into the directory."""
+def write_check(home: Path, report: SelfcheckReport, warn: Warn) -> None:
+    """The report and its picture, into the directory."""
     from testbed.report import plots  # noqa: PLC0415
 
-    put(home / "selfcheck.json", json.dumps(made, indent=2) + "\n", warn)
-    told = made["exploratory"]
-    kinds = {kind: values for kind, values in told["kinds"].items() if values}
+    put(home / "selfcheck.json", report.text(indent=2) + "\n", warn)
+    exploratory = report.exploratory
+    kinds = {kind: values for kind, values in exploratory.kinds.items() if values}
     if kinds:
-        count = len(made["comparisons"])
-        title = f"{made['name']}: {count} comparisons without an effect"
-        figure = plots.diagonal(kinds, title, f"a metric in a comparison ({told['pairs']} pairs)")
+        title = f"{report.name}: {len(report.comparisons)} comparisons without an effect"
+        figure = plots.diagonal(kinds, title, f"a metric in a comparison ({exploratory.pairs} pairs)")
         put_picture(home, "selfcheck", figure, warn)
 
 
 # --- on disk -------------------------------------------------------------------------------------
 
 
-def write(directory: Path, result: Result, made: Any, warn: Warn) -> None:
+def write(directory: Path, result: Result, report: ComparisonReport, warn: Warn) -> None:
     """The report in all its forms, and its pictures, into the result directory."""
     from testbed.report import html, pictures  # noqa: PLC0415
 
     for name, make in FORMS.values():
-        put(directory / name, make(made), warn)
-    drawn = pictures.pictures(made, result.comparison, result.observations)
+        put(directory / name, make(report), warn)
+    drawn = pictures.pictures(report, result.comparison, result.observations)
     for picture in drawn:
         for suffix, data in (("svg", picture.svg), ("png", picture.png)):
             put(directory / "pictures" / f"{picture.name}.{suffix}", data, warn)
-    put(directory / "report.html", html.page(made, drawn), warn)
+    put(directory / "report.html", html.page(report, drawn), warn)
 
 
-def write_matrix(home: Path, warn: Warn) -> tuple[Any, dict[str, Any], int]:
+def write_matrix(home: Path, warn: Warn) -> tuple[MatrixReport, dict[str, ComparisonReport], int]:
     """The table of a matrix and its heat maps, into its directory.
 
-    Its document, those of the cells that have a result, and the worst exit status.
+    Its report, those of the cells that have a result, and the worst exit status.
     """
     from testbed.report import plots  # noqa: PLC0415
 
     name, ran = cells.load(home)
-    documents = {cell.name: report(load(cell.result)) for cell in ran if (cell.result / LEDGER).exists()}
-    outcomes = [matrix.Outcome(cell.at, cell.name, documents.get(cell.name), cell.failure) for cell in ran]
+    reports = {cell.name: report(load(cell.result)) for cell in ran if (cell.result / LEDGER).exists()}
+    outcomes = [matrix.Outcome(cell.at, cell.name, reports.get(cell.name), cell.failure) for cell in ran]
     made = matrix.document(name, outcomes)
-    put(home / "report.json", json.dumps(made, indent=2) + "\n", warn)
+    put(home / "report.json", made.text(indent=2) + "\n", warn)
     put(home / "report.md", matrix.markdown(made), warn)
     for grid in matrix.grids(made):
         put_picture(home, f"{grid.metric}.{grid.arm}", plots.heat_map(grid), warn)
-    return made, documents, max(cell.exit_status for cell in ran)
+    return made, reports, max(cell.exit_status for cell in ran)
 
 
 def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> bytes:

@@ -31,7 +31,7 @@ from testbed.ledger.plan import (
     Provenance,
 )
 from testbed.ledger.record import MEASURED, Record
-from testbed.report.document import compared, document
+from testbed.report.document import ComparisonReport, compared, document
 from testbed.trials.trial import Trial
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -174,8 +174,10 @@ def manifest_of(arm: str, record: Record) -> Manifest:
     )
 
 
-def documented(plan: Plan, observations: Sequence[Observation], attempts: Sequence[Record] = ()) -> Any:
-    """The document of trials, without verdicts."""
+def documented(
+    plan: Plan, observations: Sequence[Observation], attempts: Sequence[Record] = ()
+) -> ComparisonReport:
+    """The report of trials, without verdicts."""
     return document(plan, compared(plan, observations), observations, attempts, {})
 
 

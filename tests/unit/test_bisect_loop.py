@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from testbed import cli
 from testbed.analysis.bisect import PHASE, Answer, Rules, Wanted
@@ -23,9 +24,12 @@ from testbed.experiment import ArmSpec, expand
 from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
 from testbed.kernel import build
 from testbed.kernel import commits as history
+from testbed.ledger.document import parsed
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.plan import Accelerator, GuestFacts
 from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.report.bisection import BisectionReport
+from testbed.report.schema import schema
 from testbed.trials import pool
 from testbed.verbs import bisect
 from testbed.verbs.bisect import Asked, Broken, Built
@@ -184,7 +188,7 @@ def test_the_culprit_is_found_and_confirmed(repository: Path, stand: Stand, tmp_
 def test_weights_are_of_what_is_compiled(repository: Path, stand: Stand, tmp_path: Path) -> None:
     search(question(repository), stand, tmp_path / "r")
     made, _ = bisect.status(tmp_path / "r")
-    kinds = {commit["subject"]: commit["kind"] for commit in made["commits"]}
+    kinds = {commit.subject: commit.kind for commit in made.commits}
     assert (kinds["change 3"], kinds["change 4"], kinds["change 5"]) == ("mm", "compiled", "not compiled")
 
 
@@ -315,7 +319,7 @@ def test_what_does_not_build_is_told_and_not_good_or_bad(
     answer = search(question(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 7", "change 8", "change 9"] and answer.confirmed
     made, said = bisect.status(tmp_path / "r")
-    untestable = {c["subject"]: c["untestable"] for c in made["commits"] if c["untestable"]}
+    untestable = {c.subject: c.untestable for c in made.commits if c.untestable}
     assert untestable and set(untestable.values()) == {"does not build"}
     assert "which no commit that can be tested tells apart" in said
 
@@ -333,8 +337,8 @@ def test_what_does_not_boot_is_tried_once(repository: Path, stand: Stand, tmp_pa
     answer = search(question(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 8"] and stages == stand.stages
     made, _ = bisect.status(tmp_path / "r")
-    six = next(c for c in made["commits"] if c["subject"] == "change 6")
-    assert six["untestable"] in (None, "does not boot (hang)") and sum(six["outcomes"].values()) <= 1
+    six = next(c for c in made.commits if c.subject == "change 6")
+    assert six.untestable in (None, "does not boot (hang)") and sum(six.outcomes.values()) <= 1
 
 
 def test_panics_are_counted_where_they_are_asked_for(repository: Path, stand: Stand, tmp_path: Path) -> None:
@@ -365,7 +369,7 @@ def test_path_limits(repository: Path, stand: Stand, tmp_path: Path) -> None:
     answer = search(question(repository, paths=("mm",)), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 9"] and answer.confirmed
     made, _ = bisect.status(tmp_path / "r")
-    assert [commit["subject"] for commit in made["commits"]] == [f"change {n}" for n in (3, 6, 9, 12)]
+    assert [commit.subject for commit in made.commits] == [f"change {n}" for n in (3, 6, 9, 12)]
 
 
 def test_what_is_lost_is_tried_again_and_then_given_up(
@@ -583,7 +587,10 @@ def test_status_log_and_replay(
     assert "good end" in shown and "bad end" in shown
     assert (directory / "pictures/posterior.svg").read_bytes().startswith(b"<?xml")
     assert "**" in (directory / "report.md").read_text()
-    assert json.loads((directory / "report.json").read_text())["answer"]["confirmed"]
+    written = (directory / "report.json").read_text()
+    read = parsed(BisectionReport, written)
+    assert read.answer and read.answer.confirmed and read.text(indent=2) + "\n" == written
+    Draft202012Validator(dict(schema())).validate(json.loads(written))
     page = (directory / "report.html").read_text()
     assert "(change 8), confirmed on fresh seeds" in page and "data:image/svg+xml;base64," in page
     assert "<script" not in page and "bad end" in page

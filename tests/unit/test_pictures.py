@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from testbed.analysis.compare import Comparison, Observation
+from testbed.analysis.decision import Verdict
 from testbed.analysis.histogram import bucket
 from testbed.analysis.judge import judgements
 from testbed.analysis.parse import Samples, parse
-from testbed.analysis.verdict import Verdict
 from testbed.experiment.model import PrimarySpec
 from testbed.ledger.record import Record
 from testbed.report import html, pictures, plots

@@ -12,6 +12,8 @@ import pytest
 
 from testbed.analysis.likeness import unlike
 from testbed.host.errors import SpecError
+from testbed.ledger.document import parsed
+from testbed.report.matrix import MatrixReport
 from testbed.verbs import results
 from tests.unit.recorded import PATCHED, UNPATCHED, edited, measured, pair, plan, record, write_result
 
@@ -73,12 +75,12 @@ def test_two_results_become_one_comparison(tmp_path: Path) -> None:
         names[0]: "sha of old",
         names[1]: "sha of new",
     }
-    document = results.report(result)
-    assert document["sequential"] is False and document["name"] == " and ".join(names)
-    decision = document["verdicts"][names[1]]["primary"]["direct_reclaims"]
-    assert decision["verdict"] == "regressed" and decision["pairs"] == 6
-    assert decision["estimate"] == pytest.approx(0.3, abs=0.01)
-    assert document["trials"] == {"planned": 12, "ended": 12}
+    report = results.report(result)
+    assert report.sequential is False and report.name == " and ".join(names)
+    decision = report.verdicts[names[1]].primary["direct_reclaims"]
+    assert decision.verdict == "regressed" and decision.pairs == 6
+    assert decision.estimate == pytest.approx(0.3, abs=0.01)
+    assert (report.trials.planned, report.trials.ended) == (12, 12)
 
 
 def test_the_order_of_two_results_is_that_of_the_question(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_kernels_and_patches_may_differ() -> None:
 
 def test_without_a_primary_metric_nothing_is_judged(tmp_path: Path) -> None:
     result = results.load(pair(tmp_path / "r"))
-    assert results.judged(result) == {} and results.report(result)["verdicts"] == {}
+    assert results.judged(result) == {} and results.report(result).verdicts == {}
 
 
 def test_alpha_is_shared_among_the_arms(tmp_path: Path) -> None:
@@ -247,8 +249,8 @@ def test_a_matrix_has_a_document_per_cell_and_heat_maps(tmp_path: Path) -> None:
     assert results.is_matrix(home) and not results.is_matrix(home / "n=1")
     made, documents, status = results.write_matrix(home, pytest.fail)
     assert status == 3 and list(documents) == ["n=1", "n=2"]
-    assert [cell["failure"] for cell in made["cells"]] == ["", "", "no source"]
-    ratios = [cell["values"]["direct_reclaims"]["b"]["ratio"] for cell in made["cells"][:2]]
+    assert [cell.failure for cell in made.cells] == ["", "", "no source"]
+    ratios = [cell.values["direct_reclaims"]["b"].ratio for cell in made.cells[:2]]
     assert ratios == [pytest.approx(1.3, abs=0.01), 1.0]
     assert (home / "pictures" / "direct_reclaims.b.svg").exists()
-    assert json.loads((home / "report.json").read_text()) == made
+    assert parsed(MatrixReport, (home / "report.json").read_bytes()) == made

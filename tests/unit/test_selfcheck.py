@@ -16,8 +16,8 @@ import yaml
 
 from testbed import cli
 from testbed.analysis import selfcheck as analysis
+from testbed.analysis.decision import Decision
 from testbed.analysis.selfcheck import Outcome
-from testbed.analysis.verdict import Decision
 from testbed.experiment import MOST_SEEDS, Experiment, load
 from testbed.experiment import selfcheck as placebo
 from testbed.host.errors import HostError, SpecError
