@@ -20,7 +20,7 @@ Number = Annotated[int | float, WithJsonSchema({"type": "number"})]
 
 
 class Document(Model):
-    """A model that stands for itself; `version`, as `schema`, says which one it is."""
+    """A model that is written by itself."""
 
     def text(self, indent: int | None = None) -> str:
         """It as JSON."""

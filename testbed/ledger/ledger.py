@@ -21,11 +21,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger.document import mistake, parsed
-from testbed.ledger.plan import BisectionPlan, Plan
+from testbed.ledger.plan import BisectionPlan, BuildNote, Plan
 from testbed.ledger.record import Record
 
 SCHEMA = 1
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, trials INTEGER NOT NUL
 T = TypeVar("T")
 P = TypeVar("P", Plan, BisectionPlan)
 _RECORD = TypeAdapter(Record)
-_NOTE = TypeAdapter[dict[str, JsonValue]](dict[str, JsonValue])
+_NOTE = TypeAdapter(BuildNote)
 
 
 class Ledger:
@@ -148,16 +148,16 @@ class Ledger:
             return False
         return True
 
-    def note(self, document: dict[str, JsonValue]) -> None:
-        """Keep something else that was found, durably: JSON."""
+    def note(self, note: BuildNote) -> None:
+        """Keep what became of a build, durably."""
         with _translated(self.directory), self._db:
             self._db.execute(_NOTES)
             self._db.execute(
                 "INSERT INTO notes (trials, document) VALUES ((SELECT COUNT(*) FROM trials), ?)",
-                (json.dumps(document),),
+                (note.text(),),
             )
 
-    def notes(self) -> list[tuple[int, dict[str, JsonValue]]]:
+    def notes(self) -> list[tuple[int, BuildNote]]:
         """All notes in order, each with the number of attempts at trials that were kept before it.
 
         Raises StoreError for one that cannot be read.

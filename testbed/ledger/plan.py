@@ -146,6 +146,22 @@ class SearchRules(Model):
     rho: Number
 
 
+class BuildNote(Document):
+    """What became of a commit's kernel, as a bisection notes it beside its trials."""
+
+    commit: str
+    kernel: str
+    """A hash of what it is; empty if there is none that can be used."""
+    reason: str
+    """Why there is none, in a few words."""
+    remarks: tuple[str, ...]
+    """What it had to do without."""
+    seconds: float
+    """What building it took; 0 if there is none."""
+    detail: str
+    """The reason at length."""
+
+
 class BisectionPlan(Document):
     """The plan of a bisection."""
 

@@ -37,7 +37,14 @@ from testbed.kernel import build, series, source
 from testbed.kernel import commits as history
 from testbed.kernel.build import Kernel, Plan
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.plan import BisectionPlan, BisectionQuestion, Candidate, GuestFacts, SearchRules
+from testbed.ledger.plan import (
+    BisectionPlan,
+    BisectionQuestion,
+    BuildNote,
+    Candidate,
+    GuestFacts,
+    SearchRules,
+)
 from testbed.ledger.record import LOST, MEASURED, Record
 from testbed.report import bisection
 from testbed.report.bisection import BisectionReport
@@ -123,15 +130,14 @@ class Book:
     samples: dict[tuple[str, int], Sample] = field(default_factory=dict)
     trial_seconds: list[float] = field(default_factory=list)
 
-    def noted(self, note: Mapping[str, Any]) -> None:
+    def noted(self, note: BuildNote) -> None:
         """Take in what became of a build, or that a commit does not boot."""
-        commit = note["commit"]
-        if note["kernel"]:
-            self.kernels[commit] = note["kernel"]
-            self.build_seconds.append(note["seconds"])
+        if note.kernel:
+            self.kernels[note.commit] = note.kernel
+            self.build_seconds.append(note.seconds)
         else:
-            self.broken[commit] = note["reason"]
-        self.remarks.setdefault(commit, []).extend(note["remarks"])
+            self.broken[note.commit] = note.reason
+        self.remarks.setdefault(note.commit, []).extend(note.remarks)
 
     def ended(self, record: Record, log: bytes) -> None:
         """Take in an attempt at a trial."""
@@ -173,7 +179,7 @@ def history_of(plan: BisectionPlan) -> History:
     return History(plan.bisect.good, plan.bisect.bad, tuple(commits))
 
 
-def events(ledger: Ledger) -> Iterator[Mapping[str, Any] | Record]:
+def events(ledger: Ledger) -> Iterator[BuildNote | Record]:
     """Notes and records, as they came."""
     records = iter(ledger.records())
     kept = 0
@@ -203,7 +209,7 @@ def read(ledger: Ledger, history: History, value: Measure) -> Book:
     return book
 
 
-def take(book: Book, event: Mapping[str, Any] | Record, ledger: Ledger) -> None:
+def take(book: Book, event: BuildNote | Record, ledger: Ledger) -> None:
     """Take in what the ledger has."""
     if isinstance(event, Record):
         book.ended(event, b"" if event.outcome == LOST else ledger.log(event))
@@ -573,7 +579,7 @@ class _Loop:
             return
         if same := [c for c, kernel in book.kernels.items() if kernel == built.kernel]:
             self.note(f"{short} is the kernel of {same[0][: bisection.SHORT]}: no trials")
-        self._keep(book, commit, kernel=built.kernel, seconds=built.seconds, remarks=list(built.remarks))
+        self._keep(book, commit, kernel=built.kernel, seconds=built.seconds, remarks=built.remarks)
 
     def _note_trial(self, wanted: Wanted, record: Record, log: bytes) -> None:
         self.ledger.add(record, log)
@@ -591,9 +597,21 @@ class _Loop:
             reason = f"does not boot ({record.outcome})"
             self._keep(self.book, record.arm, reason=reason, detail=record.detail)
 
-    def _keep(self, book: Book, commit: str, **found: Any) -> None:
+    def _keep(
+        self,
+        book: Book,
+        commit: str,
+        *,
+        kernel: str = "",
+        seconds: float = 0.0,
+        remarks: tuple[str, ...] = (),
+        reason: str = "",
+        detail: str = "",
+    ) -> None:
         """Keep what became of a commit's kernel; of one that cannot be used, `reason` and `detail`."""
-        note = {"commit": commit, "kernel": "", "reason": "", "remarks": [], **found}
+        note = BuildNote(
+            commit=commit, kernel=kernel, reason=reason, remarks=remarks, seconds=seconds, detail=detail
+        )
         self.ledger.note(note)
         book.noted(note)
 
@@ -660,8 +678,8 @@ def log(directory: Path) -> Iterator[str]:
                 why = f" (bad: {100 * bad[columns[event.arm]]:.0f} %)" if bad and event.arm in columns else ""
                 line = f"{event.arm[: bisection.SHORT]}{why} seed {event.seed}: {book.came_to(event)}"
             else:
-                what = f"built in {event['seconds']:.0f} s" if event["kernel"] else event["reason"]
-                line = f"{event['commit'][: bisection.SHORT]} {what}"
+                what = f"built in {event.seconds:.0f} s" if event.kernel else event.reason
+                line = f"{event.commit[: bisection.SHORT]} {what}"
             standing = assess(book.state, asked.measured, book.costs(rules))
             now = bisection.standing_in_words(standing, book.history)
             yield f"{line}; {now}" if now != before else line

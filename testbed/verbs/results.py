@@ -14,7 +14,7 @@ from testbed.analysis.likeness import unlike
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.experiment import ALPHA, LEAST_SEEDS
-from testbed.host.errors import SpecError
+from testbed.host.errors import SpecError, StoreError
 from testbed.ledger import matrix as cells
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
 from testbed.ledger.plan import Plan, PlannedTrial
@@ -66,6 +66,11 @@ def read(ledger: Ledger) -> Result:
     """What a ledger has of its last plan."""
     plan = ledger.plan()
     records = [record for record in ledger.records() if record.trial in plan.trials]
+    for record in records:
+        if PlannedTrial(arm=record.arm, seed=record.seed) != plan.trials[record.trial]:
+            raise StoreError(
+                f"{ledger.directory / LEDGER}: the record of trial {record.trial} is not what was planned"
+            )
     observations = (Observation(r, parse(ledger.log(r))) for r in final(records).values())
     return Result(plan, tuple(observations), tuple(records))
 

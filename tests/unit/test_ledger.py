@@ -15,6 +15,7 @@ import pytest
 
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger.ledger import LEDGER, Ledger, set_aside
+from testbed.ledger.plan import BuildNote
 from testbed.ledger.record import LOST, MEASURED, final
 from tests.unit.recorded import REPOSITORY, plan, record
 
@@ -93,15 +94,19 @@ def test_reading_is_possible_while_it_is_written(tmp_path: Path) -> None:
             assert len(reader.records()) == 1
 
 
+def note(commit: str) -> BuildNote:
+    return BuildNote(commit=commit, kernel="k", reason="", remarks=("without x",), seconds=1.5, detail="")
+
+
 def test_notes_know_their_place_among_the_trials(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "r") as ledger:
         assert ledger.notes() == []
-        ledger.note({"first": 1})
+        ledger.note(note("first"))
         ledger.add(record("a", 1), b"one")
         ledger.add(record("a", 2), b"two")
-        ledger.note({"second": 2})
+        ledger.note(note("second"))
     with Ledger.open(tmp_path / "r") as ledger:
-        assert ledger.notes() == [(0, {"first": 1}), (2, {"second": 2})]
+        assert ledger.notes() == [(0, note("first")), (2, note("second"))]
 
 
 def test_the_last_plan_counts_and_an_equal_one_is_not_kept_twice(tmp_path: Path) -> None:
