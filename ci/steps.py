@@ -47,7 +47,7 @@ from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
 from testbed.host.paths import cache_directory, data_directory
 from testbed.host.process import end_on_signals
 from testbed.kernel import source
-from testbed.report.text import escaped, visible
+from testbed.report.escape import escaped, visible
 from testbed.terminal.arguments import positive
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import show
@@ -326,7 +326,7 @@ def _fallbacks(outcome: Compared | ComparedMatrix) -> Iterator[str]:
     """Why it ran otherwise than it was meant to; of a matrix, in every cell."""
     cells = outcome.cells.values() if isinstance(outcome, ComparedMatrix) else [outcome]
     for cell in cells:
-        if why := cell.report["provenance"].get("fallback"):
+        if why := cell.report.provenance.fallback:
             yield why
 
 

@@ -20,7 +20,7 @@ from testbed.analysis import metrics
 from testbed.host.errors import Interrupted, SpecError, TestbedError
 from testbed.host.paths import cache_directory
 from testbed.host.process import end_on_signals, pasteable
-from testbed.report import text
+from testbed.report.escape import visible
 from testbed.report.gate import Condition
 from testbed.setup.doctor import INSTALLERS, install_command
 from testbed.terminal.arguments import parser
@@ -178,7 +178,7 @@ def _parse(arguments: argparse.Namespace, _lab: Lab) -> int:
 
 def _report(arguments: argparse.Namespace, _lab: Lab) -> int:
     if arguments.form == "manifest":
-        print(json.dumps(replay.manifest(arguments.result), indent=1))
+        print(replay.manifest(arguments.result).text(indent=1))
         return FINE
     outcome = compare.report(compare.ReportRequest(arguments.result, _conditions(arguments)))
     show(outcome, arguments.form, arguments.all)
@@ -195,7 +195,7 @@ def _again(request: replay.VerifyRequest, lab: Lab) -> int:
         repeated = replay.verify(request, lab, watcher)
     for difference in repeated.differences:
         expected = difference.expected
-        print(text.visible(f"{expected.arm} seed {expected.seed}: {difference.explanation}"))
+        print(visible(f"{expected.arm} seed {expected.seed}: {difference.explanation}"))
     same = repeated.trials - len(repeated.differences)
     print(f"{same} of {repeated.trials} trials gave the same console log, byte for byte")
     return exit_status(repeated)
@@ -239,7 +239,7 @@ def _history(arguments: argparse.Namespace, _lab: Lab) -> int:
     shown = history.history(request)
     from testbed.report import timeline  # noqa: PLC0415  (slow, with scipy)
 
-    print_rendered(timeline.render(shown.title, shown.unit, shown.points, shown.decisions))
+    print_rendered(timeline.table(shown.title, shown.unit, shown.points, shown.decisions).terminal())
     if request.picture:
         history.draw(shown, request.picture)
     return FINE
@@ -288,7 +288,7 @@ def _look_at_bisection(arguments: argparse.Namespace) -> int:
             return show_bisection(bisection.status(Path(directory)), arguments.json, write=True)
         case ["log", directory]:
             for line in bisection.log(Path(directory)):
-                print(text.visible(line))
+                print(visible(line))
             return FINE
     raise SpecError(
         "bisect needs --repo, --good, --bad and --experiment; or: status RESULT, log RESULT; "

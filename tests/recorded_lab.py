@@ -19,6 +19,7 @@ from pathlib import Path
 from ci import steps
 from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
+from testbed.experiment.model import PrimarySpec
 from testbed.host import errors
 from testbed.host.errors import NoKvm
 from testbed.host.paths import cache_directory
@@ -26,7 +27,7 @@ from testbed.ledger.ledger import Ledger
 from testbed.trials.pool import Progress
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
-from tests.unit.recorded import counted, plan, record
+from tests.unit.recorded import counted, edited, plan, record
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,18 @@ class RecordedLab:
         assert list(experiment.arms) == list(self.counts), experiment.arms
         if experiment.mode == "realtime" and self.kvm:
             raise NoKvm(f"KVM does not work here: {self.kvm}")
-        made = plan(self.counts, seeds=max(map(len, self.counts.values())))
-        for kernel in made["provenance"]["kernels"].values():
-            kernel["release"] = "6.1.192"
-        made["experiment"] |= {
-            "name": experiment.name,
-            "mode": experiment.mode,
-            "alpha": 0.05,
-            "sequential": False,
-            "seeds": 12,
-            "primary": {"direct_reclaims": {"margin": 0.05}},
-        }
+        made = plan(
+            self.counts,
+            max(map(len, self.counts.values())),
+            name=experiment.name,
+            mode=experiment.mode,
+            accel=experiment.accel,
+            sequential=False,
+            primary={"direct_reclaims": PrimarySpec(margin=0.05)},
+        )
         if experiment.mode == "realtime":
-            made["provenance"]["accelerator"] = {"name": "kvm", "reason": "a probe booted under KVM"}
+            kvm = {"name": "kvm", "reason": "a probe booted under KVM"}
+            made = edited(made, lambda data: data["provenance"].update(accelerator=kvm))
         return Campaign((), made)
 
     def run(

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from testbed.ledger.record import LOST, Record
-from testbed.report.text import visible
+from testbed.report.escape import visible
 from testbed.report.words import duration
 
 

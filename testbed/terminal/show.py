@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 
@@ -11,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from testbed.host.errors import SpecError
 from testbed.report import matrix, text
+from testbed.report.escape import visible
 from testbed.verbs import bisection, results
 from testbed.verbs.compare import Compared, ComparedMatrix, LeftOut
 from testbed.verbs.status import exit_status, exit_status_of_lines
@@ -51,7 +51,7 @@ def _show_matrix(outcome: ComparedMatrix, form: str) -> None:
         files = "report.json, report.md, heat maps in pictures/, and a result per cell"
         tell(f"also in {outcome.directory}: {files}")
     else:
-        made = json.dumps(outcome.report, indent=2) if form == "json" else matrix.markdown(outcome.report)
+        made = outcome.report.text(indent=2) if form == "json" else matrix.markdown(outcome.report)
         print(made, end="")
 
 
@@ -71,7 +71,7 @@ def show_lines(outcomes: Iterable[Compared | ComparedMatrix | LeftOut], form: st
 def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = False) -> int:
     """Print how a bisection stands; what it is under other rules is nowhere written."""
     if as_json:
-        print(json.dumps(outcome.report, indent=2))
+        print(outcome.report.text(indent=2))
     else:
         from testbed.report import bisection as report  # noqa: PLC0415  (slow, with scipy)
 
@@ -99,4 +99,4 @@ def tell(message: str) -> None:
 
 def complain(message: str) -> None:
     """Say what is wrong. The tail of a guest's console may be in it."""
-    tell(f"testbed: {text.visible(message)}")
+    tell(f"testbed: {visible(message)}")

@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from testbed.ledger.ledger import Ledger
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs.request import ExperimentRequest
 from testbed.verbs.run import make_room
+
+if TYPE_CHECKING:
+    # Slow: with it comes scipy.
+    from testbed.report.bisection import BisectionReport
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,14 @@ class Bisected:
     """How a bisection stands: its report, and a headline."""
 
     directory: Path
-    report: Any
+    report: BisectionReport
     headline: str
 
     @property
     def confirmed(self) -> bool:
         """Whether a commit is named, and was confirmed on fresh seeds."""
-        answer = self.report["answer"]
-        return bool(answer and answer["confirmed"])
+        answer = self.report.answer
+        return bool(answer and answer.confirmed)
 
     def write(self, warn: Callable[[str], None]) -> None:
         """Write the report in its forms, and its picture, into the directory."""
@@ -77,8 +81,7 @@ def status(directory: Path, confidence: float | None = None) -> Bisected:
     """How a bisection stands; under another confidence if one is given. Builds nothing, runs nothing."""
     from testbed.verbs import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
 
-    changes = {} if confidence is None else {"confidence": confidence}
-    return Bisected(directory, *bisect.status(directory, **changes))
+    return Bisected(directory, *bisect.status(directory, confidence))
 
 
 def log(directory: Path) -> Iterator[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement
@@ -16,7 +15,9 @@ from testbed.kernel import series
 from testbed.ledger import matrix
 from testbed.ledger.ledger import LEDGER
 from testbed.report import gate
+from testbed.report.document import ComparisonReport
 from testbed.report.gate import Condition
+from testbed.report.matrix import MatrixReport
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs import results
 from testbed.verbs.request import RunRequest
@@ -57,7 +58,7 @@ class Compared:
     """
 
     result: Result
-    report: Any
+    report: ComparisonReport
     met: tuple[str, ...]
     directory: Path | None = None
 
@@ -72,7 +73,7 @@ class ComparedMatrix:
     """A comparison per cell of a matrix; `worst` is the worst exit status with which a cell could not run."""
 
     directory: Path
-    report: Any
+    report: MatrixReport
     cells: Mapping[str, Compared]
     worst: int
 
@@ -152,8 +153,8 @@ def report(
 
 def _compared(result: Result, fail_on: Sequence[Condition]) -> Compared:
     document = results.report(result)
-    if document["seeds"]:
-        _refuse_idle_gate(fail_on, judged=bool(document["verdicts"]))
+    if document.seeds:
+        _refuse_idle_gate(fail_on, judged=bool(document.verdicts))
     return Compared(result, document, tuple(gate.failures(document, fail_on)))
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.experiment import ALPHA
 from testbed.host.errors import SpecError
-from testbed.report.document import ALPHA
 from testbed.verbs import results
 from testbed.verbs.results import History
 

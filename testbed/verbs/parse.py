@@ -7,7 +7,6 @@ import gzip
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement
@@ -16,7 +15,7 @@ from testbed.host.errors import SpecError
 from testbed.verbs import results
 
 
-def parse(path: Path) -> Iterator[Mapping[str, Any]]:
+def parse(path: Path) -> Iterator[Mapping[str, object]]:
     """The facts of every trial of a result, or of one log. Raises SpecError for what cannot be read."""
     if path.is_dir():
         for observation in results.load(path).observations:
@@ -31,7 +30,7 @@ def parse(path: Path) -> Iterator[Mapping[str, Any]]:
     yield _facts(parse_log(data))
 
 
-def _facts(measurement: Measurement) -> dict[str, Any]:
+def _facts(measurement: Measurement) -> dict[str, object]:
     values = {metric.name: metric.value(measurement) for metric in METRICS}
     return {
         "complete": measurement.complete,

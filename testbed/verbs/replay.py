@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from testbed.host.process import pasteable
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.manifest import Manifest
 from testbed.ledger.record import LOST
 from testbed.report import text
 from testbed.trials import debug
@@ -92,18 +92,18 @@ def debug_trial(request: DebugRequest, lab: Lab, watch: Watch, tell: Callable[[s
             )
             tell(pasteable(["gdb", trial.vmlinux, "-ex", f"target remote localhost:{stub.port}"]))
             log = stub.serve()
-        return Debugged(hashlib.sha256(log).hexdigest() == repeat.expected[trial.id].log_sha256)
+        return Debugged(hashlib.sha256(log).hexdigest() == repeat.manifest.expected[trial.id].log_sha256)
 
 
 def bundle(request: BundleRequest, lab: Lab, watch: Watch) -> Path:
     """Write a bundle; return where it is. Raises as reproduce.load() does, and StoreError."""
     report = results.report(results.load(request.result))
-    target = request.output or Path(f"{report['name']}.testbed")
+    target = request.output or Path(f"{report.name}.testbed")
     reproduce.bundle(request.result, target, text.markdown(report), lab.cache, watch.note)
     return target
 
 
-def manifest(result: Path) -> dict[str, Any]:
+def manifest(result: Path) -> Manifest:
     """The manifest of a result: its hashes. Raises SpecError when its trials cannot be done again."""
     with Ledger.open(result) as ledger:
         return reproduce.manifest(ledger.plan(), ledger.records(), result)

@@ -87,7 +87,7 @@ class _Runs:
         if fresh:
             make_room(directory, self.watch)
         with Ledger.create(directory) as ledger:
-            ledger.set_plan(ready.document)
+            ledger.set_plan(ready.plan)
             jobs = self.request.jobs
             self.measurements.update(
                 until_decided(experiment, ready.trials, ledger, lab=self.lab, jobs=jobs, watch=self.watch)
@@ -105,9 +105,10 @@ class _Runs:
         instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
         ready = self.lab.prepare(instead, self.watch.note)
         # There may be no QEMU for that either.
-        provenance = ready.document["provenance"]
-        both = "; ".join(filter(None, [why, provenance.get("fallback")]))
-        return replace(ready, document={**ready.document, "provenance": {**provenance, "fallback": both}})
+        provenance = ready.plan.provenance
+        both = "; ".join(filter(None, [why, provenance.fallback]))
+        changes = {"provenance": provenance.model_copy(update={"fallback": both})}
+        return replace(ready, plan=ready.plan.model_copy(update=changes))
 
 
 def until_decided(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from testbed.experiment import selfcheck as nothing
 from testbed.host.errors import SpecError
@@ -14,6 +14,10 @@ from testbed.trials.lab import Lab, Watch
 from testbed.verbs import results
 from testbed.verbs.request import RunRequest
 from testbed.verbs.run import execute, worst
+
+if TYPE_CHECKING:
+    # Slow: with it comes scipy.
+    from testbed.report.selfcheck import SelfcheckReport
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Selfchecked:
     """What the comparisons said; `worst` is the worst exit status with which one could not run."""
 
     directory: Path
-    report: Any
+    report: SelfcheckReport
     worst: int
 
     def write(self, warn: Callable[[str], None]) -> None:

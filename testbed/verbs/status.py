@@ -51,7 +51,7 @@ def exit_status(outcome: Outcome) -> int:  # noqa: PLR0911  (one for each outcom
         case Ran(records=records):
             return _of_records(records)
         case Compared(report=report, result=result, met=met):
-            if report["seeds"]:
+            if report.seeds:
                 return NOT_FINE if met else FINE
             return max(NOT_FINE, _of_records(o.record for o in result.observations))
         case ComparedMatrix(cells=cells, worst=worst):
@@ -59,8 +59,8 @@ def exit_status(outcome: Outcome) -> int:  # noqa: PLR0911  (one for each outcom
         case LeftOut():
             return HostError.exit_status
         case Selfchecked(report=report, worst=worst):
-            judged = report["total"]["comparisons"]
-            return max(NOT_FINE if report["alarm"] or not judged else FINE, worst)
+            judged = report.total.comparisons
+            return max(NOT_FINE if report.alarm or not judged else FINE, worst)
         case Repeated(lost=True):
             # That says nothing about the bytes.
             return GuestLost.exit_status

@@ -42,6 +42,8 @@ from tests.unit.recorded import (
     PATCHED,
     REPOSITORY,
     UNPATCHED,
+    edited,
+    manifest_of,
     measured,
     pair,
     plan,
@@ -413,8 +415,8 @@ def test_mode_auto_is_deterministic_where_kvm_does_not_work(
         if experiment.accel == "kvm":
             raise NoKvm("KVM does not work here: it is tired")
         made = works(experiment, *words)
-        document = {**made.document, "provenance": {**made.document["provenance"], "fallback": there}}
-        return Campaign(made.trials, document)
+        plan = edited(made.plan, lambda data: data["provenance"].update(fallback=there))
+        return Campaign(made.trials, plan)
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     ran = testbed("compare", EXPERIMENT, "--json", "--mode", "auto")
@@ -550,8 +552,8 @@ def test_a_trial_that_was_lost_is_no_other_result(
 ) -> None:
     trial = make_trial("qemu")
     digest = hashlib.sha256(UNPATCHED).hexdigest()
-    expected = reproduce.Expected(trial.id, trial.arm, trial.seed, "measured", digest)
-    repeat = reproduce.Repeat({}, (trial,), {trial.id: expected})
+    expected = record(trial.arm, trial.seed, trial=trial.id, log_sha256=digest)
+    repeat = reproduce.Repeat(manifest_of(trial.arm, expected), (trial,))
 
     def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> dict[str, Measurement]:
         ledger.add(record(trial.arm, trial.seed, outcome, trial=trial.id), log)

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from testbed.analysis import selfcheck as analysis
+from testbed.analysis.decision import Decision
 from testbed.analysis.parse import Measurement
 from testbed.analysis.selfcheck import Outcome
-from testbed.analysis.verdict import Decision
 from testbed.experiment import MOST_SEEDS, Experiment, load
 from testbed.experiment import selfcheck as placebo
 from testbed.host.errors import HostError, SpecError
@@ -28,7 +28,7 @@ from testbed.trials import pool, prepare
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
 from tests.unit import test_cli
-from tests.unit.recorded import REPOSITORY, counted, plan, record
+from tests.unit.recorded import REPOSITORY, counted, planned, record
 from tests.unit.test_guest_faults import make_trial
 
 Testbed = test_cli.Testbed
@@ -137,8 +137,6 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     ran: list[tuple[str, int]] = []
 
     def replaced(experiment: Experiment, *_: object) -> Campaign:
-        made = plan(experiment.arms)
-        made["experiment"] = experiment.model_dump(mode="json")
         planted = json.loads(experiment.description or "{}")
         effect = planted.get(str(experiment.first_seed // MOST_SEEDS + 1), 1.0)
         one = make_trial("qemu")
@@ -147,7 +145,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             for arm in experiment.arms
             for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
         ]
-        made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
+        made = planned(experiment, trials)
         return Campaign(tuple(trials), made)
 
     def run(

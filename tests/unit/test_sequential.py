@@ -21,7 +21,7 @@ from testbed.trials.pool import Progress
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
 from testbed.verbs.run import until_decided
-from tests.unit.recorded import counted, plan, record
+from tests.unit.recorded import counted, planned, record
 from tests.unit.test_guest_faults import make_trial
 
 SEEDS = 9
@@ -87,12 +87,9 @@ def run(tmp_path: Path, clock: list[float]) -> Run:
 
     def go(of: Experiment, counts: dict[str, list[int]]) -> list[int]:
         lab = Counting(counts, clock)
-        made = plan(counts, seeds=of.seeds)
-        made["experiment"] |= of.model_dump(mode="json", include={"primary", "seeds", "sequential", "alpha"})
         one = make_trial("qemu")
         trials = [replace(one, arm=arm, seed=n) for arm in counts for n in range(1, of.seeds + 1)]
-        made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
-
+        made = planned(of, trials)
         with Ledger.create(tmp_path / "r") as ledger:
             ledger.set_plan(made)
             watcher = Watcher(Console(width=200, force_terminal=False))
