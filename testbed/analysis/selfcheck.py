@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from scipy import stats
 
 from testbed.analysis.compare import Comparison
+from testbed.analysis.decision import Decision, Judgement
 from testbed.analysis.judge import question
 from testbed.analysis.metrics import METRICS
-from testbed.analysis.verdict import Decision, Judgement, decide
+from testbed.analysis.verdict import decide
 
 # Of the test whether there are more false alarms than there may be, and of the bound of their rate.
 LEVEL = 0.05

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from testbed.experiment.model import Experiment
-from testbed.experiment.values import SIZE_SCHEMA, format_size
+from testbed.experiment.values import SIZE_SCHEMA, Json, format_size
 from testbed.host.errors import SpecError
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
@@ -35,7 +35,7 @@ class Cell:
     `at` has axis -> value; `name` is fit for a file, and empty where there is no matrix.
     """
 
-    at: Mapping[str, Any]
+    at: Mapping[str, Json]
     name: str
     experiment: Experiment
 

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from testbed.host import process
 from testbed.host.errors import HostError, SpecError
 from testbed.host.files import once
-from testbed.host.paths import REPOSITORY
+from testbed.host.paths import data_directory
 
-IMAGES = REPOSITORY / "images"
+IMAGES = data_directory() / "images"
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")
 CFLAGS = ("-static", "-s", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static")
@@ -39,7 +39,7 @@ class Image:
 
 
 def build(cache: Path, more: Sequence[Path] = (), files: Mapping[str, Path] | None = None) -> Image:
-    """The initramfs of this checkout's images/ and of `more` C sources, from the cache if it is there.
+    """The initramfs of testbed's images/ and of `more` C sources, from the cache if it is there.
 
     `files` are brought along as they are: path in the guest, without the first slash, -> file here.
 

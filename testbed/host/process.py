@@ -45,6 +45,16 @@ class Deadline:
         self._end = time.monotonic() + self.seconds
 
 
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt: whoever ends us, our children end first."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+
+
 def pasteable(argv: Sequence[str | os.PathLike[str]]) -> str:
     """The command as a person would type it."""
     return shlex.join(str(word) for word in argv)

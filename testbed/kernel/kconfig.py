@@ -10,10 +10,10 @@ from pathlib import Path
 
 from testbed.experiment import is_path
 from testbed.host.errors import SpecError
-from testbed.host.paths import REPOSITORY
+from testbed.host.paths import data_directory
 from testbed.kernel.series import ordinal
 
-FRAGMENTS = REPOSITORY / "kconfigs"
+FRAGMENTS = data_directory() / "kconfigs"
 
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*")')

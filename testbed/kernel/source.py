@@ -168,7 +168,8 @@ def _debian(package: str, cache: Path, progress: Progress) -> Source:
     tree = cache / "sources" / digest
     files.once(tree, lambda draft: _unpack(archive, draft, progress), progress=progress)
     name = package.partition("=")[0]
-    return Unpacked(f"sha256:{digest}", f"sha256:{digest}", f"{name} {version}", tree)
+    # Of a line, one version follows the other: few files change.
+    return Unpacked(f"sha256:{digest}", f"debian:{name}", f"{name} {version}", tree)
 
 
 def _debian_archive(package: str, cache: Path, progress: Progress) -> tuple[Path, str]:
@@ -280,6 +281,8 @@ def _unpack(archive: Path, tree: Path, progress: Progress) -> None:
 
 # What a user's configuration could otherwise do to a checkout, or our commands to a user's repository.
 _SETTINGS = (
+    "apply.ignoreWhitespace=no",
+    "apply.whitespace=nowarn",
     "core.autocrlf=false",
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -320,6 +323,7 @@ def git(
     *words: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
     timeout: float = GIT_SECONDS,
     error: type[TestbedError] = BuildError,
     check: bool = True,
@@ -330,6 +334,7 @@ def git(
         ["git", *settings, f"--git-dir={git_dir}", *words],
         cwd=cwd,
         env={"GIT_TERMINAL_PROMPT": "0", **(env or {})},
+        stdin=stdin,
         timeout=timeout,
         error=error,
         check=check,

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from testbed.analysis.bisect.search import Wanted
 from testbed.experiment import ArmSpec, Experiment, GitSource, KernelSpec, is_path
 from testbed.host.errors import BuildError, HostError, SpecError
 from testbed.kernel import build, commits, series, source
 from testbed.kernel.build import Kernel, Plan
+from testbed.ledger.plan import GuestFacts
 from testbed.trials import pool, prepare
 from testbed.trials import trial as trials
 from testbed.trials.pool import TrialJob
@@ -54,7 +55,7 @@ class Tester(Protocol):
     def compiled(self, commit: str) -> frozenset[str]:
         """The files that a kernel is made of; empty if that is not known."""
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> GuestFacts:
         """Where it all takes place, once something is built."""
 
     @property
@@ -170,12 +171,10 @@ class CommitTester:
     def _run(self, trial: Trial, attempt: int, cancel: threading.Event) -> Attempt:
         return trials.run(replace(trial, vmlinux=self.kernel(trial.arm).vmlinux), attempt, cancel)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> GuestFacts:
         """Where it all takes place, once something is built."""
         guests = self.guests()
-        commands = {self.arm: prepare.guest_commands(self.experiment, self.arm)}
-        machine = prepare.machine_facts(self.experiment, guests.machine, guests.initramfs)
-        return {"guest_commands": commands, **machine}
+        return prepare.guest_facts(self.experiment, guests.machine, guests.initramfs)
 
     @property
     def workers(self) -> int:

@@ -8,12 +8,10 @@ any moment goes on by the same command, and nothing that was finished is done ag
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from testbed.analysis.bisect.search import (
     Commit,
@@ -27,12 +25,21 @@ from testbed.analysis.bisect.search import (
 )
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import Experiment
-from testbed.host.errors import GuestLost, SpecError, StoreError
+from testbed.host.errors import GuestLost, SpecError
 from testbed.kernel import commits
 from testbed.kernel.commits import Change
-from testbed.ledger.ledger import BISECTION, Ledger
+from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import (
+    BisectionPlan,
+    BisectionQuestion,
+    BuildNote,
+    Candidate,
+    GuestFacts,
+    SearchRules,
+)
 from testbed.ledger.record import LOST, MEASURED, Record
-from testbed.report import bisection, plots
+from testbed.report import bisection
+from testbed.report.bisection import BisectionReport
 from testbed.trials import pool
 from testbed.trials.commits import Broken, Built, Tester
 from testbed.trials.pool import BuildJob, Job, TrialJob
@@ -40,7 +47,6 @@ from testbed.trials.trial import Attempt
 from testbed.verbs import results
 from testbed.verbs.quantity import FAILURES, Quantity, Value, quantity
 
-SCHEMA = 1
 Note = Callable[[str], None]
 
 
@@ -60,15 +66,14 @@ class Findings:
     samples: dict[tuple[str, int], Sample] = field(default_factory=dict)
     trial_seconds: list[float] = field(default_factory=list)
 
-    def noted(self, note: Mapping[str, Any]) -> None:
+    def noted(self, note: BuildNote) -> None:
         """Take in what became of a build, or that a commit does not boot."""
-        commit = note["commit"]
-        if note["kernel"]:
-            self.kernels[commit] = note["kernel"]
-            self.build_seconds.append(note["seconds"])
+        if note.kernel:
+            self.kernels[note.commit] = note.kernel
+            self.build_seconds.append(note.seconds)
         else:
-            self.broken[commit] = note["reason"]
-        self.remarks.setdefault(commit, []).extend(note["remarks"])
+            self.broken[note.commit] = note.reason
+        self.remarks.setdefault(note.commit, []).extend(note.remarks)
 
     def ended(self, record: Record, measurement: Callable[[], Measurement]) -> None:
         """Take in an attempt at a trial; of those that were lost there is nothing to take."""
@@ -100,17 +105,13 @@ class Findings:
         return replace(rules, rho=min(statistics.median(builds) / a_trial, 1000.0))
 
 
-def graph_of(plan: Mapping[str, Any]) -> CommitGraph:
+def graph_of(plan: BisectionPlan) -> CommitGraph:
     """The commits of a plan."""
-    bisected = plan["bisect"]
-    candidates = (
-        Commit(c["id"], tuple(c["links"]), tuple(c["parents"]), c["weight"], c["kind"], c["subject"])
-        for c in bisected["commits"]
-    )
-    return CommitGraph(bisected["good"], bisected["bad"], tuple(candidates))
+    candidates = (Commit(**dict(candidate)) for candidate in plan.bisect.commits)
+    return CommitGraph(plan.bisect.good, plan.bisect.bad, tuple(candidates))
 
 
-def events(ledger: Ledger) -> Iterator[Mapping[str, Any] | Record]:
+def events(ledger: Ledger) -> Iterator[BuildNote | Record]:
     """Notes and records, as they came."""
     records = iter(ledger.records())
     kept = 0
@@ -122,9 +123,14 @@ def events(ledger: Ledger) -> Iterator[Mapping[str, Any] | Record]:
     yield from records
 
 
-def quantity_of(plan: Mapping[str, Any]) -> Quantity:
+def quantity_of(plan: BisectionPlan) -> Quantity:
     """What is bisected by a plan."""
-    return quantity(plan["bisect"]["metric"], Experiment.model_validate(plan["experiment"]))
+    return quantity(plan.bisect.metric, plan.experiment)
+
+
+def rules_of(plan: BisectionPlan) -> Rules:
+    """The rules of a plan."""
+    return Rules(**dict(plan.rules))
 
 
 def read(ledger: Ledger, graph: CommitGraph, value: Value) -> Findings:
@@ -135,7 +141,7 @@ def read(ledger: Ledger, graph: CommitGraph, value: Value) -> Findings:
     return findings
 
 
-def take(findings: Findings, event: Mapping[str, Any] | Record, ledger: Ledger) -> None:
+def take(findings: Findings, event: BuildNote | Record, ledger: Ledger) -> None:
     """Take in what the ledger has."""
     if isinstance(event, Record):
         findings.ended(event, lambda: parse(ledger.log(event)))
@@ -156,21 +162,19 @@ class Question:
     experiment: Experiment
     quantity: Quantity
 
-    def document(self) -> dict[str, Any]:
-        """What has to be the same for a bisection to go on."""
-        return {
-            "experiment": self.experiment.model_dump(mode="json"),
-            "bisect": {
-                "repository": str(self.repository),
-                "good": self.range.good,
-                "bad": self.range.bad,
-                "paths": list(self.paths),
-                "metric": self.quantity.name,
-                "kind": self.quantity.measured.kind,
-                "title": self.quantity.title,
-                "unit": self.quantity.unit,
-            },
-        }
+    def planned(self, candidates: Iterable[Candidate]) -> BisectionQuestion:
+        """What has to be the same, but for the commits, for a bisection to go on."""
+        return BisectionQuestion(
+            repository=str(self.repository),
+            good=self.range.good,
+            bad=self.range.bad,
+            paths=self.paths,
+            metric=self.quantity.name,
+            kind=self.quantity.measured.kind,
+            title=self.quantity.title,
+            unit=self.quantity.unit,
+            commits=tuple(candidates),
+        )
 
 
 def question(
@@ -193,16 +197,16 @@ def bisect(question: Question, rules: Rules, tester: Tester, ledger: Ledger, not
     return _Search(question, rules, tester, ledger, note).run()
 
 
-def _candidate(change: Change, kind: str) -> dict[str, Any]:
+def _candidate(change: Change, kind: str) -> Candidate:
     """A commit as the plan has it."""
-    return {
-        "id": change.id,
-        "links": list(change.links),
-        "parents": list(change.parents),
-        "weight": commits.WEIGHTS[kind],
-        "kind": kind,
-        "subject": change.subject,
-    }
+    return Candidate(
+        id=change.id,
+        links=change.links,
+        parents=change.parents,
+        weight=commits.WEIGHTS[kind],
+        kind=kind,
+        subject=change.subject,
+    )
 
 
 class _Search:
@@ -259,15 +263,14 @@ class _Search:
 
     def _opened(self) -> Findings:
         """What the ledger has; of an empty one, after both ends are built, which say what is compiled."""
-        try:
-            plan = self.ledger.plan(BISECTION)
-        except StoreError:
+        if not self.ledger.is_planned():
             return self._begun()
-        self._check(plan, self.question.document())
+        plan = self.ledger.bisection()
+        self._check(plan)
         findings = read(self.ledger, graph_of(plan), self.question.quantity.value)
         self.tester.know(findings.kernels)
-        if findings.kernels and plan["provenance"]:
-            self._check_machine(plan["provenance"], self.tester.facts())
+        if findings.kernels and plan.provenance:
+            self._check_machine(plan.provenance, self.tester.facts())
         return findings
 
     def _begun(self) -> Findings:
@@ -278,17 +281,16 @@ class _Search:
             if end not in findings.kernels and end not in findings.broken:
                 self._built(findings, end, self._build_end(end))
         compiled = self.tester.compiled(range_.bad) if range_.bad in findings.kernels else frozenset()
-        plan = self.question.document()
-        plan["bisect"]["commits"] = [_candidate(change, change.kind(compiled)) for change in range_.changes]
-        self.ledger.set_plan(
-            {
-                "schema": SCHEMA,
-                **plan,
-                "rules": asdict(self.rules),
-                "provenance": self.tester.facts() if findings.kernels else {},
-            }
+        candidates = [_candidate(change, change.kind(compiled)) for change in range_.changes]
+        plan = BisectionPlan(
+            schema=1,
+            experiment=self.question.experiment,
+            bisect=self.question.planned(candidates),
+            rules=SearchRules(**asdict(self.rules)),
+            provenance=self.tester.facts() if findings.kernels else None,
         )
-        return replace(findings, graph=graph_of(self.ledger.plan(BISECTION)))
+        self.ledger.set_plan(plan)
+        return replace(findings, graph=graph_of(plan))
 
     def _build_end(self, end: str) -> Built | Broken:
         """Build an end. What does not fit one is the experiment's mistake, and nothing to be kept."""
@@ -299,29 +301,29 @@ class _Search:
                 raise broken.__cause__ from broken
             return broken
 
-    def _check_machine(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    def _check_machine(self, theirs: GuestFacts, ours: GuestFacts) -> None:
         """Raise where trials of before and from now on would not be comparable."""
         names = ["qemu_family", "initramfs", "fallback"]
         if not self.tester.deterministic:
             names += ["qemu", "host"]
         for name in names:
-            if theirs.get(name) != ours.get(name):
+            if getattr(theirs, name) != getattr(ours, name):
                 raise SpecError(
                     f"{self.ledger.directory}: was measured with another {name.replace('_', ' ')}",
                     "give another directory with --results, or --fresh to move it aside",
                 )
 
-    def _check(self, plan: Any, wanted: Mapping[str, Any]) -> None:
+    def _check(self, plan: BisectionPlan) -> None:
         """Raise unless the ledger's plan is what is asked for; note the rules if they are others."""
-        ours = wanted["bisect"] | {"experiment": wanted["experiment"]}
-        theirs = plan.get("bisect", {}) | {"experiment": plan["experiment"]}
+        ours = {**dict(self.question.planned(plan.bisect.commits)), "experiment": self.question.experiment}
+        theirs = {**dict(plan.bisect), "experiment": plan.experiment}
         for name, value in ours.items():
-            if theirs.get(name) != value:
+            if theirs[name] != value:
                 raise SpecError(
                     f"{self.ledger.directory}: holds another bisection: its {name} is not the same",
                     "give another directory with --results, or --fresh to move it aside",
                 )
-        self.ledger.set_plan({**plan, "rules": asdict(self.rules)})
+        self.ledger.set_plan(plan.model_copy(update={"rules": SearchRules(**asdict(self.rules))}))
 
     def _built(self, findings: Findings, commit: str, result: Built | Broken) -> None:
         """Keep what became of a build."""
@@ -332,8 +334,7 @@ class _Search:
             return
         if same := [c for c, kernel in findings.kernels.items() if kernel == result.kernel]:
             self.note(f"{short} is the kernel of {same[0][: bisection.SHORT]}: no trials")
-        remarks = list(result.remarks)
-        self._keep(findings, commit, kernel=result.kernel, seconds=result.seconds, remarks=remarks)
+        self._keep(findings, commit, kernel=result.kernel, seconds=result.seconds, remarks=result.remarks)
 
     def _ended(self, attempt: Attempt) -> None:
         """Take in how a trial ended. Raises GuestLost: the search cannot go on without."""
@@ -354,9 +355,21 @@ class _Search:
             short, seconds = record.arm[: bisection.SHORT], sum(record.stages.values())
             self.note(f"{short} seed {record.seed}: {LOST} in {seconds:.1f} s")
 
-    def _keep(self, findings: Findings, commit: str, **facts: Any) -> None:
+    def _keep(
+        self,
+        findings: Findings,
+        commit: str,
+        *,
+        kernel: str = "",
+        seconds: float = 0.0,
+        remarks: tuple[str, ...] = (),
+        reason: str = "",
+        detail: str = "",
+    ) -> None:
         """Keep what became of a commit's kernel; of one that cannot be used, `reason` and `detail`."""
-        note = {"commit": commit, "kernel": "", "reason": "", "remarks": [], **facts}
+        note = BuildNote(
+            commit=commit, kernel=kernel, reason=reason, remarks=remarks, seconds=seconds, detail=detail
+        )
         self.ledger.note(note)
         findings.noted(note)
 
@@ -369,33 +382,35 @@ class _Search:
 # --- looking at it ---------------------------------------------------------------------------------
 
 
-def status(directory: Path, **changes: Any) -> tuple[Mapping[str, Any], str]:
-    """The document of a bisection and its headline; under other rules if they are given."""
+def status(directory: Path, confidence: float | None = None) -> tuple[BisectionReport, str]:
+    """The report of a bisection and its headline; at another confidence if one is given."""
     with Ledger.open(directory) as ledger:
-        plan = ledger.plan(BISECTION)
+        plan = ledger.bisection()
         bisected = quantity_of(plan)
         findings = read(ledger, graph_of(plan), bisected.value)
-    rules = findings.costs(replace(Rules(**plan["rules"]), **changes))
+    rules = rules_of(plan)
+    if confidence is not None:
+        rules = replace(rules, confidence=confidence)
+    rules = findings.costs(rules)
     standing = assess(findings.state, bisected.measured, rules)
     headline = bisection.standing_in_words(standing, findings.graph)
     return bisection.document(plan, findings.remarks, findings.state, standing, rules), headline
 
 
-def write(directory: Path, document: Mapping[str, Any], headline: str, warn: Note) -> None:
+def write(directory: Path, report: BisectionReport, headline: str, warn: Note) -> None:
     """The report in its other forms, and its picture, into the result directory."""
-    results.put(directory / "report.json", json.dumps(document, indent=2) + "\n", warn)
-    results.put(directory / "report.md", bisection.markdown(document, headline), warn)
-    figure = plots.posterior(**bisection.picture(document))
-    svg = results.put_picture(directory, "posterior", figure, warn)
-    results.put(directory / "report.html", bisection.page(document, headline, svg), warn)
+    results.put(directory / "report.json", report.text(indent=2) + "\n", warn)
+    results.put(directory / "report.md", bisection.markdown(report, headline), warn)
+    svg = results.put_picture(directory, "posterior", bisection.picture(report), warn)
+    results.put(directory / "report.html", bisection.page(report, headline, svg), warn)
 
 
 def log(directory: Path) -> Iterator[str]:
     """What happened, in order, and what was made of it at each moment; nothing is built."""
     with Ledger.open(directory) as ledger:
-        plan = ledger.plan(BISECTION)
+        plan = ledger.bisection()
         bisected = quantity_of(plan)
-        rules = Rules(**plan["rules"])
+        rules = rules_of(plan)
         findings = Findings(graph_of(plan), bisected.value)
         columns = {commit.id: n for n, commit in enumerate(findings.graph.commits)}
         before, bad = "", tuple[float, ...]()
@@ -405,8 +420,8 @@ def log(directory: Path) -> Iterator[str]:
                 why = f" (bad: {100 * bad[columns[event.arm]]:.0f} %)" if bad and event.arm in columns else ""
                 line = f"{event.arm[: bisection.SHORT]}{why} seed {event.seed}: {findings.came_to(event)}"
             else:
-                what = f"built in {event['seconds']:.0f} s" if event["kernel"] else event["reason"]
-                line = f"{event['commit'][: bisection.SHORT]} {what}"
+                what = f"built in {event.seconds:.0f} s" if event.kernel else event.reason
+                line = f"{event.commit[: bisection.SHORT]} {what}"
             standing = assess(findings.state, bisected.measured, findings.costs(rules))
             now = bisection.standing_in_words(standing, findings.graph)
             yield f"{line}; {now}" if now != before else line

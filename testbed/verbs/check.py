@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from testbed.analysis.bisect.posterior import suspicion
 from testbed.analysis.likeness import unlike
@@ -17,6 +17,7 @@ from testbed.analysis.statistics import LEAST_PAIRS
 from testbed.experiment import Experiment
 from testbed.host.errors import BuildError, GuestLost, SpecError
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import Plan
 from testbed.ledger.record import LOST, MEASURED, Record, final
 from testbed.trials import pool, prepare
 from testbed.trials.pool import Job, Progress
@@ -42,7 +43,7 @@ class Side:
     """One of the results that a kernel is held against: its plan and the values of one arm, by seed."""
 
     path: Path
-    plan: Mapping[str, Any]
+    plan: Plan
     values: Sequence[float]
 
 
@@ -51,7 +52,7 @@ def side(path: Path, quantity: Quantity) -> Side:
     with Ledger.open(results.chosen(path)[0]) as ledger:
         plan = ledger.plan()
         arm = results.arm_of(path, plan)
-        records = [r for r in final(ledger.records()).values() if r.trial in plan["trials"] and r.arm == arm]
+        records = [r for r in final(ledger.records()).values() if r.trial in plan.trials and r.arm == arm]
         told = (_value(quantity, ledger, record) for record in records if record.outcome != LOST)
         values = [value for value in told if value is not None]
     least = LEAST_PAIRS[True]
@@ -88,11 +89,11 @@ def check(
         watch.note(f"cannot tell: the experiment does not fit it: {bad_fit}")
         return CANNOT_TELL
     for other in sides:
-        if differences := list(unlike(other.plan, ready.document)):
+        if differences := list(unlike(other.plan, ready.plan)):
             raise SpecError(f"{other.path} was not measured like this: {'; '.join(differences)}")
     home = results.chosen(good.path)[0].resolve().parent / f"check-{ready.trials[0].vmlinux_sha256[:12]}"
     with Ledger.create(home) as ledger:
-        ledger.set_plan(ready.document)
+        ledger.set_plan(ready.plan)
         checked = _Check(ready.trials, sides, quantity, confidence=confidence, ledger=ledger, watch=watch)
         pool.work(checked.next_seed, ledger, watch.ended)
     if checked.verdict is None:

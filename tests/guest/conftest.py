@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from testbed.trials import prepare
 from tests.guest import subject
 
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
+# Of a test that builds kernels itself: no shorter than a build may take.
+BUILDS = pytest.mark.timeout(3600)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,17 +44,27 @@ class Lab:
     image: Image
     cache: Path
 
-    def guest(self, cmdline: str = "", arm: str = "unpatched", vcpus: int = 8) -> LiveGuest:
+    def guest(self, cmdline: str = "", arm: str = "unpatched", vcpus: int = 2) -> LiveGuest:
         shape = Shape("tcg", vcpus, 512 * MiB, cmdline)
         return LiveGuest(shape, self.kernels[arm].vmlinux, self.image.path)
 
 
 @pytest.fixture(scope="session")
-def lab() -> Lab:
+def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Says what takes minutes on an empty cache, or it would look as if nothing happened."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def past_capture(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(f"\n{text}", file=sys.stderr, flush=True)
+
+    return past_capture
+
+
+@pytest.fixture(scope="session")
+def lab(tell: Callable[[str], None]) -> Lab:
     experiment, cache = load(EXPERIMENT), cache_directory()
-    # Minutes on an empty cache: say so, or it looks as if nothing happened.
-    kernels = prepare.kernels(experiment, cache, lambda text: print(f"\n{text}", file=sys.__stderr__))
-    return Lab(experiment, kernels, image.build(cache), cache)
+    return Lab(experiment, prepare.kernels(experiment, cache, tell), image.build(cache), cache)
 
 
 @pytest.fixture(scope="module", params=series.lines(), ids=lambda line: str(line.directory))

@@ -117,22 +117,6 @@ def hotplug(pristine: Source, image: Image) -> Iterator[Subject]:
         yield booted
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "BUG: KASAN: use-after-free in prep_new_page+0x1f/0x30",
-        "BUG: Bad page state in process mmap_test  pfn:01234",
-        "WARNING: CPU: 1 PID: 91 at mm/page_alloc.c:4711 get_page_from_freelist+0x1/0x2",
-        "WARNING: possible circular locking dependency detected",
-        "INFO: task mmap_test:91 blocked for more than 120 seconds.",
-        "Oops: 0000 [#1] SMP KASAN",
-    ],
-)
-def test_a_splat_is_known_for_one(line: str) -> None:
-    assert subject.SPLAT.match(f"[    1.234567] {line}")
-    assert not subject.SPLAT.match("[    1.234567] kasan: KernelAddressSanitizer initialized")
-
-
 def test_a_debug_kernel_says_what_is_wrong(pristine: Source, image: Image) -> None:
     with subject.booted(kernel(pristine, PORT), image) as guest:
         guest.require_sound()

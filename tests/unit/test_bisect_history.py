@@ -80,3 +80,11 @@ def test_the_same_words_make_the_same_hashes(pristine: Path, tmp_path: Path) -> 
     )
     assert one["good"] == two["good"] and one["no-build"] == two["no-build"]
     assert "culprit" not in one and one["bad"] != two["bad"]
+
+
+def test_the_directory_may_be_relative(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tags = grown(pristine, Path("history.git"), "watermark", tmp_path / "scratch")
+    assert git(tmp_path / "history.git", "rev-parse", f"{tags['culprit']}^{{commit}}") == tags["culprit"]

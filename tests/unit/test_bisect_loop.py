@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from testbed import cli
 from testbed.analysis.bisect.search import PHASE, Answer, Rules, Wanted
@@ -23,8 +24,12 @@ from testbed.analysis.parse import parse
 from testbed.experiment import ArmSpec, expand
 from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
 from testbed.kernel import build, commits
+from testbed.ledger.document import parsed
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import Accelerator, GuestFacts
 from testbed.ledger.record import LOST, MEASURED
+from testbed.report.bisection import BisectionReport
+from testbed.report.schema import schema
 from testbed.trials import pool
 from testbed.trials.commits import Broken, Built, CommitTester
 from testbed.trials.pool import TrialJob
@@ -32,7 +37,7 @@ from testbed.trials.trial import Attempt
 from testbed.verbs import bisect
 from testbed.verbs.bisect import Question
 from testbed.verbs.quantity import quantity
-from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, record, span, with_frame
+from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, guest_facts, plan, record, span, with_frame
 
 RULES = Rules()
 MAKEFILE = "VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 1\n"
@@ -147,11 +152,8 @@ class Stand:
     def compiled(self, _commit: str) -> frozenset[str]:
         return frozenset({"mm/vmscan.c", "lib/0.c"})
 
-    def facts(self) -> dict[str, Any]:
-        host = {"cores": 2, "cpu": "a CPU", "kernel": "6.1"}
-        accelerator = {"name": "icount", "reason": "the default"}
-        same = {"qemu_family": "9.2", "fallback": "", "qemu": "QEMU 9"}
-        return {**same, "accelerator": accelerator, "initramfs": {"sha256": "ab"}, "host": host}
+    def facts(self) -> GuestFacts:
+        return guest_facts(["unpatched"], accelerator=Accelerator(name="icount", reason="the default"))
 
 
 @pytest.fixture
@@ -197,7 +199,7 @@ def test_the_culprit_is_found_and_confirmed(repository: Path, stand: Stand, tmp_
 def test_weights_are_of_what_is_compiled(repository: Path, stand: Stand, tmp_path: Path) -> None:
     search(question_of(repository), stand, tmp_path / "r")
     made, _ = bisect.status(tmp_path / "r")
-    kinds = {commit["subject"]: commit["kind"] for commit in made["commits"]}
+    kinds = {commit.subject: commit.kind for commit in made.commits}
     assert (kinds["change 3"], kinds["change 4"], kinds["change 5"]) == ("mm", "compiled", "not compiled")
 
 
@@ -328,7 +330,7 @@ def test_what_does_not_build_is_told_and_not_good_or_bad(
     answer = search(question_of(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 7", "change 8", "change 9"] and answer.confirmed
     made, said = bisect.status(tmp_path / "r")
-    untestable = {c["subject"]: c["untestable"] for c in made["commits"] if c["untestable"]}
+    untestable = {c.subject: c.untestable for c in made.commits if c.untestable}
     assert untestable and set(untestable.values()) == {"does not build"}
     assert "which no commit that can be tested tells apart" in said
 
@@ -348,8 +350,8 @@ def test_what_does_not_boot_is_tried_once(repository: Path, stand: Stand, tmp_pa
     answer = search(question_of(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 8"] and stages == stand.stages
     made, _ = bisect.status(tmp_path / "r")
-    six = next(c for c in made["commits"] if c["subject"] == "change 6")
-    assert six["untestable"] in (None, "does not boot (hang)") and sum(six["outcomes"].values()) <= 1
+    six = next(c for c in made.commits if c.subject == "change 6")
+    assert six.untestable in (None, "does not boot (hang)") and sum(six.outcomes.values()) <= 1
 
 
 def test_panics_are_counted_where_they_are_asked_for(repository: Path, stand: Stand, tmp_path: Path) -> None:
@@ -380,7 +382,7 @@ def test_path_limits(repository: Path, stand: Stand, tmp_path: Path) -> None:
     answer = search(question_of(repository, paths=("mm",)), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 9"] and answer.confirmed
     made, _ = bisect.status(tmp_path / "r")
-    assert [commit["subject"] for commit in made["commits"]] == [f"change {n}" for n in (3, 6, 9, 12)]
+    assert [commit.subject for commit in made.commits] == [f"change {n}" for n in (3, 6, 9, 12)]
 
 
 def test_what_is_lost_is_tried_again_and_then_given_up(
@@ -405,7 +407,8 @@ def test_another_question_is_not_mixed_in(repository: Path, stand: Stand, tmp_pa
         search(question_of(repository, "pgsteal_direct"), stand, tmp_path / "r")
     with pytest.raises(SpecError, match="its paths is not the same"):
         search(question_of(repository, paths=("mm",)), stand, tmp_path / "r")
-    stand.facts = lambda: {"qemu_family": "8.2"}  # type: ignore[method-assign]
+    facts = stand.facts().model_copy(update={"qemu_family": "8.2"})
+    stand.facts = lambda: facts  # type: ignore[method-assign]
     with pytest.raises(SpecError, match="measured with another qemu family"):
         search(question_of(repository), stand, tmp_path / "r")
 
@@ -597,7 +600,10 @@ def test_status_log_and_replay(
     assert "good end" in shown and "bad end" in shown
     assert (directory / "pictures/posterior.svg").read_bytes().startswith(b"<?xml")
     assert "**" in (directory / "report.md").read_text()
-    assert json.loads((directory / "report.json").read_text())["answer"]["confirmed"]
+    written = (directory / "report.json").read_text()
+    read = parsed(BisectionReport, written)
+    assert read.answer and read.answer.confirmed and read.text(indent=2) + "\n" == written
+    Draft202012Validator(dict(schema())).validate(json.loads(written))
     page = (directory / "report.html").read_text()
     assert "(change 8), confirmed on fresh seeds" in page and "data:image/svg+xml;base64," in page
     assert "<script" not in page and "bad end" in page
@@ -620,7 +626,7 @@ def test_a_bisection_is_no_comparison_and_the_other_way_round(
         assert cli.main([words[0], str(tmp_path / "r"), *words[1:]]) == 2
         assert "not the result of a comparison" in capsys.readouterr().err
     with Ledger.create(tmp_path / "c") as ledger:
-        ledger.set_plan({"trials": {}})
+        ledger.set_plan(plan())
     assert cli.main(["bisect", "status", str(tmp_path / "c")]) == 2
     assert "not the result of a bisection" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import prepare
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Attempt, Trial
-from tests.unit.recorded import EXPERIMENT, plan, record
+from tests.unit.recorded import EXPERIMENT, edited, plan, planned, record
 from tests.unit.test_bisect_loop import log_of
 from tests.unit.test_guest_faults import make_trial
 
@@ -62,9 +62,7 @@ def check(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> Check:
                 replace(make_trial("q"), arm="unpatched", seed=seed, vmlinux_sha256=f"{centre}{outcome}" * 3)
                 for seed in range(1, 6)
             ]
-            made = plan(("unpatched",), 5)
-            made["trials"] = {trial.id: {"arm": "unpatched", "seed": trial.seed} for trial in trials}
-            return Campaign(tuple(trials), made)
+            return Campaign(tuple(trials), planned(plan(("unpatched",), 5).experiment, trials))
 
         def once(trial: Trial, attempt: int, _cancel: threading.Event) -> Attempt:
             ended = record("unpatched", trial.seed, outcome, "as it was told")
@@ -117,9 +115,7 @@ def test_results_that_were_not_measured_alike_are_refused(
     check: Check, sides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Ledger.create(tmp_path / "bad") as ledger:
-        other = ledger.plan()
-        other["experiment"]["guest"]["vcpus"] = 3
-        ledger.set_plan(other)
+        ledger.set_plan(edited(ledger.plan(), lambda data: data["experiment"]["guest"].update(vcpus=3)))
     assert check(GOOD) == 128 + 2
     assert "was not measured like this: guest.vcpus: 3" in capsys.readouterr().err
 

@@ -82,7 +82,7 @@ def test_a_fault_becomes_an_outcome_in_time(
     record = trials.run(make_trial(qemu(fault)), 1, threading.Event()).record
     assert (record.outcome, time.monotonic() - began < 12) == (outcome, True)
     assert message in record.detail
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == {}
 
 
 @pytest.mark.parametrize("fault", ["die-at-start", "die-at-boot", "stop"])
@@ -102,7 +102,7 @@ def test_a_mute_monitor_is_given_up(qemu: Callable[[str], str], monkeypatch: pyt
     ):
         pass
     assert time.monotonic() - began < 10
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == {}
 
 
 def test_a_process_that_ignores_quit_and_term_is_killed(
@@ -112,7 +112,7 @@ def test_a_process_that_ignores_quit_and_term_is_killed(
     with LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("stubborn")) as guest:
         guest.boot(5)
         assert len(children_of(os.getpid())) == 1
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == {}
 
 
 def test_an_error_in_the_body_leaves_no_process(qemu: Callable[[str], str]) -> None:
@@ -122,7 +122,7 @@ def test_an_error_in_the_body_leaves_no_process(qemu: Callable[[str], str]) -> N
     ):
         guest.boot(5)
         raise ZeroDivisionError
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == {}
 
 
 def test_cancelling_interrupts_a_wait_at_once(qemu: Callable[[str], str]) -> None:
@@ -132,7 +132,7 @@ def test_cancelling_interrupts_a_wait_at_once(qemu: Callable[[str], str]) -> Non
     with pytest.raises(Interrupted):
         trials.run(make_trial(qemu("stuck-balloon"), balloon=60.0), 1, cancel)
     assert time.monotonic() - began < 5
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == {}
 
 
 def test_the_log_is_whole_after_leaving(qemu: Callable[[str], str]) -> None:

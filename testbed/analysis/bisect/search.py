@@ -29,9 +29,10 @@ from testbed.analysis.bisect.posterior import (
     probe,
     scaled,
 )
+from testbed.analysis.decision import Decision
 from testbed.analysis.metrics import Better, Kind
 from testbed.analysis.statistics import LEAST_PAIRS
-from testbed.analysis.verdict import Decision, decide
+from testbed.analysis.verdict import decide
 
 # A commit of which that many trials give no value, and not a third of them does, cannot be tested.
 FAILURES = 2
