@@ -331,9 +331,11 @@ class View:
     def shown(self) -> dict[str, Any]:
         """What a Standing tells of it."""
         posterior = self.belief.posterior
+        # Sums of probabilities may come out as a little more than 1.
+        bad = np.minimum(innocence(self.r, posterior)[0, : len(self.candidates)], 1.0)
         return {
             "posterior": tuple(posterior[0].tolist()),
-            "bad": tuple(innocence(self.r, posterior)[0, : len(self.candidates)].tolist()),
+            "bad": tuple(bad.tolist()),
             "d": float(self.belief.d[0]),
             "coarse": bool(self.belief.coarse[0]),
         }
