@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from testbed.experiment.model import Experiment
-from testbed.experiment.values import SIZE_SCHEMA, Json, format_size
+from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
 from testbed.host.errors import SpecError
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
@@ -160,26 +160,6 @@ def _put(data: dict[str, Any], axis: str, value: object) -> None:
         inner = here.get(key)
         here[key] = here = dict(inner) if isinstance(inner, dict) else {}
         rest = left
-
-
-def describe(at: Mapping[str, Any]) -> str:
-    """A cell in words, as in `vcpus=2, tasks=16`: the end of each axis that tells it from the others."""
-    return ", ".join(f"{_short(axis, at)}={_flow(value)}" for axis, value in at.items())
-
-
-def _short(axis: str, axes: Collection[str]) -> str:
-    parts = axis.split(".")
-    for count in range(1, len(parts)):
-        end = ".".join(parts[-count:])
-        if sum(other == end or other.endswith(f".{end}") for other in axes) == 1:
-            return end
-    return axis
-
-
-def _flow(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
 
 def _file_name(at: Mapping[str, Any]) -> str:
