@@ -187,18 +187,18 @@ class ResumedGuest(DeterministicGuest):
             self._look(seconds)
             super()._meet(seconds)
 
-    def _watch(self, deadline: Deadline) -> None:
-        super()._watch(deadline)
+    def _watch(self) -> None:
+        super()._watch()
         # It may also stand at a meeting, of which the console has not told yet.
         if self._onlooker and self.rendezvous.here() and self.rendezvous.address:
-            with deadline.halted():
-                self._look(COMMAND_SECONDS)
+            self._look(COMMAND_SECONDS)
 
     def _look(self, seconds: float) -> None:
-        """Have it looked at where it stands at a breakpoint, and let it go on."""
+        """Have it looked at where it stands at a breakpoint, and let it go on, with all of its time again."""
         if self._onlooker:
             self._onlooker.at_breakpoint(self.rendezvous.address)
         self.release(seconds)
+        self._deadline.restart()
 
 
 def _without_host_time(match: re.Match[bytes]) -> bytes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 import socket
 import subprocess
 import tempfile
@@ -53,6 +52,8 @@ class Guest(abc.ABC):
         self._files = (qemu, vmlinux, initramfs)
         self._cancel = cancel or threading.Event()
         self._log = b""
+        # By when an answer has to be there that somebody waits for.
+        self._deadline = Deadline(0.0)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -118,24 +119,20 @@ class Guest(abc.ABC):
     ) -> Mark:
         """Wait for init's answer. Raises GuestFailed when it is `error`.
 
-        `on_meet` is called whenever a workload announces that it meets the host; it has deadlines of its own.
+        `on_meet` is called whenever a workload announces that it meets the host.
         """
-        deadline = Deadline(seconds)
+        self._deadline = Deadline(seconds)
+        names = (name, "error", "meet") if on_meet else (name, "error")
         with self.explained():
             while True:
-                mark = self._expect(name, deadline, stage, *(["meet"] if on_meet else []))
+                mark = self.console.expect_mark(names, self._deadline, stage, self._watch)
                 if mark.name == "error":
                     raise GuestFailed(f"the guest refused {stage}: {mark.text}")
                 if mark.name != "meet" or on_meet is None:
                     return mark
-                with deadline.halted():
-                    on_meet()
+                on_meet()
 
-    def _expect(self, answer: str, deadline: Deadline, stage: str, *more: str) -> Mark:
-        watch = functools.partial(self._watch, deadline)
-        return self.console.expect_mark((answer, "error", *more), deadline, stage, watch)
-
-    def _watch(self, _deadline: Deadline) -> None:
+    def _watch(self) -> None:
         """Notice when QEMU has stopped the machine, as it does when KVM cannot go on."""
         if any(event["event"] == "STOP" for event in self.monitor.events()):
             status = self.monitor.execute("query-status")["status"]

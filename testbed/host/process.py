@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -29,7 +29,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self.restart()
 
     @property
     def remaining(self) -> float:
@@ -40,14 +40,9 @@ class Deadline:
     def expired(self) -> bool:
         return self.remaining == 0.0
 
-    @contextlib.contextmanager
-    def halted(self) -> Iterator[None]:
-        """Time in here does not count."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._end += time.monotonic() - began
+    def restart(self) -> None:
+        """Give all of the time again, from now on."""
+        self._end = time.monotonic() + self.seconds
 
 
 def end_on_signals() -> None:

@@ -523,7 +523,7 @@ def searching(size: float) -> World:
 def test_of_little_evidence_all_workers_take_one_commit_and_both_quartiles_are_built() -> None:
     world = searching(0.8)
     standing = assess(world.state, RATE, workers=4)
-    assert standing.d <= search.CLEAR
+    assert standing.d <= posterior.CLEAR
     assert len(standing.trials) == 4 and len({wanted.commit for wanted in standing.trials}) == 1
     assert len({wanted.seed for wanted in standing.trials}) == 4
     first, *ahead = (standing.bad[int(commit[1:])] for commit in standing.builds)
@@ -534,7 +534,7 @@ def test_of_little_evidence_all_workers_take_one_commit_and_both_quartiles_are_b
 def test_of_clear_evidence_workers_are_spread_over_the_quartiles() -> None:
     world = searching(3.0)
     standing = assess(world.state, RATE, workers=3)
-    assert standing.d > search.CLEAR
+    assert standing.d > posterior.CLEAR
     at = sorted(standing.bad[int(wanted.commit[1:])] for wanted in standing.trials)
     assert at == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
 

@@ -24,8 +24,10 @@ selection, Journal of the American Statistical Association 103, 2008).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,8 @@ WRONG_WAY = 3.0
 SHARPEST = 8.0
 # Residuals of the ends that no normal distribution has (in standard errors of its skewness and kurtosis).
 SKEWED, PEAKED = 2.5, 2.5
+# From here on, workers are better spread over commits than on one: docs/bisect.md.
+CLEAR = 1.25
 # Rows of R that are numbers at a time: of 15,000 commits all would take 2 GB.
 BLOCK = 1024
 
@@ -251,3 +255,85 @@ def scaled(values: Array, kind: Kind) -> Array:
     if kind == "outcome":
         return values
     return np.log(values) if (values > 0).all() else np.sqrt(values)
+
+
+@dataclass(frozen=True)
+class View:
+    """What is believed at some moment, of one history."""
+
+    candidates: Sequence[str]
+    r: Flags
+    belief: Belief
+    testable: Flags
+    labels: Rows
+
+    def best(self) -> tuple[tuple[str, ...], float]:
+        """The most probable candidates that nothing tells apart, and their probability."""
+        masses = np.bincount(self.labels, self.belief.posterior[0])
+        label = int(masses.argmax())
+        found = [c for c, own in zip(self.candidates, self.labels, strict=True) if own == label]
+        # Of these, those that can be it.
+        possible = [c for c in found if self.belief.posterior[0, self.candidates.index(c)] > 0]
+        return tuple(possible), float(masses[label])
+
+    def credible(self, confidence: float) -> tuple[str, ...]:
+        """The fewest candidates that have the culprit among them with that probability."""
+        posterior = self.belief.posterior[0]
+        order = np.argsort(-posterior, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(posterior[order]), confidence)) + 1
+        return tuple(self.candidates[i] for i in sorted(order[:enough]))
+
+    def wanted(
+        self, built: Flags, rho: float, workers: int, stands: Callable[[int], int]
+    ) -> tuple[list[int], list[int]]:
+        """Rows to be sampled by so many workers, and rows worth building ahead.
+
+        Ahead of the first are those that would follow if it turned out to be bad, or good: close to the
+        quartiles. Where one sample says little, all workers take the first; where it says much, they are
+        spread over it and what would follow.
+        """
+        counts = self.belief.counts.copy()
+        tree = self._ahead(built, rho, counts)
+        first = next(tree)
+        children = [row for _, row in zip(range(2), tree, strict=False)]
+        spread = [first, *children, *(row for _, row in zip(range(workers), tree, strict=False))]
+        rows: list[int] = []
+        for n in range(workers):
+            row = spread[n % len(spread)] if self.belief.d[0] > CLEAR else first
+            good, bad = len(self.r) - 2, len(self.r) - 1
+            if counts[0, stands(row)] >= min(counts[0, good], counts[0, bad]):
+                row = good if counts[0, good] <= counts[0, bad] else bad
+            counts[0, stands(row)] += 1
+            rows.append(row)
+        return rows, [first, *children]
+
+    def _ahead(self, built: Flags, rho: float, counts: Array) -> Iterator[int]:
+        """The commit to probe, then those that would be next if it were bad or good, most probable first."""
+        posterior = self.belief.posterior
+        # All that probe() knows of an end that it could fall back to is taken from it.
+        free = np.where(np.arange(len(self.r)) < len(self.r) - 2, 0.0, np.inf)[None]
+        heap: list[tuple[float, int, Array]] = [(-1.0, 0, posterior)]
+        count = 0
+        while heap:
+            mass, _, part = heapq.heappop(heap)
+            belief = Belief(part, free, self.belief.gap, self.belief.d, self.belief.coarse)
+            row = int(probe(self.r, belief, built[None], self.testable[None], rho)[0])
+            if not 1e-9 < innocence(self.r, part)[0, row] < 1 - 1e-9:
+                # What is left of this branch cannot be told apart.
+                continue
+            yield row
+            for branch in (part * self.r[row], part * (1 - self.r[row])):
+                share = float(branch.sum())
+                if share > 1e-9 and branch.max() < share * (1 - 1e-9):
+                    count += 1
+                    heapq.heappush(heap, (mass * share, count, branch / share))
+
+    def shown(self) -> dict[str, Any]:
+        """What a Standing tells of it."""
+        posterior = self.belief.posterior
+        return {
+            "posterior": tuple(posterior[0].tolist()),
+            "bad": tuple(innocence(self.r, posterior)[0, : len(self.candidates)].tolist()),
+            "d": float(self.belief.d[0]),
+            "coarse": bool(self.belief.coarse[0]),
+        }

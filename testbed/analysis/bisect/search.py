@@ -9,24 +9,19 @@ can be asked again under other rules.
 from __future__ import annotations
 
 import functools
-import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from testbed.analysis.bisect.posterior import (
-    Array,
-    Belief,
     Flags,
-    Rows,
+    View,
     ancestry,
     believe,
     indistinct,
-    innocence,
-    probe,
     scaled,
 )
 from testbed.analysis.decision import Decision
@@ -36,8 +31,6 @@ from testbed.analysis.verdict import decide
 
 # A commit of which that many trials give no value, and not a third of them does, cannot be tested.
 FAILURES = 2
-# From here on, workers are better spread over commits than on one: docs/bisect.md.
-CLEAR = 1.25
 # A trial's seed is its phase times this, plus its number: phases are search, confirmation, search, ...
 PHASE = 10_000
 
@@ -307,7 +300,7 @@ class _Search:
 
     # --- searching ---
 
-    def _view(self, phase: int) -> _View:
+    def _view(self, phase: int) -> View:
         """What the samples until the end of a phase say."""
         found = [
             (self.rows[commit], value)
@@ -324,7 +317,7 @@ class _Search:
         values = scaled(values, self.measured.kind)
         testable = np.array([name not in self.untestable for name in self.names])
         belief = believe(self.r, rows, values, prior[None], self.measured.kind == "outcome")
-        return _View(self.candidates, self.r, belief, testable, indistinct(self.r, testable))
+        return View(self.candidates, self.r, belief, testable, indistinct(self.r, testable))
 
     def _possible(self) -> Flags:
         """Who can be the culprit, by what is the same kernel: between equal kernels nothing went bad."""
@@ -336,7 +329,7 @@ class _Search:
                 possible &= self.r[row] == self.r[kernels.setdefault(kernel, row)]
         return possible
 
-    def _search(self, view: _View, phase: int, gate: Contrast) -> Standing:
+    def _search(self, view: View, phase: int, gate: Contrast) -> Standing:
         built = np.array([name in self.state.kernels for name in self.names])
         number = max(seed for seed in self._seeds() if seed // PHASE <= phase) % PHASE
         wanted, builds = view.wanted(
@@ -454,7 +447,7 @@ class _Search:
         *,
         gate: Contrast,
         contrasts: tuple[Contrast, ...] = (),
-        view: _View | None = None,
+        view: View | None = None,
     ) -> Standing:
         needed = [w.commit for w in trials] + [c for contrast in contrasts for c in _sides(contrast)]
         builds = [c for c in dict.fromkeys([*needed, *ahead]) if c not in self.state.kernels]
@@ -468,7 +461,7 @@ class _Search:
             **(view.shown() if view else {}),
         )
 
-    def _nobody(self, reason: str, gate: Contrast | None = None, view: _View | None = None) -> Standing:
+    def _nobody(self, reason: str, gate: Contrast | None = None, view: View | None = None) -> Standing:
         return Standing(
             "done",
             answer=Answer((), 0.0, False, reason),
@@ -483,7 +476,7 @@ class _Search:
         mass: float,
         gate: Contrast,
         contrasts: tuple[Contrast, ...],
-        view: _View,
+        view: View,
         *,
         confirmed: bool,
     ) -> Standing:
@@ -496,88 +489,6 @@ class _Search:
             untestable=self.untestable,
             **view.shown(),
         )
-
-
-@dataclass(frozen=True)
-class _View:
-    """What is believed at some moment, of one history."""
-
-    candidates: Sequence[str]
-    r: Flags
-    belief: Belief
-    testable: Flags
-    labels: Rows
-
-    def best(self) -> tuple[tuple[str, ...], float]:
-        """The most probable candidates that nothing tells apart, and their probability."""
-        masses = np.bincount(self.labels, self.belief.posterior[0])
-        label = int(masses.argmax())
-        found = [c for c, own in zip(self.candidates, self.labels, strict=True) if own == label]
-        # Of these, those that can be it.
-        possible = [c for c in found if self.belief.posterior[0, self.candidates.index(c)] > 0]
-        return tuple(possible), float(masses[label])
-
-    def credible(self, confidence: float) -> tuple[str, ...]:
-        """The fewest candidates that have the culprit among them with that probability."""
-        posterior = self.belief.posterior[0]
-        order = np.argsort(-posterior, kind="stable")
-        enough = int(np.searchsorted(np.cumsum(posterior[order]), confidence)) + 1
-        return tuple(self.candidates[i] for i in sorted(order[:enough]))
-
-    def wanted(
-        self, built: Flags, rho: float, workers: int, stands: Callable[[int], int]
-    ) -> tuple[list[int], list[int]]:
-        """Rows to be sampled by so many workers, and rows worth building ahead.
-
-        Ahead of the first are those that would follow if it turned out to be bad, or good: close to the
-        quartiles. Where one sample says little, all workers take the first; where it says much, they are
-        spread over it and what would follow.
-        """
-        counts = self.belief.counts.copy()
-        tree = self._ahead(built, rho, counts)
-        first = next(tree)
-        children = [row for _, row in zip(range(2), tree, strict=False)]
-        spread = [first, *children, *(row for _, row in zip(range(workers), tree, strict=False))]
-        rows: list[int] = []
-        for n in range(workers):
-            row = spread[n % len(spread)] if self.belief.d[0] > CLEAR else first
-            good, bad = len(self.r) - 2, len(self.r) - 1
-            if counts[0, stands(row)] >= min(counts[0, good], counts[0, bad]):
-                row = good if counts[0, good] <= counts[0, bad] else bad
-            counts[0, stands(row)] += 1
-            rows.append(row)
-        return rows, [first, *children]
-
-    def _ahead(self, built: Flags, rho: float, counts: Array) -> Iterator[int]:
-        """The commit to probe, then those that would be next if it were bad or good, most probable first."""
-        posterior = self.belief.posterior
-        # All that probe() knows of an end that it could fall back to is taken from it.
-        free = np.where(np.arange(len(self.r)) < len(self.r) - 2, 0.0, np.inf)[None]
-        heap: list[tuple[float, int, Array]] = [(-1.0, 0, posterior)]
-        count = 0
-        while heap:
-            mass, _, part = heapq.heappop(heap)
-            belief = Belief(part, free, self.belief.gap, self.belief.d, self.belief.coarse)
-            row = int(probe(self.r, belief, built[None], self.testable[None], rho)[0])
-            if not 1e-9 < innocence(self.r, part)[0, row] < 1 - 1e-9:
-                # What is left of this branch cannot be told apart.
-                continue
-            yield row
-            for branch in (part * self.r[row], part * (1 - self.r[row])):
-                share = float(branch.sum())
-                if share > 1e-9 and branch.max() < share * (1 - 1e-9):
-                    count += 1
-                    heapq.heappush(heap, (mass * share, count, branch / share))
-
-    def shown(self) -> dict[str, Any]:
-        """What a Standing tells of it."""
-        posterior = self.belief.posterior
-        return {
-            "posterior": tuple(posterior[0].tolist()),
-            "bad": tuple(innocence(self.r, posterior)[0, : len(self.candidates)].tolist()),
-            "d": float(self.belief.d[0]),
-            "coarse": bool(self.belief.coarse[0]),
-        }
 
 
 def _confirms(contrast: Contrast, rise: bool) -> bool:
