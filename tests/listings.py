@@ -214,7 +214,8 @@ def debugged(command: Command, cwd: Path, environment: dict[str, str]) -> tuple[
             timeout=GDB_SECONDS,
         )
 
-    with start(command.typed) as host:
+    # Through a pipe, or what is to be pasted is wrapped.
+    with start(f"({command.typed}) 2>&1 | cat") as host:
         host.expect(r"gdb [^\r\n]*\r\n")
         text = host.before + host.after
         with start(host.after.strip()) as gdb:
