@@ -56,7 +56,7 @@ from testbed.setup import doctor
 from testbed.trials import debug, pool, prepare
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
-from testbed.verbs import explain, reproduce, results
+from testbed.verbs import explain, reports, reproduce, results
 from testbed.verbs.reproduce import Repeat
 
 OK, NOTHING_TO_COMPARE, GATE, UNFIT, DIFFERS, FALSE_ALARMS, NOBODY_NAMED = 0, 1, 1, 1, 1, 1, 1
@@ -349,7 +349,7 @@ def _compare_results(arguments: argparse.Namespace, form: str, conditions: Seque
     if form == "text":
         _print(text.render(made, arguments.all))
     else:
-        print(results.FORMS[form][1](made), end="")
+        print(reports.FORMS[form][1](made), end="")
     return _verdict_status(made, conditions, result.observations)
 
 
@@ -397,9 +397,9 @@ def _selfcheck(arguments: argparse.Namespace) -> int:
     home = _execute(arguments, planned)
     from testbed.report import selfcheck as check_report  # noqa: PLC0415  (slow, with scipy)
 
-    made = results.checked(home)
+    made = results.selfcheck(home)
     _print(check_report.render(made))
-    results.write_check(home, made, _tell)
+    reports.write_selfcheck(home, made, _tell)
     _tell(f"also in {home}: selfcheck.json, pictures/selfcheck.svg, and a result per comparison")
     if not made.total.comparisons:
         return max(NOTHING_TO_COMPARE, _worst(home))
@@ -786,7 +786,7 @@ def _run_until_decided(
         if seeds == experiment.seeds:
             return
         so_far = results.read(ledger)
-        if missing := results.untold(so_far):
+        if missing := results.metrics_without_values(so_far):
             raise SpecError(
                 f"primary: no trial has the metric {', '.join(missing)}",
                 "`testbed parse RESULT` shows which there are with this kernel and this workload",
@@ -813,11 +813,11 @@ def _show(directory: Path, form: str, fail_on: Sequence[Condition] = (), everyth
         # Before the pictures, which take some seconds.
         _print(text.render(made, everything))
         sys.stdout.flush()
-    results.write(directory, result, made, _tell)
+    reports.write(directory, result, made, _tell)
     if form == "text":
         _tell(f"also in {directory}: report.html, with pictures; .md, .json, .xml (JUnit), .ktap; logs/")
     else:
-        print(results.FORMS[form][1](made), end="")
+        print(reports.FORMS[form][1](made), end="")
     return _verdict_status(made, fail_on, result.observations)
 
 
@@ -844,7 +844,7 @@ def _show_matrix(home: Path, form: str, fail_on: Sequence[Condition]) -> int:
     """The same for a matrix: a table with a row per cell, and heat maps."""
     if form not in ("text", "json", "markdown"):
         raise SpecError(f"{home}: a matrix has no such report, but each of its cells has one")
-    made, documents, status = results.write_matrix(home, _tell)
+    made, documents, status = reports.write_matrix(home, _tell)
     if form == "text":
         _print(matrix.render(made))
         _tell(f"also in {home}: report.json, report.md, heat maps in pictures/, and a result per cell")

@@ -18,7 +18,7 @@ from testbed.experiment import Experiment, Model
 from testbed.ledger.document import Document, Number
 from testbed.ledger.plan import BisectionPlan, GuestFacts
 from testbed.report import html, plots, text, words
-from testbed.report.document import Count, PerSeed, Share, by_seed
+from testbed.report.document import Count, PerSeed, by_seed
 from testbed.report.escape import escaped
 from testbed.report.plots import Suspect
 from testbed.report.table import Table, plain
@@ -49,10 +49,10 @@ class CandidateFacts(CommitFacts):
 
     subject: str
     kind: str
-    posterior: Share | None
+    posterior: float | None
     """How probable it is that it is the culprit; null before good and bad are known to differ."""
-    bad: Share | None
-    """How probable it is that it is bad, likewise."""
+    bad: float | None
+    """How probable it is that it is bad, likewise; a sum, which rounding may leave a little above 1."""
 
 
 class Next(Model):

@@ -51,7 +51,7 @@ from testbed.report.bisection import BisectionReport
 from testbed.trials import pool, prepare
 from testbed.trials import trial as trials
 from testbed.trials.prepare import Guests
-from testbed.verbs import results
+from testbed.verbs import reports
 
 Result = TypeVar("Result")
 Note = Callable[[str], None]
@@ -657,10 +657,10 @@ def status(directory: Path, confidence: float | None = None) -> tuple[BisectionR
 
 def write(directory: Path, report: BisectionReport, said: str, warn: Note) -> None:
     """The report in its other forms, and its picture, into the result directory."""
-    results.put(directory / "report.json", report.text(indent=2) + "\n", warn)
-    results.put(directory / "report.md", bisection.markdown(report, said), warn)
-    svg = results.put_picture(directory, "posterior", bisection.picture(report), warn)
-    results.put(directory / "report.html", bisection.page(report, said, svg), warn)
+    reports.put(directory / "report.json", report.text(indent=2) + "\n", warn)
+    reports.put(directory / "report.md", bisection.markdown(report, said), warn)
+    svg = reports.put_picture(directory, "posterior", bisection.picture(report), warn)
+    reports.put(directory / "report.html", bisection.page(report, said, svg), warn)
 
 
 def log(directory: Path) -> Iterator[str]:

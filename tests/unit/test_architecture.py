@@ -129,6 +129,9 @@ PURE_LIBRARY = {
     *("statistics", "typing", "zlib", "pydantic"),
 }
 PURE = [m for m in MODULES if room(m) in ("analysis", "report", "wire")] + [
+    "testbed.ledger.document",
+    "testbed.ledger.manifest",
+    "testbed.ledger.plan",
     "testbed.ledger.record",
     "testbed.guest.shape",
 ]
@@ -139,6 +142,7 @@ def test_what_is_pure_imports_nothing_that_touches_the_world(module: str) -> Non
     # shape.py names paths, it opens none.
     more = {
         "testbed.guest.shape": {"pathlib"},
+        "testbed.ledger.document": {"reprlib"},
         "testbed.report.bisection": {"matplotlib", "rich"},
         "testbed.report.text": {"rich"},
         "testbed.report.matrix": {"rich"},
@@ -277,6 +281,19 @@ def test_set_up_runs_before_anything_is_installed() -> None:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.split() == SET_UP
+
+
+def test_what_is_slow_to_import_is_imported_where_it_is_used() -> None:
+    program = "import sys, testbed.cli; print(*{'matplotlib', 'numpy', 'scipy'} & set(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "\n", "")
 
 
 # --- every file says under which licence it is -----------------------------------------------------
