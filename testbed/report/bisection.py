@@ -130,21 +130,25 @@ def document(
         coarse=standing.coarse,
         good=facts[history.good],
         bad=facts[history.bad],
-        commits=tuple(
-            CandidateFacts(
-                **dict(facts[commit.id]),
-                subject=commit.subject,
-                kind=commit.kind,
-                posterior=standing.posterior[n] if standing.posterior else None,
-                bad=standing.bad[n] if standing.bad else None,
-            )
-            for n, commit in enumerate(history.commits)
-        ),
+        commits=tuple(_candidates(history, facts, standing)),
         others=tuple(facts[commit] for commit in beside),
         trials=len(state.samples),
         builds=len(state.kernels),
         provenance=plan.provenance,
     )
+
+
+def _candidates(
+    history: History, facts: Mapping[str, CommitFacts], standing: Standing
+) -> Iterator[CandidateFacts]:
+    for n, commit in enumerate(history.commits):
+        yield CandidateFacts(
+            **dict(facts[commit.id]),
+            subject=commit.subject,
+            kind=commit.kind,
+            posterior=standing.posterior[n] if standing.posterior else None,
+            bad=standing.bad[n] if standing.bad else None,
+        )
 
 
 def _facts_of(
