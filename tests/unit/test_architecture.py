@@ -318,6 +318,19 @@ def test_set_up_runs_before_anything_is_installed() -> None:
     assert ran.stdout.split() == SET_UP
 
 
+def test_what_is_slow_to_import_is_imported_where_it_is_used() -> None:
+    program = "import sys, testbed.cli; print(*{'matplotlib', 'numpy', 'scipy'} & set(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "\n", "")
+
+
 # --- every file says under which licence it is -----------------------------------------------------
 
 LICENSED = (".py", ".c", ".h", ".sh", ".yaml", ".yml", ".config")
