@@ -183,7 +183,7 @@ def run(command: Command, cwd: Path, top: Path) -> tuple[int, str, str, Path]:
     """Exit status, standard output, standard error, and the directory that it ends in."""
     environment = {**os.environ, "PATH": f"{top / '.venv/bin'}:{os.environ['PATH']}", "TERM": "dumb"}
     if any(line.startswith(GDB) for line in command.shown):
-        return 0, *debugged(command, cwd, environment), cwd
+        return *debugged(command, cwd, environment), cwd
     with tempfile.NamedTemporaryFile() as place:
         script = f"{command.typed}\nstatus=$?\npwd > {shlex.quote(place.name)}\nexit $status"
         done = subprocess.run(
@@ -199,8 +199,8 @@ def run(command: Command, cwd: Path, top: Path) -> tuple[int, str, str, Path]:
     return done.returncode, done.stdout, done.stderr, ends_in
 
 
-def debugged(command: Command, cwd: Path, environment: dict[str, str]) -> tuple[str, str]:
-    """What a command prints that waits for gdb, and gdb beside it."""
+def debugged(command: Command, cwd: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Exit status, standard output with what gdb shows beside it, and standard error."""
     typed = [line.removeprefix(GDB) for line in command.shown if line.startswith(GDB)]
 
     def start(line: str) -> pexpect.spawn[str]:
@@ -214,19 +214,22 @@ def debugged(command: Command, cwd: Path, environment: dict[str, str]) -> tuple[
             timeout=GDB_SECONDS,
         )
 
-    with start(command.typed) as host:
-        host.expect(r"gdb [^\r\n]*\r\n")
-        text = host.before + host.after
-        with start(host.after.strip()) as gdb:
-            gdb.expect_exact(GDB)
-            for words in typed:
-                gdb.sendline(words)
+    with tempfile.NamedTemporaryFile() as errors:
+        # Not to a terminal: what is printed there is wrapped, and gdb's line is to be pasted.
+        with start(f"set -o pipefail; ({command.typed}) 2>{shlex.quote(errors.name)} | cat") as host:
+            host.expect(r"gdb [^\r\n]*\r\n")
+            text = host.before + host.after
+            with start(host.after.strip()) as gdb:
                 gdb.expect_exact(GDB)
-                text += f"{GDB}{gdb.before}"
-            gdb.sendline("quit")
-            gdb.expect(pexpect.EOF)
-        host.expect(pexpect.EOF)
-    return (text + host.before).replace("\r", ""), ""
+                for words in typed:
+                    gdb.sendline(words)
+                    gdb.expect_exact(GDB)
+                    text += f"{GDB}{gdb.before}"
+                gdb.sendline("quit")
+                gdb.expect(pexpect.EOF)
+            host.expect(pexpect.EOF)
+            text += host.before
+        return host.exitstatus or 0, text.replace("\r", ""), errors.read().decode()
 
 
 def check(chosen: Sequence[Command], top: Path) -> int:

@@ -168,8 +168,8 @@ def _seeds_needed(finding: Finding, pairs: int, margin: float, alpha: float, seq
         for distance in (size, room)
         if distance > finding.floor
     ]
-    found = [n for n in needed if n is not None]
-    return max(min(found), finding.least_pairs, pairs + 1) if found else None
+    counts = [n for n in needed if n is not None]
+    return max(min(counts), finding.least_pairs, pairs + 1) if counts else None
 
 
 def judge(

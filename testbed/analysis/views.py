@@ -158,13 +158,13 @@ class Counted:
         if not m.samples:
             return ()
         columns, rows, seconds = _columns(m, m.samples), m.samples.rows, m.samples.seconds
-        found = []
+        points = []
         for i in range(1, len(rows)):
             value = self.expression.of(_Change(columns, rows[i - 1], rows[i]))
             took = seconds[i] - seconds[i - 1]
             if value is not None and took > 0:
-                found.append((seconds[i], value / took if self.extensive else value))
-        return found
+                points.append((seconds[i], value / took if self.extensive else value))
+        return points
 
 
 @dataclass(frozen=True)

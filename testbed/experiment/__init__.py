@@ -16,7 +16,7 @@ from testbed.experiment.model import (
     KernelSpec,
     TarballSource,
 )
-from testbed.experiment.values import PAGE, Json, MiB, Model, format_size, parse_size
+from testbed.experiment.values import PAGE, Json, MiB, Model, describe, format_size, parse_size
 from testbed.experiment.workloads import MmapTest, WorkloadSpec
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Model",
     "TarballSource",
     "WorkloadSpec",
+    "describe",
     "expand",
     "format_size",
     "is_path",

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, WithJsonSchema
 
 MiB = 1024 * 1024
@@ -58,6 +59,26 @@ SysfsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)+
 Setting = int | Word
 # Whatever a file may say.
 Json = Annotated[JsonValue, WithJsonSchema({})]
+
+
+def describe(at: Mapping[str, object]) -> str:
+    """A cell in words, as in `vcpus=2, tasks=16`: the end of each axis that tells it from the others."""
+    return ", ".join(f"{_short(axis, at)}={_flow(value)}" for axis, value in at.items())
+
+
+def _short(axis: str, axes: Collection[str]) -> str:
+    parts = axis.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if sum(other == end or other.endswith(f".{end}") for other in axes) == 1:
+            return end
+    return axis
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
 
 class Model(BaseModel):

@@ -95,5 +95,5 @@ def _refusal(
 
 
 def _first_complaint(hint: str) -> str:
-    said = [line.strip() for line in hint.splitlines() if line.strip().startswith("KVM")]
-    return f" ({said[0]})" if said else ""
+    complaints = [line.strip() for line in hint.splitlines() if line.strip().startswith("KVM")]
+    return f" ({complaints[0]})" if complaints else ""

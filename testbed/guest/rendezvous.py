@@ -144,10 +144,10 @@ def _oldest_api(qemu: str, scratch: Path) -> int:
     _compile(probe, 0)
     words = [qemu, "-nodefaults", "-display", "none", "-machine", "none", "-plugin", str(probe)]
     done = process.run(words, timeout=20, error=HostError, check=False)
-    said = (done.stderr + done.stdout).decode(errors="replace")
-    match = re.search(r"minimum version of (\d+)", said)
+    output = (done.stderr + done.stdout).decode(errors="replace")
+    match = re.search(r"minimum version of (\d+)", output)
     if match is None:
-        raise HostError(f"{qemu}: takes no plugins: {said.strip() or 'it says nothing'}")
+        raise HostError(f"{qemu}: takes no plugins: {output.strip() or 'it says nothing'}")
     return int(match[1])
 
 

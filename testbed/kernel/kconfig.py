@@ -56,11 +56,11 @@ def lost(requested: Mapping[str, str], dotconfig: str) -> list[str]:
 
     A symbol that is absent is not set: kconfig leaves out those whose dependencies are not met.
     """
-    found = dict(entry for line in dotconfig.splitlines() if (entry := _entry(line)))
+    options = dict(entry for line in dotconfig.splitlines() if (entry := _entry(line)))
     return [
-        f"{line} ({found.get(symbol, 'absent')})"
+        f"{line} ({options.get(symbol, 'absent')})"
         for symbol, line in requested.items()
-        if found.get(symbol, _unset(symbol)) != line
+        if options.get(symbol, _unset(symbol)) != line
     ]
 
 

@@ -79,10 +79,10 @@ def lines(patches: Path = PATCHES) -> list[Line]:
 
 def line(name: str, patches: Path = PATCHES) -> Line:
     """The line with its patches in a directory. Raises SpecError when there is none."""
-    known = {line.directory: line for line in lines(patches)}
-    if name not in known:
-        raise SpecError(f"there is no kernel line `{name}`: {', '.join(known)}")
-    return known[name]
+    by_name = {line.directory: line for line in lines(patches)}
+    if name not in by_name:
+        raise SpecError(f"there is no kernel line `{name}`: {', '.join(by_name)}")
+    return by_name[name]
 
 
 def load(names: Sequence[str], version: str, patches: Path = PATCHES) -> tuple[Patch, ...]:

@@ -156,9 +156,9 @@ class BuildNote(Document):
     """Why there is none, in a few words."""
     remarks: tuple[str, ...]
     """What it had to do without."""
-    seconds: float
-    """What building it took; 0 if there is none."""
-    detail: str
+    seconds: float = 0.0
+    """What building it took."""
+    detail: str = ""
     """The reason at length."""
 
 

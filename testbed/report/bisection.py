@@ -27,7 +27,7 @@ from testbed.experiment import Experiment, Model
 from testbed.ledger.document import Document, Number
 from testbed.ledger.plan import BisectionPlan, GuestFacts
 from testbed.report import html, plots, text, words
-from testbed.report.document import Count, PerSeed, Share, by_seed
+from testbed.report.document import Count, PerSeed, by_seed
 from testbed.report.escape import escaped
 from testbed.report.plots import Suspect
 from testbed.report.table import Table, plain
@@ -58,10 +58,10 @@ class CandidateFacts(CommitFacts):
 
     subject: str
     kind: str
-    posterior: Share | None
+    posterior: float | None
     """How probable it is that it is the culprit; null before good and bad are known to differ."""
-    bad: Share | None
-    """How probable it is that it is bad, likewise."""
+    bad: float | None
+    """How probable it is that it is bad, likewise; a sum, which rounding may leave a little above 1."""
 
 
 class Next(Model):
@@ -139,21 +139,25 @@ def document(
         coarse=standing.coarse,
         good=facts[graph.good],
         bad=facts[graph.bad],
-        commits=tuple(
-            CandidateFacts(
-                **dict(facts[commit.id]),
-                subject=commit.subject,
-                kind=commit.kind,
-                posterior=standing.posterior[n] if standing.posterior else None,
-                bad=standing.bad[n] if standing.bad else None,
-            )
-            for n, commit in enumerate(graph.commits)
-        ),
+        commits=tuple(_candidates(graph, facts, standing)),
         others=tuple(facts[commit] for commit in beside),
         trials=len(state.samples),
         builds=len(state.kernels),
         provenance=plan.provenance,
     )
+
+
+def _candidates(
+    graph: CommitGraph, facts: Mapping[str, CommitFacts], standing: Standing
+) -> Iterator[CandidateFacts]:
+    for n, commit in enumerate(graph.commits):
+        yield CandidateFacts(
+            **dict(facts[commit.id]),
+            subject=commit.subject,
+            kind=commit.kind,
+            posterior=standing.posterior[n] if standing.posterior else None,
+            bad=standing.bad[n] if standing.bad else None,
+        )
 
 
 def _facts_of(

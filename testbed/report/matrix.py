@@ -10,8 +10,7 @@ from typing import Literal
 from pydantic import Field
 from rich.console import Group, RenderableType
 
-from testbed.experiment import Json, Model
-from testbed.experiment.file import describe
+from testbed.experiment import Json, Model, describe
 from testbed.ledger.document import Document
 from testbed.report.document import ComparisonReport, Metric
 from testbed.report.table import Table, plain

@@ -62,8 +62,8 @@ def family() -> str | None:
         return None
     names = [facts["ID"], *facts.get("ID_LIKE", "").split()]
     aliases = {"ubuntu": "debian", "rhel": "fedora", "centos": "fedora", "archlinux": "arch"}
-    known = (aliases.get(name, name) for name in names)
-    return next((name for name in known if name in INSTALLERS), None)
+    families = (aliases.get(name, name) for name in names)
+    return next((name for name in families if name in INSTALLERS), None)
 
 
 def install_command(needs: Sequence[Need], distribution: str) -> list[str]:
@@ -123,8 +123,8 @@ PROGRAMS = {
 
 def _programs() -> Iterator[Need]:
     for program, packages in PROGRAMS.items():
-        found = shutil.which(program)
-        yield Need(program, None if found else "not found", packages)
+        path = shutil.which(program)
+        yield Need(program, None if path else "not found", packages)
     yield Need("busybox, static", _busybox(), _packages("busybox-static", "busybox"))
 
 

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from testbed.host.errors import SpecError
 from testbed.report import matrix, text
 from testbed.report.escape import visible
-from testbed.verbs import bisection, results
+from testbed.verbs import bisection, reports
 from testbed.verbs.compare import Compared, ComparedMatrix, LeftOut
 from testbed.verbs.status import exit_status, exit_status_of_lines
 
@@ -36,7 +36,7 @@ def show(outcome: Compared | ComparedMatrix, form: str = "text", everything: boo
     else:
         if outcome.directory:
             outcome.write(tell)
-        print(results.FORMS[form][1](outcome.report), end="")
+        print(reports.FORMS[form][1](outcome.report), end="")
     for line in outcome.met:
         tell(f"failed: {line}")
 

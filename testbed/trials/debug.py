@@ -175,14 +175,14 @@ class GdbStub:
         return "OK"
 
     def _registers(self, cpu: int) -> str:
-        said = self._said_of_registers(cpu)
-        values = dict(_REGISTER.findall(said))
+        dump = self._said_of_registers(cpu)
+        values = dict(_REGISTER.findall(dump))
         if self._stopped_at and cpu == self._running:
             # In the midst of a block of code, QEMU has not written it back.
             values["RIP"] = f"{self._stopped_at:016x}"
         wide = [int(values[name], 16).to_bytes(8, "little") for name in (*_GENERAL, "RIP")]
-        flags = _FLAGS.search(said)
-        segments = dict(_SEGMENT.findall(said))
+        flags = _FLAGS.search(dump)
+        segments = dict(_SEGMENT.findall(dump))
         narrow = [int(flags[1] if flags else "0", 16), *(int(segments[name], 16) for name in _SEGMENTS)]
         return b"".join([*wide, *(value.to_bytes(4, "little") for value in narrow)]).hex()
 
@@ -194,8 +194,8 @@ class GdbStub:
         """Which vCPU stands at the breakpoint: the one whose last known place is nearest before it."""
 
         def distance(cpu: int) -> int:
-            known = dict(_REGISTER.findall(self._said_of_registers(cpu)))
-            return (self._stopped_at - int(known["RIP"], 16)) % 2**64
+            registers = dict(_REGISTER.findall(self._said_of_registers(cpu)))
+            return (self._stopped_at - int(registers["RIP"], 16)) % 2**64
 
         self._running = min(range(self._trial.shape.vcpus), key=distance)
         return self._running
@@ -254,7 +254,7 @@ def symbol(trial: Trial, name: str) -> int:
     """The address of a symbol of a trial's kernel, from the System.map beside it. Raises SpecError."""
     path = trial.vmlinux.with_name(trial.vmlinux.name.replace("vmlinux", "System.map"))
     for line in path.read_text().splitlines():
-        address, _, found = line.split()
-        if found == name:
+        address, _, label = line.split()
+        if label == name:
             return int(address, 16)
     raise SpecError(f"the kernel of {trial.arm} has no {name}(): is it instrumented?")

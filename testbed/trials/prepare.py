@@ -53,14 +53,14 @@ def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) 
     All arms are checked before any is built, so that a patch that does not apply costs nothing.
     """
     tree = source.resolve(experiment.kernel, cache, progress)
-    made = {}
+    planned = {}
     for name, arm in experiment.arms.items():
         try:
-            made[name] = build.plan(tree, experiment.kernel.config, arm, cache)
+            planned[name] = build.plan(tree, experiment.kernel.config, arm, cache)
         except SpecError as bad:
             bad.message = f"arms.{name}: {bad.message}"
             raise
-    return made
+    return planned
 
 
 def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
@@ -181,10 +181,10 @@ def prepare(
     """
     planned = plans(experiment, cache, progress)
     built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
-    made = initramfs(experiment, cache)
+    image_built = initramfs(experiment, cache)
     first = next(iter(built.values()))
-    here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
-    guests = Guests(made, here, cache)
+    here = machine(experiment, first, image_built, cache, progress, cancel=cancel, family=family)
+    guests = Guests(image_built, here, cache)
     trials = tuple(
         trial(experiment, arm, seed, guests, vmlinux=kernel.vmlinux, sha256=kernel.vmlinux_sha256)
         for arm, kernel in built.items()
@@ -196,7 +196,7 @@ def prepare(
         trials={trial.id: PlannedTrial(arm=trial.arm, seed=trial.seed) for trial in trials},
         provenance=Provenance(
             kernels={arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
-            **dict(guest_facts(experiment, here, made)),
+            **dict(guest_facts(experiment, here, image_built)),
         ),
     )
     return Campaign(trials, plan)

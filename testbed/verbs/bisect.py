@@ -44,7 +44,7 @@ from testbed.trials import pool
 from testbed.trials.commits import Broken, Built, Tester
 from testbed.trials.pool import BuildJob, Job, TrialJob
 from testbed.trials.trial import Attempt
-from testbed.verbs import results
+from testbed.verbs import reports
 from testbed.verbs.quantity import FAILURES, Quantity, Value, quantity
 
 Note = Callable[[str], None]
@@ -399,10 +399,10 @@ def status(directory: Path, confidence: float | None = None) -> tuple[BisectionR
 
 def write(directory: Path, report: BisectionReport, headline: str, warn: Note) -> None:
     """The report in its other forms, and its picture, into the result directory."""
-    results.put(directory / "report.json", report.text(indent=2) + "\n", warn)
-    results.put(directory / "report.md", bisection.markdown(report, headline), warn)
-    svg = results.put_picture(directory, "posterior", bisection.picture(report), warn)
-    results.put(directory / "report.html", bisection.page(report, headline, svg), warn)
+    reports.put(directory / "report.json", report.text(indent=2) + "\n", warn)
+    reports.put(directory / "report.md", bisection.markdown(report, headline), warn)
+    svg = reports.put_picture(directory, "posterior", bisection.picture(report), warn)
+    reports.put(directory / "report.html", bisection.page(report, headline, svg), warn)
 
 
 def log(directory: Path) -> Iterator[str]:

@@ -49,7 +49,7 @@ class Side:
 
 def side(path: Path, quantity: Quantity) -> Side:
     """The values of a quantity in a RESULT or RESULT:ARM. Raises SpecError when there are too few of them."""
-    with Ledger.open(results.chosen(path)[0]) as ledger:
+    with Ledger.open(results.result_and_arm(path)[0]) as ledger:
         plan = ledger.plan()
         arm = results.arm_of(path, plan)
         records = [r for r in final(ledger.records()).values() if r.trial in plan.trials and r.arm == arm]
@@ -91,7 +91,9 @@ def check(
     for other in sides:
         if differences := list(unlike(other.plan, ready.plan)):
             raise SpecError(f"{other.path} was not measured like this: {'; '.join(differences)}")
-    home = results.chosen(good.path)[0].resolve().parent / f"check-{ready.trials[0].vmlinux_sha256[:12]}"
+    home = (
+        results.result_and_arm(good.path)[0].resolve().parent / f"check-{ready.trials[0].vmlinux_sha256[:12]}"
+    )
     with Ledger.create(home) as ledger:
         ledger.set_plan(ready.plan)
         checked = _Check(ready.trials, sides, quantity, confidence=confidence, ledger=ledger, watch=watch)

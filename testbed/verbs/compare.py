@@ -19,7 +19,7 @@ from testbed.report.document import ComparisonReport
 from testbed.report.gate import Condition
 from testbed.report.matrix import MatrixReport
 from testbed.trials.lab import Lab, Watch
-from testbed.verbs import results
+from testbed.verbs import reports, results
 from testbed.verbs.request import RunRequest
 from testbed.verbs.results import Result
 from testbed.verbs.run import execute, worst
@@ -65,7 +65,7 @@ class Compared:
     def write(self, warn: Callable[[str], None]) -> None:
         """Write the report in all its forms into its directory. It takes seconds to draw the pictures."""
         assert self.directory
-        results.write(self.directory, self.result, self.report, warn)
+        reports.write(self.directory, self.result, self.report, warn)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ComparedMatrix:
 
     def write(self, warn: Callable[[str], None]) -> None:
         """Write the table and its heat maps into the matrix's directory."""
-        results.write_matrix(self.directory, self.report, warn)
+        reports.write_matrix(self.directory, self.report, warn)
 
     @property
     def met(self) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Results on disk: read, judged, put beside each other, and written as reports. Runs nothing."""
+"""Results on disk: read, judged, put beside each other. Runs nothing and writes nothing."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,33 +15,21 @@ from testbed.analysis.likeness import unlike
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import ALPHA, LEAST_SEEDS
-from testbed.host import files
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger import matrix as cells
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
 from testbed.ledger.plan import Plan, PlannedTrial
 from testbed.ledger.record import Record, final
-from testbed.report import interchange as machine
-from testbed.report import matrix, text
+from testbed.report import matrix
 from testbed.report.document import ComparisonReport, compared, document
 from testbed.report.matrix import MatrixReport
 
 if TYPE_CHECKING:
     # What needs scipy or matplotlib takes long to import: where it is used, and no earlier.
-    from matplotlib.figure import Figure
 
     from testbed.analysis.decision import Decision, Judgement
     from testbed.analysis.history import Point
     from testbed.report.selfcheck import SelfcheckReport
-
-Warn = Callable[[str], None]
-# Form -> the file in a result directory, and what makes it of the report.
-FORMS: dict[str, tuple[str, Callable[[ComparisonReport], str]]] = {
-    "json": ("report.json", lambda report: report.text(indent=2) + "\n"),
-    "markdown": ("report.md", text.markdown),
-    "junit": ("report.xml", machine.junit),
-    "ktap": ("report.ktap", machine.ktap),
-}
 
 
 @dataclass(frozen=True)
@@ -90,14 +78,14 @@ def is_matrix(directory: Path) -> bool:
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-def judged(result: Result, full: bool = True) -> dict[str, Judgement]:
+def judgements(result: Result, full: bool = True) -> dict[str, Judgement]:
     """Arm -> the verdicts on it; none without a primary metric. `full` is as in analysis.verdict.judge()."""
     experiment = result.plan.experiment
     if not experiment.primary:
         return {}
-    from testbed.analysis.judge import judgements  # noqa: PLC0415
+    from testbed.analysis import judge  # noqa: PLC0415
 
-    return judgements(
+    return judge.judgements(
         result.comparison,
         {name: primary.margin for name, primary in experiment.primary.items()},
         alpha=experiment.alpha,
@@ -108,10 +96,10 @@ def judged(result: Result, full: bool = True) -> dict[str, Judgement]:
 
 def decided(result: Result) -> bool:
     """Whether every primary metric of every arm is decided."""
-    return all(judgement.decided for judgement in judged(result, full=False).values())
+    return all(judgement.decided for judgement in judgements(result, full=False).values())
 
 
-def untold(result: Result) -> list[str]:
+def metrics_without_values(result: Result) -> list[str]:
     """The primary metrics of which no trial has a value."""
     arms = result.comparison.arms.values()
     return [name for name in result.plan.experiment.primary if not any(arm.values[name] for arm in arms)]
@@ -119,14 +107,14 @@ def untold(result: Result) -> list[str]:
 
 def report(result: Result, full: bool = True) -> ComparisonReport:
     """The report of a result. `full` is as in analysis.verdict.judge()."""
-    verdicts = judged(result, full)
+    verdicts = judgements(result, full)
     return document(result.plan, result.comparison, result.observations, result.records, verdicts)
 
 
 # --- two results, and many -----------------------------------------------------------------------
 
 
-def chosen(path: Path) -> tuple[Path, str | None]:
+def result_and_arm(path: Path) -> tuple[Path, str | None]:
     """RESULT or RESULT:ARM, taken apart."""
     if not path.exists() and ":" in path.name:
         name, _, arm = path.name.rpartition(":")
@@ -136,7 +124,7 @@ def chosen(path: Path) -> tuple[Path, str | None]:
 
 def arm_of(path: Path, plan: Plan) -> str:
     """Which arm RESULT or RESULT:ARM means in its plan: the first, if none is named. Raises SpecError."""
-    directory, wanted = chosen(path)
+    directory, wanted = result_and_arm(path)
     arms = list(plan.experiment.arms)
     if wanted is not None and wanted not in arms:
         raise SpecError(f"{directory}: there is no arm `{wanted}`: {', '.join(arms)}")
@@ -144,7 +132,7 @@ def arm_of(path: Path, plan: Plan) -> str:
 
 
 def _one_arm(path: Path) -> tuple[str, Result]:
-    result = load(chosen(path)[0])
+    result = load(result_and_arm(path)[0])
     return arm_of(path, result.plan), result
 
 
@@ -154,7 +142,7 @@ def joined(paths: Sequence[Path]) -> Result:
     Raises SpecError, naming what differs, unless they were measured alike; and for an arm with itself.
     """
     (arm, first), (other_arm, second) = (_one_arm(path) for path in paths)
-    directories = {chosen(path)[0].resolve() for path in paths}
+    directories = {result_and_arm(path)[0].resolve() for path in paths}
     if len(directories) == 1 and arm == other_arm:
         raise SpecError(f"{paths[0]} and {paths[1]} are the same arm of the same result")
     if differences := list(unlike(first.plan, second.plan)):
@@ -225,7 +213,7 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
 # --- comparisons without anything to find --------------------------------------------------------
 
 
-def checked(home: Path) -> SelfcheckReport:
+def selfcheck(home: Path) -> SelfcheckReport:
     """The report of how often the comparisons beneath a directory found what is not there."""
     from testbed.analysis import selfcheck as placebo  # noqa: PLC0415
     from testbed.report import selfcheck as said  # noqa: PLC0415
@@ -244,7 +232,7 @@ def checked(home: Path) -> SelfcheckReport:
         # Whatever is decided, and when: so many seeds there are.
         pairs = LEAST_SEEDS if experiment.looks else experiment.seeds
         seeds = range(experiment.first_seed, experiment.first_seed + pairs)
-        for judgement in judged(result, full=False).values():
+        for judgement in judgements(result, full=False).values():
             kind = str(cell.at["kind"])
             outcomes.append(placebo.outcome(cell.name, kind, result.comparison, judgement, seeds))
     failures = {cell.name: cell.failure for cell in ran if cell.failure}
@@ -253,33 +241,7 @@ def checked(home: Path) -> SelfcheckReport:
     )
 
 
-def write_check(home: Path, report: SelfcheckReport, warn: Warn) -> None:
-    """The report and its picture, into the directory."""
-    from testbed.report import plots  # noqa: PLC0415
-
-    put(home / "selfcheck.json", report.text(indent=2) + "\n", warn)
-    exploratory = report.exploratory
-    kinds = {kind: values for kind, values in exploratory.kinds.items() if values}
-    if kinds:
-        title = f"{report.name}: {len(report.comparisons)} comparisons without an effect"
-        figure = plots.diagonal(kinds, title, f"a metric in a comparison ({exploratory.pairs} pairs)")
-        put_picture(home, "selfcheck", figure, warn)
-
-
-# --- on disk -------------------------------------------------------------------------------------
-
-
-def write(directory: Path, result: Result, report: ComparisonReport, warn: Warn) -> None:
-    """The report in all its forms, and its pictures, into the result directory."""
-    from testbed.report import html, pictures  # noqa: PLC0415
-
-    for name, make in FORMS.values():
-        put(directory / name, make(report), warn)
-    drawn = pictures.pictures(report, result.comparison, result.observations)
-    for picture in drawn:
-        for suffix, data in (("svg", picture.svg), ("png", picture.png)):
-            put(directory / "pictures" / f"{picture.name}.{suffix}", data, warn)
-    put(directory / "report.html", html.page(report, drawn), warn)
+# --- a matrix ------------------------------------------------------------------------------------
 
 
 def matrix_report(home: Path, reports: Mapping[str, ComparisonReport]) -> MatrixReport:
@@ -287,32 +249,3 @@ def matrix_report(home: Path, reports: Mapping[str, ComparisonReport]) -> Matrix
     name, ran = cells.load(home)
     outcomes = [matrix.Outcome(cell.at, cell.name, reports.get(cell.name), cell.failure) for cell in ran]
     return matrix.document(name, outcomes)
-
-
-def write_matrix(home: Path, report: MatrixReport, warn: Warn) -> None:
-    """The table of a matrix and its heat maps, into its directory."""
-    from testbed.report import plots  # noqa: PLC0415
-
-    put(home / "report.json", report.text(indent=2) + "\n", warn)
-    put(home / "report.md", matrix.markdown(report), warn)
-    for grid in matrix.grids(report):
-        put_picture(home, f"{grid.metric}.{grid.arm}", plots.heat_map(grid), warn)
-
-
-def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> bytes:
-    """Write a picture into a result directory, as SVG and as PNG. Returns the SVG."""
-    from testbed.report import plots  # noqa: PLC0415
-
-    drawn = {suffix: plots.rendered(figure, suffix) for suffix in ("svg", "png")}
-    for suffix, data in drawn.items():
-        put(directory / "pictures" / f"{name}.{suffix}", data, warn)
-    return drawn["svg"]
-
-
-def put(path: Path, content: str | bytes, warn: Warn) -> None:
-    """Write a file in one step; a result on read-only media can still be reported on."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        files.write(path, content)
-    except OSError as unwritable:
-        warn(f"{path}: not written: {unwritable.strerror}")

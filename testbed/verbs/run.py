@@ -137,7 +137,7 @@ def until_decided(
             break
         so_far = results.read(ledger, measurements)
         measurements |= {o.record.trial: o.measurement for o in so_far.observations}
-        if missing := results.untold(so_far):
+        if missing := results.metrics_without_values(so_far):
             raise SpecError(
                 f"primary: no trial has the metric {', '.join(missing)}",
                 "`testbed parse RESULT` shows which there are with this kernel and this workload",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from testbed.experiment import selfcheck as nothing
 from testbed.host.errors import SpecError
 from testbed.trials.lab import Lab, Watch
-from testbed.verbs import results
+from testbed.verbs import reports, results
 from testbed.verbs.request import RunRequest
 from testbed.verbs.run import execute, worst
 
@@ -38,7 +38,7 @@ class Selfchecked:
 
     def write(self, warn: Callable[[str], None]) -> None:
         """Write the report and its picture into the directory."""
-        results.write_check(self.directory, self.report, warn)
+        reports.write_selfcheck(self.directory, self.report, warn)
 
 
 def selfcheck(request: SelfcheckRequest, lab: Lab, watch: Watch) -> Selfchecked:
@@ -50,4 +50,4 @@ def selfcheck(request: SelfcheckRequest, lab: Lab, watch: Watch) -> Selfchecked:
     with experiment.named():
         comparisons = nothing.comparisons(cell.experiment, request.comparisons)
     home = execute(request.run, comparisons, lab, watch).directory
-    return Selfchecked(home, results.checked(home), worst(home))
+    return Selfchecked(home, results.selfcheck(home), worst(home))

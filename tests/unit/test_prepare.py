@@ -16,6 +16,8 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.kernel import build
+from testbed.ledger.document import parsed
+from testbed.ledger.plan import Plan
 from testbed.trials import prepare
 from testbed.trials.prepare import Campaign, Machine
 
@@ -102,3 +104,4 @@ def test_what_an_arms_kernel_is_told_is_part_of_its_trials_and_of_no_others(read
     assert lines["a"].startswith("console=ttyS0 ") and "transparent_hugepage=never" in lines["a"]
     assert {t.shape.kernel_cmdline for t in told.trials if t.arm == "b"} == {f"{lines['b']} testbed.boot=0"}
     assert told.plan.experiment.arms["b"].command_line == words
+    assert parsed(Plan, told.plan.text()) == told.plan

@@ -29,6 +29,7 @@ from testbed.ledger.document import parsed
 from testbed.report import text
 from testbed.report.document import TRACE_LINES, ComparisonReport, Metric
 from testbed.report.escape import visible
+from testbed.report.table import Table
 from tests.unit.recorded import DATA, PATCHED, UNPATCHED, documented, edited, plan, record, with_frame
 
 GOLDEN = DATA / "golden"
@@ -462,3 +463,23 @@ def test_a_cell_with_a_bar_stays_one_cell() -> None:
     tokens = MARKDOWN.parse(text.markdown(made))
     assert kinds(tokens).count("td_open") == 4 * len(text.table(made).rows)
     assert "a | b" in [spoken(token) for token in tokens if token.type == "inline"]
+
+
+def test_a_table_obeys_none_of_its_words_and_puts_numbers_to_the_right() -> None:
+    table = Table(
+        ["[red]a|b", "n", "`why`"], [["\x1b[2J*", "7", "x_y_"], ["", "1,234", ""]], frozenset({0, 2})
+    )
+    assert table.markdown() == [
+        "| \\[red\\]a\\|b | n | \\`why\\` |",
+        "| :-- | --: | :-- |",
+        "| \\\\x1b\\[2J\\* | 7 | x\\_y\\_ |",
+        "|  | 1,234 |  |",
+    ]
+    out = io.StringIO()
+    Console(file=out, width=60, highlight=False).print(table.terminal())
+    lines = [line.rstrip() for line in out.getvalue().splitlines() if line.strip()]
+    assert [lines[0], *lines[2:]] == [
+        " [red]a|b       n   `why`",
+        " \\x1b[2J*       7   x_y_",
+        "            1,234",
+    ]

@@ -18,7 +18,7 @@ from testbed.report import selfcheck as placebo
 from testbed.report.document import ComparisonReport
 from testbed.report.schema import schema
 from testbed.report.selfcheck import SelfcheckReport
-from testbed.verbs import results
+from testbed.verbs import reports, results
 from tests.unit.recorded import UNPATCHED, measured, pair, plan, record, write_result
 from tests.unit.test_matrix import made as made_matrix
 from tests.unit.test_selfcheck import outcome
@@ -55,7 +55,7 @@ def test_a_comparison_is_valid_as_it_is_written(tmp_path: Path, name: str) -> No
     directory = RESULTS[name](tmp_path / "r")
     result = results.load(directory)
     made = results.report(result)
-    results.put(directory / "report.json", results.FORMS["json"][1](made), pytest.fail)
+    reports.put(directory / "report.json", reports.FORMS["json"][1](made), pytest.fail)
     text = (directory / "report.json").read_text()
     # What is read is what was made.
     read = parsed(ComparisonReport, text)

@@ -16,7 +16,7 @@ from testbed.host.errors import SpecError
 from testbed.ledger.document import parsed
 from testbed.ledger.ledger import Ledger
 from testbed.report.matrix import MatrixReport
-from testbed.verbs import results
+from testbed.verbs import reports, results
 from tests.unit.recorded import PATCHED, UNPATCHED, edited, measured, pair, plan, record, write_result
 
 Change = Callable[[dict[str, Any]], None]
@@ -48,7 +48,7 @@ def test_a_result_and_its_arm_are_taken_apart(
     monkeypatch.chdir(tmp_path)
     for name in ("r", "x:y"):
         (tmp_path / name).mkdir()
-    assert results.chosen(Path(words)) == (Path(directory), arm)
+    assert results.result_and_arm(Path(words)) == (Path(directory), arm)
 
 
 def test_an_arm_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
@@ -103,14 +103,14 @@ def test_two_results_become_one_comparison(tmp_path: Path) -> None:
 
 def test_the_order_of_two_results_is_that_of_the_question(tmp_path: Path) -> None:
     paths = [measured(tmp_path / "a", {"x": LOW}), measured(tmp_path / "b", {"x": HIGH})]
-    (backwards,) = results.judged(results.joined(paths[::-1])).values()
+    (backwards,) = results.judgements(results.joined(paths[::-1])).values()
     assert backwards.primaries["direct_reclaims"].verdict == "improved"
 
 
 def test_two_arms_of_one_result_are_compared_but_none_with_itself(tmp_path: Path) -> None:
     first = measured(tmp_path / "a", {"old": LOW, "new": HIGH, "newer": LOW})
     joined = results.joined([Path(f"{first}:new"), Path(f"{first}:newer")])
-    (judgement,) = results.judged(joined).values()
+    (judgement,) = results.judgements(joined).values()
     assert judgement.primaries["direct_reclaims"].verdict == "improved"
     for again in (first, Path(f"{first}:old"), tmp_path / "b" / ".." / "a"):
         (tmp_path / "b").mkdir(exist_ok=True)
@@ -200,12 +200,12 @@ def test_kernels_and_patches_may_differ() -> None:
 
 def test_without_a_primary_metric_nothing_is_judged(tmp_path: Path) -> None:
     result = results.load(pair(tmp_path / "r"))
-    assert results.judged(result) == {} and results.report(result).verdicts == {}
+    assert results.judgements(result) == {} and results.report(result).verdicts == {}
 
 
 def test_alpha_is_shared_among_the_arms(tmp_path: Path) -> None:
     result = results.load(measured(tmp_path / "r", {"a": LOW, "b": HIGH, "c": HIGH}))
-    judged = results.judged(result)
+    judged = results.judgements(result)
     assert list(judged) == ["b", "c"]
     assert [judgement.alpha for judgement in judged.values()] == [0.025, 0.025]
 
@@ -233,7 +233,7 @@ def test_writing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for _ in range(2):
         result = results.load(directory)
-        results.write(directory, result, results.report(result), pytest.fail)
+        reports.write(directory, result, results.report(result), pytest.fail)
         files = [path for path in directory.rglob("*") if path.is_file() and "logs" not in path.parts]
         written.append({path.relative_to(directory).as_posix(): path.read_bytes() for path in files})
     assert written[0] == written[1]
@@ -246,10 +246,10 @@ def test_writing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_told_and_no_error(tmp_path: Path) -> None:
     told: list[str] = []
     (tmp_path / "taken").write_text("")
-    results.put(tmp_path / "taken" / "report.md", "text", told.append)
+    reports.put(tmp_path / "taken" / "report.md", "text", told.append)
     assert told == [f"{tmp_path}/taken/report.md: not written: File exists"]
-    results.put(tmp_path / "new" / "x.txt", "µ", told.append)
-    results.put(tmp_path / "new" / "x.bin", b"\0", told.append)
+    reports.put(tmp_path / "new" / "x.txt", "µ", told.append)
+    reports.put(tmp_path / "new" / "x.bin", b"\0", told.append)
     assert (tmp_path / "new" / "x.txt").read_bytes() == "µ".encode()
     assert (tmp_path / "new" / "x.bin").read_bytes() == b"\0" and len(told) == 1
 
@@ -265,9 +265,9 @@ def test_a_matrix_has_a_document_per_cell_and_heat_maps(tmp_path: Path) -> None:
     index = {"schema": 1, "name": "m", "cells": entries}
     (home / "matrix.json").write_text(json.dumps(index))
     assert results.is_matrix(home) and not results.is_matrix(home / "n=1")
-    reports = {name: results.report(results.load(home / name)) for name in ("n=1", "n=2")}
-    made = results.matrix_report(home, reports)
-    results.write_matrix(home, made, pytest.fail)
+    cells = {name: results.report(results.load(home / name)) for name in ("n=1", "n=2")}
+    made = results.matrix_report(home, cells)
+    reports.write_matrix(home, made, pytest.fail)
     assert [cell.failure for cell in made.cells] == ["", "", "no source"]
     ratios = [cell.values["direct_reclaims"]["b"].ratio for cell in made.cells[:2]]
     assert ratios == [pytest.approx(1.3, abs=0.01), 1.0]
