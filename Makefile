@@ -12,7 +12,8 @@ PYTEST = .venv/bin/pytest --numprocesses auto --dist worksteal
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit doctor setup setup-dev lock clean
+.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit docs-check doctor dist setup setup-dev lock \
+	clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -49,8 +50,14 @@ lint: setup-dev
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
+docs-check: setup-dev ## Every command that README.md and docs/ show: does it print what they say?
+	@.venv/bin/python -m tests.listings $(ARGS)
+
 doctor: setup ## What this machine lacks
 	@$(RUN) doctor
+
+dist: setup-dev ## The package, as sdist and wheel; pip installs what is in dist/
+	@.venv/bin/python -m build --no-isolation
 
 setup:
 	@$(PYTHON) -m testbed.setup.bootstrap
@@ -63,4 +70,4 @@ lock: setup-dev ## Pin the newest versions of all Python packages
 	@$(COMPILE) --output-file requirements-dev.txt --extra dev --constraint requirements.txt
 
 clean: ## Forget .venv and test leftovers; results and the cache stay
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

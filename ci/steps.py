@@ -22,70 +22,107 @@ stopped.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
-import io
 import json
 import os
+import platform
 import shlex
 import shutil
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from testbed import cli
 from testbed.analysis.metrics import METRICS
 from testbed.experiment import load
 from testbed.host import process
 from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
-from testbed.host.paths import REPOSITORY, cache_directory
-from testbed.kernel import series, source
-from testbed.report.text import escaped, visible
+from testbed.host.paths import cache_directory, data_directory
+from testbed.host.process import end_on_signals
+from testbed.kernel import source
+from testbed.report.escape import escaped, visible
+from testbed.terminal.arguments import positive
+from testbed.terminal.progress import Watcher
+from testbed.terminal.show import show
+from testbed.trials.lab import Lab, ThisMachine
+from testbed.verbs.compare import (
+    Compared,
+    ComparedMatrix,
+    CompareRequest,
+    LeftOut,
+    compare_lines,
+    condition,
+)
+from testbed.verbs.compare import compare as compare_arms
+from testbed.verbs.request import ExperimentRequest, Mode, RunRequest
+from testbed.verbs.status import exit_status_of_lines
 
 # Whatever goes wrong is the infrastructure's, unless it says otherwise.
 INFRASTRUCTURE = HostError.exit_status
 OK, GATE = 0, 1
 GIT_SECONDS = 300.0
-TAIL_LINES = 20
+# Of TESTBED_LINE.
+EVERY_LINE = "all"
 # What takes long to make and is named by what it is made of. Sources and work trees would be gigabytes.
 CACHED = ("kernels", "images", "snapshots", "plugins", "qemu")
 # Snapshots are kept few by who makes them. A kernel is 20 MB.
 KEEP_BYTES = 1 << 30
 TRIMMED = ("kernels", "images")
 # What a kernel, an image or a trial is made of, beside the experiment.
-INGREDIENTS = ("kconfigs", "patches", "images", "requirements.txt")
+INGREDIENTS = (
+    *(data_directory() / name for name in ("kconfigs", "patches", "images")),
+    Path(__file__).resolve().parents[1] / "requirements.txt",
+)
+EXPERIMENTS = data_directory() / "experiments"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What `prepare` has made of the variables. `results` are directories of `testbed compare`."""
+    """What `prepare` has made of the variables; conditions are as --fail-on has them."""
 
-    words: Sequence[str]
-    results: Sequence[str]
+    experiment: str
+    mode: Mode
+    line: str | None
+    seeds: int | None
+    jobs: int | None
+    fail_on: Sequence[str]
+
+    @property
+    def request(self) -> CompareRequest:
+        """What `testbed compare` is asked for. Raises SpecError."""
+        line = None if self.line == EVERY_LINE else self.line
+        experiment = ExperimentRequest(Path(self.experiment), self.mode, None, self.seeds, line)
+        return CompareRequest(RunRequest(experiment, jobs=self.jobs), tuple(map(condition, self.fail_on)))
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], lab: Lab | None = None) -> int:
     """Do one step; return its exit status."""
-    steps = {"prepare": prepare, "compare": compare, "cache": cache}
+    end_on_signals()
+    steps = {
+        "prepare": prepare,
+        "compare": lambda: compare(lab or ThisMachine(cache_directory())),
+        "cache": cache,
+    }
     try:
         if len(arguments) != 1 or arguments[0] not in steps:
             raise SpecError(f"usage: ci/step {'|'.join(steps)}")
         return steps[arguments[0]]()
     except TestbedError as failed:
         status, said = failed.exit_status, str(failed)
+    except KeyboardInterrupt:
+        status, said = Interrupted.exit_status, "stopped"
     except Exception:
         # Python's own exit status for this is that of a failed gate.
         status, said = INFRASTRUCTURE, traceback.format_exc()
     _say(said)
-    _annotate("error", said)
-    _summarize(_headline(status), said.splitlines())
-    _output("status", str(status))
+    _conclude(status, said.splitlines(), [], [])
     return status
 
 
@@ -110,12 +147,13 @@ def prepare() -> int:
         raise SpecError("TESTBED_LINE and TESTBED_TREE both name a kernel source")
     if tree or patches:
         file, added = _derived(file, Path(tree) if tree else None, base, patches, out)
-    name = load(file, metrics=[metric.name for metric in METRICS]).name
-    job = Job(_words(file, line), _results(name, line))
+    job = _job(file, line)
+    # What is wrong is said now, and not after the caches were fetched.
+    job.request.run.experiment.cells()
     _job_file(out).write_text(json.dumps(asdict(job), indent=1) + "\n")
-    _say(process.pasteable(["testbed", *job.words]))
+    _say(process.pasteable(["testbed", *_words(job)]))
     system = f"testbed-1-{_system()}-"
-    inputs = f"{system}{_content([*(REPOSITORY / name for name in INGREDIENTS), file, *added])}-"
+    inputs = f"{system}{_content([*INGREDIENTS, file, *added])}-"
     _output("cache-key", inputs)
     _output("cache-keys", f"{inputs}\n{system}")
     _output("cache-paths", "\n".join(str(cache_directory() / name) for name in CACHED))
@@ -124,10 +162,10 @@ def prepare() -> int:
 
 
 def _experiment_file(given: str) -> Path:
-    for path in (Path(given), REPOSITORY / given, REPOSITORY / "experiments" / f"{given}.yaml"):
+    for path in (Path(given), EXPERIMENTS.parent / given, EXPERIMENTS / f"{given}.yaml"):
         if path.is_file():
             return path.resolve()
-    own = ", ".join(sorted(path.stem for path in (REPOSITORY / "experiments").glob("*.yaml")))
+    own = ", ".join(sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
     raise SpecError(f"TESTBED_EXPERIMENT: {given}: no such file", f"testbed's own are {own}")
 
 
@@ -204,81 +242,95 @@ def _git(tree: Path, *words: str) -> str:
     return done.stdout.decode("utf-8", "surrogateescape")
 
 
-def _words(file: Path, line: str) -> list[str]:
-    words = ["compare", str(file), "--mode", _given("TESTBED_MODE") or "auto"]
-    for option, value in {
-        "--line": line,
-        "--seeds": _given("TESTBED_SEEDS"),
-        "--jobs": _given("TESTBED_JOBS"),
-    }.items():
-        words += [option, value] if value else []
-    for condition in filter(None, map(str.strip, _given("TESTBED_FAIL_ON").splitlines())):
-        words += ["--fail-on", condition]
-    return words
+def _job(file: Path, line: str) -> Job:
+    given = _given("TESTBED_MODE") or "auto"
+    mode: Mode | None = next((mode for mode in get_args(Mode) if mode == given), None)
+    if mode is None:
+        raise SpecError(f"TESTBED_MODE: `{given}` is none of {', '.join(get_args(Mode))}")
+    conditions = tuple(filter(None, map(str.strip, _given("TESTBED_FAIL_ON").splitlines())))
+    return Job(str(file), mode, line or None, _number("TESTBED_SEEDS"), _number("TESTBED_JOBS"), conditions)
 
 
-def _results(name: str, line: str) -> list[str]:
-    lines = [known.directory for known in series.lines()] if line == "all" else [line]
-    return [str(Path("results") / "-".join(filter(None, [name, line]))) for line in lines]
+def _number(name: str) -> int | None:
+    given = _given(name)
+    try:
+        return positive(given) if given else None
+    except argparse.ArgumentTypeError as bad:
+        raise SpecError(f"{name}: {bad}") from bad
+
+
+def _words(job: Job) -> Iterator[str]:
+    """The same as a person would type it."""
+    yield from ("compare", job.experiment, "--mode", job.mode)
+    for option, value in {"--line": job.line, "--seeds": job.seeds, "--jobs": job.jobs}.items():
+        yield from (option, str(value)) if value else ()
+    for words in job.fail_on:
+        yield from ("--fail-on", words)
 
 
 # --- compare -------------------------------------------------------------------------------------
 
 
-def compare() -> int:
+def compare(lab: Lab) -> int:
     """Run what `prepare` has prepared; write the summary; return the exit status of `testbed compare`."""
     out = _out()
     try:
         job = Job(**json.loads(_job_file(out).read_text()))
     except (OSError, ValueError, TypeError) as bad:
         raise SpecError(f"{_job_file(out)}: {bad}", "`ci/step prepare` writes it") from bad
-    homes = [out / result for result in job.results]
-    for home in homes:
-        # Of an earlier job, perhaps.
-        (home / "report.md").unlink(missing_ok=True)
-    told = Tee(sys.stderr)
-    # cli finds its own way to say that something is wrong, but for words that it cannot parse.
-    try:
-        with contextlib.chdir(out), contextlib.redirect_stderr(told):
-            status = cli.main(job.words)
-    except SystemExit as ended:
-        status = int(ended.code or OK)
-    reports = [home for home in homes if (home / "report.md").exists()]
-    changed = list(dict.fromkeys(fallback for home in reports for fallback in _fallbacks(home)))
-    gate = [line for line in told.lines if line.startswith("failed: ")]
-    headline = _headline(status, gate, reports)
-    text = _summarize(headline, gate or (told.lines[-TAIL_LINES:] if status else []), changed, reports)
+    outcomes: list[Compared | ComparedMatrix | LeftOut] = []
+    said: list[str] = []
+    # Results are beneath the directory of the output.
+    with contextlib.chdir(out), Watcher() as watcher:
+        try:
+            for outcome in _outcomes(job, lab, watcher):
+                outcomes.append(outcome)
+                if not isinstance(outcome, LeftOut):
+                    show(outcome)
+            status = exit_status_of_lines(outcomes)
+        except TestbedError as failed:
+            # There may be reports of other lines.
+            status, said = failed.exit_status, str(failed).splitlines()
+            _say(str(failed))
+    said += [f"left out: {each.line}: {each.reason}" for each in outcomes if isinstance(each, LeftOut)]
+    reported = [each for each in outcomes if not isinstance(each, LeftOut)]
+    text = _conclude(status, said, reported, [out / str(each.directory) for each in reported])
     (out / "summary.md").write_text(text, encoding="utf-8")
-    for fallback in changed:
-        _annotate("warning", fallback)
-    if status != OK:
-        _annotate("error", "\n".join([headline, *gate]))
-    _output("status", str(status))
-    _output("fallback", "; ".join(changed))
     return status
 
 
-class Tee(io.TextIOBase):
-    """What is written goes on to a stream, and is remembered as `lines`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._text: list[str] = []
-
-    def write(self, text: str) -> int:
-        self._text.append(text)
-        self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    @property
-    def lines(self) -> list[str]:
-        return "".join(self._text).splitlines()
+def _outcomes(job: Job, lab: Lab, watcher: Watcher) -> Iterator[Compared | ComparedMatrix | LeftOut]:
+    if job.line == EVERY_LINE:
+        yield from compare_lines(job.request, lab, watcher)
+    else:
+        yield compare_arms(job.request, lab, watcher)
 
 
-def _headline(status: int, gate: Sequence[str] = (), reports: Sequence[Path] = ()) -> str:
+def _conclude(
+    status: int, said: Sequence[str], reported: Sequence[Compared | ComparedMatrix], homes: Sequence[Path]
+) -> str:
+    """Tell GitHub what came of it; return the summary."""
+    gate = [f"failed: {line}" for each in reported for line in each.met]
+    changed = list(dict.fromkeys(why for each in reported for why in _fallbacks(each)))
+    headline = _headline(status, gate, homes)
+    for why in changed:
+        _annotate("warning", why)
+    if status != OK:
+        _annotate("error", "\n".join([headline, *gate, *said]))
+    _output("status", str(status))
+    _output("fallback", "; ".join(changed))
+    return _summarize(headline, [*gate, *said], changed, homes)
+
+
+def _fallbacks(outcome: Compared | ComparedMatrix) -> Iterator[str]:
+    """Why it ran otherwise than it was meant to; of a matrix, in every cell."""
+    cells = outcome.cells.values() if isinstance(outcome, ComparedMatrix) else [outcome]
+    for cell in cells:
+        if why := cell.report.provenance.fallback:
+            yield why
+
+
+def _headline(status: int, gate: Sequence[str], reports: Sequence[Path]) -> str:
     if status == OK:
         return "passed"
     if status == GATE:
@@ -288,16 +340,7 @@ def _headline(status: int, gate: Sequence[str] = (), reports: Sequence[Path] = (
     return f"{what}; below is what there is of a result" if reports else what
 
 
-def _fallbacks(home: Path) -> Iterator[str]:
-    """Why it ran otherwise than it was meant to; of a matrix, in every cell."""
-    for file in sorted(home.rglob("report.json")):
-        if said := json.loads(file.read_text()).get("provenance", {}).get("fallback"):
-            yield said
-
-
-def _summarize(
-    headline: str, said: Sequence[str], changed: Sequence[str] = (), reports: Sequence[Path] = ()
-) -> str:
+def _summarize(headline: str, said: Sequence[str], changed: Sequence[str], reports: Sequence[Path]) -> str:
     """Append to the summary of the job, if there is one to append to; return what."""
     parts = [f"**testbed: {headline}**", *(f"> **{escaped(fallback)}**" for fallback in changed)]
     if said:
@@ -361,10 +404,8 @@ def _job_file(out: Path) -> Path:
 
 def _system() -> str:
     """As in debian13: other compilers make other kernels."""
-    facts: Mapping[str, str] = dict(
-        line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line
-    )
-    return "".join(facts.get(key, "").strip("\"'") for key in ("ID", "VERSION_ID"))
+    release = platform.freedesktop_os_release()
+    return release["ID"] + release.get("VERSION_ID", "")
 
 
 def _content(paths: Sequence[Path]) -> str:

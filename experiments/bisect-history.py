@@ -107,7 +107,8 @@ class Repository:
     """A bare repository that grows commits from a pristine tree, without a working tree of its own."""
 
     def __init__(self, directory: Path, pristine: Unpacked, scratch: Path) -> None:
-        self.git_dir, self.pristine = directory, pristine
+        # git runs in the pristine tree, where a relative path would mean something else.
+        self.git_dir, self.pristine = directory.absolute(), pristine
         self.env = {"GIT_INDEX_FILE": str(scratch / "index")}
         self.time = 1_700_000_000
         self.git("init", "--quiet", "--bare", "--initial-branch=main")

@@ -27,7 +27,7 @@ from testbed.host import process
 from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import MEASURED, Record, final
-from testbed.progress import Watcher
+from testbed.terminal.progress import Watcher
 from testbed.trials import pool, prepare
 
 SEEDS = 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How often a bisection names the right commit, measured: synthetic histories through analysis.bisect.
+"""How often a bisection names the right commit, measured: synthetic histories through analysis/bisect/.
 
     python -m tests.bisect_table [HISTORIES]
 
@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from testbed.analysis.bisect import Array, Flags, Rows, Rules, ancestry, believe, indistinct, probe
+from testbed.analysis.bisect.posterior import Array, Flags, Rows, ancestry, believe, indistinct, probe
+from testbed.analysis.bisect.search import Rules
 from testbed.analysis.statistics import LEAST_PAIRS, PRIOR
 
 RULES = Rules()

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from testbed.analysis.decision import Decision, Judgement
 from testbed.analysis.metrics import Better, Kind
 from testbed.analysis.statistics import LEAST_PAIRS
-from testbed.analysis.verdict import Decision, Judgement, Question, decide, judge
+from testbed.analysis.verdict import Question, decide, judge
 
 ALPHA = 0.05
 CAP = 30

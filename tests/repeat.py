@@ -40,10 +40,10 @@ def trial(vcpus: int, mode: str) -> Trial:
 def digest(chosen: Trial, busy: bool) -> str:
     """The hash of what its console says. Raises GuestError if nothing was measured."""
     with other_work() if busy else contextlib.nullcontext():
-        record, log = trials.run(chosen, 1, threading.Event())
-    if record.outcome != MEASURED:
-        raise GuestError(f"{record.outcome}: {record.detail}")
-    return hashlib.sha256(log).hexdigest()
+        attempt = trials.run(chosen, 1, threading.Event())
+    if attempt.record.outcome != MEASURED:
+        raise GuestError(f"{attempt.record.outcome}: {attempt.record.detail}")
+    return hashlib.sha256(attempt.log).hexdigest()
 
 
 def main() -> int:

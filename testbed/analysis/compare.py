@@ -117,8 +117,8 @@ def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -
     values: dict[str, dict[int, float]] = {}
     for metric in METRICS:
         telling = observations if metric.of_failures else measured
-        found = {o.record.seed: metric.value(o.measurement) for o in telling if o.record.outcome != LOST}
-        values[metric.name] = {seed: value for seed, value in sorted(found.items()) if value is not None}
+        by_seed = {o.record.seed: metric.value(o.measurement) for o in telling if o.record.outcome != LOST}
+        values[metric.name] = {seed: value for seed, value in sorted(by_seed.items()) if value is not None}
     return Arm(
         name=name,
         values=values,
@@ -130,13 +130,13 @@ def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -
 
 
 def _phases(observations: Sequence[Observation]) -> dict[str, dict[str, dict[int, float]]]:
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    by_metric: dict[str, dict[str, dict[int, float]]] = {}
     for metric in METRICS:
         for o in observations:
             values = metric.per_phase(o.measurement)
             for phase, value in values.items() if len(values) > 1 else ():
-                found.setdefault(metric.name, {}).setdefault(phase, {})[o.record.seed] = value
-    return found
+                by_metric.setdefault(metric.name, {}).setdefault(phase, {})[o.record.seed] = value
+    return by_metric
 
 
 def median(values: Mapping[int, float]) -> float | None:

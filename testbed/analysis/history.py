@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from testbed.analysis.decision import Decision
 from testbed.analysis.metrics import Metric
-from testbed.analysis.verdict import Decision, decide
+from testbed.analysis.verdict import decide
 
 
 @dataclass(frozen=True)

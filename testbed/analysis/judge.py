@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from testbed.analysis.compare import Arm, Comparison
+from testbed.analysis.decision import Judgement
 from testbed.analysis.metrics import METRICS, Metric
-from testbed.analysis.verdict import Judgement, Question, judge
+from testbed.analysis.verdict import Question, judge
 
 
 def judgements(

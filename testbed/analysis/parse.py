@@ -62,7 +62,7 @@ def _counts(highest: int) -> Any:
     """
 
     def validate(value: object) -> Mapping[int, int]:
-        found: dict[int, int] = {}
+        counts: dict[int, int] = {}
         if not isinstance(value, list):
             raise ValueError("not an array")
         for position, pair in enumerate(value):
@@ -70,10 +70,10 @@ def _counts(highest: int) -> Any:
             if type(pair) is not list or [type(number) for number in pair] != [int, int]:
                 raise ValueError(f"entry {position} is not a pair of integers")
             key, count = pair
-            if not 0 <= key < highest or not 0 <= count < _LARGEST or key in found:
+            if not 0 <= key < highest or not 0 <= count < _LARGEST or key in counts:
                 raise ValueError(f"entry {position} is out of range or there twice")
-            found[key] = count
-        return found
+            counts[key] = count
+        return counts
 
     return PlainValidator(validate)
 
@@ -361,12 +361,12 @@ def _told(problems: Sequence[str], lost: int, length: int) -> tuple[str, ...]:
 
 def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     """A mapping of pairs. Raises ValueError where a name is there twice."""
-    found: dict[str, T] = {}
+    mapping: dict[str, T] = {}
     for name, value in pairs:
-        if name in found:
+        if name in mapping:
             raise ValueError(f"{name[:80]!r} is there twice")
-        found[name] = value
-    return found
+        mapping[name] = value
+    return mapping
 
 
 def counters(text: str) -> Mapping[str, int]:
@@ -418,17 +418,17 @@ def table(text: str) -> Samples:
 
 def misses(text: str) -> tuple[Miss, ...]:
     """The misses in a trace; fields are found by name, lines of another form are passed over."""
-    found = []
+    missed = []
     for match in _TRACE.finditer(text):
         fields = dict(word.split("=", 1) for word in match["fields"].split() if "=" in word)
         try:
             if int(fields["missed"]):
-                found.append(
+                missed.append(
                     Miss(int(fields["progress"]), int(fields["order"]), int(match["pid"]), match["comm"])
                 )
         except (KeyError, ValueError):
             continue
-    return tuple(found)
+    return tuple(missed)
 
 
 def _json(text: str) -> Any:
@@ -445,13 +445,13 @@ def _workload(text: str) -> Workload:
 
 
 def _episodes(text: str) -> Episodes:
-    said = _json(text)
-    if isinstance(said, dict) and isinstance(said.get("tasks"), list):
-        said["tasks"] = [
+    data = _json(text)
+    if isinstance(data, dict) and isinstance(data.get("tasks"), list):
+        data["tasks"] = [
             dict(zip(Reclaimer.model_fields, task, strict=True)) if isinstance(task, list) else task
-            for task in said["tasks"]
+            for task in data["tasks"]
         ]
-    return Episodes.model_validate(said)
+    return Episodes.model_validate(data)
 
 
 def _first_line(error: Exception) -> str:

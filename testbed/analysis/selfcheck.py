@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from scipy import stats
 
 from testbed.analysis.compare import Comparison
+from testbed.analysis.decision import Decision, Judgement
 from testbed.analysis.judge import question
 from testbed.analysis.metrics import METRICS
-from testbed.analysis.verdict import Decision, Judgement, decide
+from testbed.analysis.verdict import decide
 
 # Of the test whether there are more false alarms than there may be, and of the bound of their rate.
 LEVEL = 0.05
@@ -58,28 +59,28 @@ def outcome(
 def _p_values(comparison: Comparison, judgement: Judgement, seeds: Collection[int]) -> dict[str, float]:
     """Of the metrics that nobody declared, but for those that are the same in every pair."""
     first, other = comparison.arms.values()
-    found = {}
+    p_values = {}
     for metric in METRICS:
-        asked = question(metric, first, other, comparison, {})
-        if metric.name in judgement.primaries or asked is None:
+        pairs = question(metric, first, other, comparison, {})
+        if metric.name in judgement.primaries or pairs is None:
             continue
         before, after = (
             {seed: value for seed, value in arm.items() if seed in seeds}
-            for arm in (asked.before, asked.after)
+            for arm in (pairs.before, pairs.after)
         )
         decision = decide(
             before,
             after,
-            kind=asked.kind,
-            better=asked.better,
+            kind=pairs.kind,
+            better=pairs.better,
             alpha=LEVEL,
             margin=0.0,
             sequential=False,
             full=False,
         )
         if before != after and decision.primary and decision.primary.p is not None:
-            found[metric.name] = decision.primary.p
-    return found
+            p_values[metric.name] = decision.primary.p
+    return p_values
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from testbed.analysis.decision import Test
 from testbed.analysis.histogram import SUB_BUCKETS
 from testbed.analysis.metrics import Kind
 
@@ -57,34 +58,6 @@ PRIOR = 1.0
 # Spread of log ratios that is rounding of floats, not noise.
 ROUNDING = 1e-12
 RESAMPLES = 9_999
-
-
-@dataclass(frozen=True)
-class Test:
-    """One test of "no change": its name, and a p-value or an e-value (`log_e`, a natural logarithm).
-
-    An e-value of e is evidence against it; 1/e is a p-value that may be looked at after every pair.
-    `least` is the smallest p-value that this test can have with so many pairs; `leans` has the sign of the
-    change that a cross-check sees.
-    """
-
-    __test__ = False  # Not one of pytest's.
-
-    name: str
-    p: float | None = None
-    log_e: float | None = None
-    least: float = 0.0
-    leans: float = 0.0
-
-    @property
-    def e(self) -> float | None:
-        """The e-value; at most e^700, which floats still hold."""
-        return None if self.log_e is None else math.exp(min(self.log_e, 700.0))
-
-    @property
-    def evidence(self) -> float:
-        """The p-value, or what an e-value is worth as one."""
-        return self.p if self.p is not None else min(1.0, 1 / (self.e or 1.0))
 
 
 @dataclass(frozen=True)

@@ -14,65 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from testbed.analysis import statistics
+from testbed.analysis.decision import Decision, Direction, Judgement, Test, Verdict
 from testbed.analysis.metrics import Better, Kind
-from testbed.analysis.statistics import LEAST_PAIRS, Array, Finding, Test
+from testbed.analysis.statistics import LEAST_PAIRS, Array, Finding
 
-Direction = Literal["improved", "regressed", "changed"]
-Verdict = Literal[
-    "improved", "regressed", "changed", "equivalent", "different but small", "inconclusive", "none"
-]
-DECIDED: frozenset[Verdict] = frozenset(
-    {"improved", "regressed", "changed", "equivalent", "different but small"}
-)
 MOST_PRIMARIES = 3
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the pairs say of one metric, at level `alpha`.
-
-    `estimate` and `interval` (1 - alpha) are changes of `quantity`: relative ones, after / before - 1, if
-    `relative`; else differences in the metric's unit, of shares for outcomes. Of fairness it is the change of
-    1/J - 1, which is 0 when all have the same: less is better. There is no interval if one of its ends is not
-    known. `bound`: no change is larger than that.
-
-    `direction` is which way the estimate points, once the change is established. `mde` is the smallest change
-    that as many pairs find with a probability of 90 %; `seeds_needed` the number of pairs, all in all, that
-    would settle an inconclusive metric if estimate and spread stayed what they are (None: not known, or out
-    of reach). `unpaired` seeds have a value in one arm only and are not used.
-
-    `disagreement`: the cross-check, which is always a test at a fixed number of pairs, comes to another
-    answer, or to the other direction, although it has enough pairs to come to either. In a sequence of looks
-    a change that it alone sees does not count: to see it later is the price of looking.
-    """
-
-    verdict: Verdict
-    alpha: float
-    pairs: int
-    unpaired: int
-    direction: Direction | None = None
-    quantity: str = ""
-    relative: bool = True
-    estimate: float | None = None
-    interval: tuple[float, float] | None = None
-    bound: float | None = None
-    correlation: float | None = None
-    primary: Test | None = None
-    cross_check: Test | None = None
-    disagreement: bool = False
-    mde: float | None = None
-    seeds_needed: int | None = None
-    reason: str = ""
-
-    @property
-    def decided(self) -> bool:
-        """Whether more pairs are not needed."""
-        return self.verdict in DECIDED
 
 
 @dataclass(frozen=True)
@@ -85,20 +35,6 @@ class Question:
     kind: Kind
     better: Better
     margin: float = 0.0
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Decisions by name. Exploratory ones are hints: `decided` and `more_pairs` are of the primaries alone.
-
-    `more_pairs` is an estimate of how many more pairs would settle all primaries; None if it is not known.
-    """
-
-    primaries: Mapping[str, Decision]
-    exploratory: Mapping[str, Decision]
-    alpha: float
-    decided: bool
-    more_pairs: int | None
 
 
 def decide(
@@ -232,8 +168,8 @@ def _seeds_needed(finding: Finding, pairs: int, margin: float, alpha: float, seq
         for distance in (size, room)
         if distance > finding.floor
     ]
-    found = [n for n in needed if n is not None]
-    return max(min(found), finding.least_pairs, pairs + 1) if found else None
+    counts = [n for n in needed if n is not None]
+    return max(min(counts), finding.least_pairs, pairs + 1) if counts else None
 
 
 def judge(

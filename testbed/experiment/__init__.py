@@ -3,6 +3,7 @@
 
 from testbed.experiment.file import Cell, expand, is_path, load, schema
 from testbed.experiment.model import (
+    ALPHA,
     LEAST_SEEDS,
     MOST_FIRST_SEED,
     MOST_SEEDS,
@@ -15,10 +16,11 @@ from testbed.experiment.model import (
     KernelSpec,
     TarballSource,
 )
-from testbed.experiment.values import PAGE, MiB, Model, format_size, parse_size
+from testbed.experiment.values import PAGE, Json, MiB, Model, describe, format_size, parse_size
 from testbed.experiment.workloads import MmapTest, WorkloadSpec
 
 __all__ = [
+    "ALPHA",
     "LEAST_SEEDS",
     "MOST_FIRST_SEED",
     "MOST_SEEDS",
@@ -30,12 +32,14 @@ __all__ = [
     "Experiment",
     "GitSource",
     "GuestSpec",
+    "Json",
     "KernelSpec",
     "MiB",
     "MmapTest",
     "Model",
     "TarballSource",
     "WorkloadSpec",
+    "describe",
     "expand",
     "format_size",
     "is_path",

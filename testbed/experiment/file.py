@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from testbed.experiment.model import Experiment
-from testbed.experiment.values import SIZE_SCHEMA, format_size
+from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
 from testbed.host.errors import SpecError
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
@@ -35,7 +35,7 @@ class Cell:
     `at` has axis -> value; `name` is fit for a file, and empty where there is no matrix.
     """
 
-    at: Mapping[str, Any]
+    at: Mapping[str, Json]
     name: str
     experiment: Experiment
 
@@ -93,26 +93,26 @@ def expand(
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of experiment files."""
-    made = _as_written(Experiment.model_json_schema())
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    written = _as_written(Experiment.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **written}
 
 
-def _as_written(said: Any) -> Any:
+def _as_written(schema: Any) -> Any:
     """pydantic's schema with defaults as a file has them, and no other names than those of a pattern."""
-    if isinstance(said, list):
-        return [_as_written(item) for item in said]
-    if not isinstance(said, dict):
-        return said
-    made = {key: _as_written(value) for key, value in said.items() if key != "default"}
-    default = said.get("default")
-    if said.get("pattern") == SIZE_SCHEMA["pattern"] and isinstance(default, int):
-        made["default"] = format_size(default)
+    if isinstance(schema, list):
+        return [_as_written(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    written = {key: _as_written(value) for key, value in schema.items() if key != "default"}
+    default = schema.get("default")
+    if schema.get("pattern") == SIZE_SCHEMA["pattern"] and isinstance(default, int):
+        written["default"] = format_size(default)
     # What is to be left out has no default, and that of a model is told key by key.
-    elif default is not None and "$ref" not in said:
-        made["default"] = default
-    if "patternProperties" in said:
-        made.setdefault("additionalProperties", False)
-    return made
+    elif default is not None and "$ref" not in schema:
+        written["default"] = default
+    if "patternProperties" in schema:
+        written.setdefault("additionalProperties", False)
+    return written
 
 
 # --- the matrix ----------------------------------------------------------------------------------
@@ -160,26 +160,6 @@ def _put(data: dict[str, Any], axis: str, value: object) -> None:
         inner = here.get(key)
         here[key] = here = dict(inner) if isinstance(inner, dict) else {}
         rest = left
-
-
-def describe(at: Mapping[str, Any]) -> str:
-    """A cell in words, as in `vcpus=2, tasks=16`: the end of each axis that tells it from the others."""
-    return ", ".join(f"{_short(axis, at)}={_flow(value)}" for axis, value in at.items())
-
-
-def _short(axis: str, axes: Collection[str]) -> str:
-    parts = axis.split(".")
-    for count in range(1, len(parts)):
-        end = ".".join(parts[-count:])
-        if sum(other == end or other.endswith(f".{end}") for other in axes) == 1:
-            return end
-    return axis
-
-
-def _flow(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
 
 def _file_name(at: Mapping[str, Any]) -> str:

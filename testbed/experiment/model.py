@@ -6,11 +6,12 @@ from __future__ import annotations
 import difflib
 import itertools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from testbed.experiment.values import (
+    Json,
     MiB,
     Model,
     Name,
@@ -46,14 +47,9 @@ class KernelSpec(Model):
     """A package, as installed or else the newest in Debian's suites; of one version with `=VERSION`."""
     tarball: TarballSource | None = None
     git: GitSource | None = None
-    tree: Path | None = None
+    tree: Annotated[Path, Field(strict=False)] | None = None
     config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
     """Fragments in kconfigs/, or paths of files, in order."""
-
-    @field_validator("tree", mode="before")
-    @classmethod
-    def _path(cls, value: object) -> object:
-        return Path(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> KernelSpec:
@@ -221,6 +217,8 @@ class DeadlineSpec(Model):
 MARGIN_SECONDS = 30.0
 # Of which an always valid test can decide anything (analysis/statistics.py, LEAST_PAIRS).
 LEAST_SEEDS = 6
+# The rate of false alarms where nobody says another.
+ALPHA = 0.05
 # So many seeds, and no more, may follow the first one.
 MOST_SEEDS = 100_000
 MOST_FIRST_SEED = 2**31
@@ -268,13 +266,13 @@ class Experiment(Model):
     False: all seeds, one look."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall time after which no further seed is begun."""
-    alpha: Annotated[float, Field(gt=0, le=0.2)] = 0.05
+    alpha: Annotated[float, Field(gt=0, le=0.2)] = ALPHA
     """The rate of false alarms, of all primary metrics in all arms together."""
     mode: Literal["deterministic", "realtime"] = "deterministic"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     """In real time: what runs the guests."""
     deadlines: DeadlineSpec = DeadlineSpec()
-    matrix: dict[str, Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]] = {}
+    matrix: dict[str, Annotated[tuple[Json, ...], Field(strict=False, min_length=1)]] = {}
     """Keys of this file, as in `guest.vcpus`, and the values that each is to take: a comparison for every
     combination."""
 
@@ -299,12 +297,7 @@ class Experiment(Model):
     @property
     def looks(self) -> bool:
         """Whether seeds are added until the primary metrics are decided."""
-        return bool(self.primary) and self.looks_if(self.sequential, self.seeds, len(self.arms))
-
-    @staticmethod
-    def looks_if(sequential: bool, seeds: int, arms: int) -> bool:
-        """Whether there is something to be decided early, given a primary metric."""
-        return sequential and seeds >= LEAST_SEEDS and arms > 1
+        return bool(self.primary) and self.sequential and self.seeds >= LEAST_SEEDS and len(self.arms) > 1
 
     @model_validator(mode="after")
     def _phases_ascend(self) -> Experiment:

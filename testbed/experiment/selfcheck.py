@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from testbed.experiment import MOST_FIRST_SEED, MOST_SEEDS, Cell, Experiment
+from testbed.experiment import MOST_FIRST_SEED, MOST_SEEDS, Cell, Experiment, Json
 from testbed.host.errors import SpecError
 
 PLAIN, OTHER = "plain", "placebo"
@@ -39,5 +39,5 @@ def _comparison(experiment: Experiment, number: int) -> Cell:
         "arms": {PLAIN: plain, OTHER: other},
         "first_seed": experiment.first_seed + (number - 1) * MOST_SEEDS,
     }
-    at = {"comparison": number, "kind": kind}
+    at: dict[str, Json] = {"comparison": number, "kind": kind}
     return Cell(at, f"{number:02}", experiment.model_copy(update=changes))

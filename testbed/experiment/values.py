@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, WithJsonSchema
 
 MiB = 1024 * 1024
 PAGE = 4096
@@ -33,29 +34,63 @@ def format_size(size: int) -> str:
     raise ValueError(f"{size} is not a multiple of 1 KiB")
 
 
-def _sized(value: object) -> int:
-    # A size that went through model_dump() comes back as bytes.
-    return value if type(value) is int and value >= 1024 and value % 1024 == 0 else parse_size(value)
+def _sized(value: object, info: ValidationInfo) -> int:
+    # What is stored has bytes. In a file, 0 may well be meant to have a unit, as all small numbers.
+    least = 0 if info.mode == "json" else 1024
+    return value if type(value) is int and value >= least and value % 1024 == 0 else parse_size(value)
 
 
 SIZE_SCHEMA = {"type": "string", "pattern": "^[0-9]+ *[KMGkmg](i?[Bb])?$", "examples": ["128M"]}
 
-Size = Annotated[int, BeforeValidator(_sized), WithJsonSchema(SIZE_SCHEMA)]
+# In bytes; a file has a unit.
+Size = Annotated[int, BeforeValidator(_sized), WithJsonSchema(SIZE_SCHEMA, mode="validation")]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+# Where two results are compared, the arms have the names of the results.
+Name = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
+    WithJsonSchema({"type": "string"}, mode="serialization"),
+]
 Word = Annotated[str, Field(pattern=r"^[!-~]+$", description="A word without blanks.")]
 # As in vm.swappiness; a value is one word.
 SysctlName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$")]
 # As in kernel/mm/lru_gen/enabled, beneath /sys.
 SysfsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)+$")]
 Setting = int | Word
+# Whatever a file may say.
+Json = Annotated[JsonValue, WithJsonSchema({})]
+
+
+def describe(at: Mapping[str, object]) -> str:
+    """A cell in words, as in `vcpus=2, tasks=16`: the end of each axis that tells it from the others."""
+    return ", ".join(f"{_short(axis, at)}={_flow(value)}" for axis, value in at.items())
+
+
+def _short(axis: str, axes: Collection[str]) -> str:
+    parts = axis.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if sum(other == end or other.endswith(f".{end}") for other in axes) == 1:
+            return end
+    return axis
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
 
 
 class Model(BaseModel):
     """Immutable, and closed: a key that is not known is an error. What stands under a key describes it."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
     )
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import QEMU, qemu_version
 from testbed.guest.shape import AccelName, Shape
+from testbed.host import files
 from testbed.host.errors import GuestError, NoKvm
 
 # A guest under KVM is ready in about a second, and a broken one never is.
@@ -56,7 +57,7 @@ def choose(
         # Only a kernel that boots without KVM tells anything about KVM.
         if refusal is None or _refusal(emulated, vmlinux, initramfs, qemu, cancel) is None:
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(refusal))
+            files.write(note, json.dumps(refusal))
     if refusal is None:
         return Accel("kvm", "a probe booted under KVM")
     if wanted == "kvm":
@@ -86,7 +87,7 @@ def _refusal(
     if shape.accel == "kvm" and not Path("/dev/kvm").exists():
         return "there is no /dev/kvm"
     try:
-        with Guest(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel) as guest:
+        with LiveGuest(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel) as guest:
             guest.boot(PROBE_SECONDS)
     except GuestError as failed:
         return failed.message + _first_complaint(failed.hint)
@@ -94,5 +95,5 @@ def _refusal(
 
 
 def _first_complaint(hint: str) -> str:
-    said = [line.strip() for line in hint.splitlines() if line.strip().startswith("KVM")]
-    return f" ({said[0]})" if said else ""
+    complaints = [line.strip() for line in hint.splitlines() if line.strip().startswith("KVM")]
+    return f" ({complaints[0]})" if complaints else ""

@@ -21,7 +21,6 @@ from testbed.host.process import Deadline
 # A trial's console log is some 100 KB, with 512 tasks 3 MB; who writes this much will not stop by itself.
 FLOOD_BYTES = 8 * 1024 * 1024
 PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)[\r\n]")
-_SLICE_SECONDS = 0.25
 _READ_BYTES = 1 << 16
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = 1031
@@ -36,8 +35,11 @@ class Flood(GuestFailed):
 class Console(SpawnBase):  # type: ignore[type-arg]
     """pexpect over a pair of pipes that a thread of its own reads, whoever is waiting or not.
 
-    `log` is all that was read so far, byte for byte.
+    `log` is all that was read so far, byte for byte; `slice_seconds` how long it takes at most until somebody
+    who waits for a mark sees what else there is to be seen.
     """
+
+    slice_seconds = 0.25
 
     def __init__(self, output: IO[bytes], input_: IO[bytes], cancel: threading.Event) -> None:
         # The window is larger than a read, so that no mark can fall between two windows.
@@ -68,7 +70,7 @@ class Console(SpawnBase):  # type: ignore[type-arg]
         """
         patterns: list[Any] = [wire.MARK, PANIC, pexpect.EOF, pexpect.TIMEOUT]
         while True:
-            index = self.expect(patterns, timeout=min(_SLICE_SECONDS, deadline.remaining))
+            index = self.expect(patterns, timeout=min(self.slice_seconds, deadline.remaining))
             self.check_cancelled()
             if index == 0:
                 mark = wire.mark(_match(self.match))

@@ -8,16 +8,16 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from testbed.host import process
 from testbed.host.errors import HostError, SpecError
-from testbed.host.paths import REPOSITORY
+from testbed.host.files import once
+from testbed.host.paths import data_directory
 
-IMAGES = REPOSITORY / "images"
+IMAGES = data_directory() / "images"
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")
 CFLAGS = ("-static", "-s", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static")
@@ -39,7 +39,7 @@ class Image:
 
 
 def build(cache: Path, more: Sequence[Path] = (), files: Mapping[str, Path] | None = None) -> Image:
-    """The initramfs of this checkout's images/ and of `more` C sources, from the cache if it is there.
+    """The initramfs of testbed's images/ and of `more` C sources, from the cache if it is there.
 
     `files` are brought along as they are: path in the guest, without the first slash, -> file here.
 
@@ -59,16 +59,15 @@ def build(cache: Path, more: Sequence[Path] = (), files: Mapping[str, Path] | No
     ingredients.append(Path(__file__).read_bytes())
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in ingredients)).hexdigest()
     path = cache / "images" / f"{key[:32]}.cpio"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            programs = {"init": (IMAGES / "init").read_bytes(), "bin/busybox": busybox.read_bytes()}
-            programs |= {f"bin/{source.stem}": _compile(source, Path(scratch)) for source in sources}
-            links = dict.fromkeys(_applets(busybox), "busybox")
-            draft = Path(scratch) / "initramfs"
-            contents = {name: (0o755, data) for name, data in programs.items()}
-            draft.write_bytes(archive(contents | brought, links))
-            draft.rename(path)
+
+    def make(draft: Path) -> None:
+        programs = {"init": (IMAGES / "init").read_bytes(), "bin/busybox": busybox.read_bytes()}
+        programs |= {f"bin/{source.stem}": _compile(source, draft.parent) for source in sources}
+        links = dict.fromkeys(_applets(busybox), "busybox")
+        contents = {name: (0o755, data) for name, data in programs.items()}
+        draft.write_bytes(archive(contents | brought, links))
+
+    once(path, make)
     return Image(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -128,12 +127,12 @@ def gather(program: str, files: Sequence[str]) -> dict[str, Path]:
     image's own, or a program of this machine, which is then brought along. So are the loaders and libraries
     of all that is dynamically linked. Raises SpecError that names the key and says what to do.
     """
-    found = dict(_given(text) for text in files)
+    gathered = dict(_given(text) for text in files)
     name = program.lstrip("/") if program.startswith("/") else f"bin/{program}"
     own = {"init", "bin/busybox", *(f"bin/{source.stem}" for source in _sources())}
-    for taken in sorted(own & set(found)):
+    for taken in sorted(own & set(gathered)):
         raise SpecError(f"workload.files: /{taken} is the guest's own", "give the file another name there")
-    if name not in found and name not in own | {f"bin/{applet}" for applet in _applets(find_busybox())}:
+    if name not in gathered and name not in own | {f"bin/{applet}" for applet in _applets(find_busybox())}:
         # A relative path would mean something else in the guest.
         here = None if "/" in program and not program.startswith("/") else shutil.which(program)
         if here is None:
@@ -141,13 +140,13 @@ def gather(program: str, files: Sequence[str]) -> dict[str, Path]:
                 f"workload.command: there is no program `{program}`",
                 "install it here, or bring it along: `files: [PATH]`, then `command: [NAME, ...]`",
             )
-        found[name] = Path(here)
-    if name in found:
-        _check_program(program, found[name], found)
-    for path in list(found.values()):
-        for needed, library in _libraries(path, {PurePosixPath(there).name for there in found}):
-            found.setdefault(needed, library)
-    return found
+        gathered[name] = Path(here)
+    if name in gathered:
+        _check_program(program, gathered[name], gathered)
+    for path in list(gathered.values()):
+        for needed, library in _libraries(path, {PurePosixPath(there).name for there in gathered}):
+            gathered.setdefault(needed, library)
+    return gathered
 
 
 def _given(text: str) -> tuple[str, Path]:
@@ -167,7 +166,7 @@ def _given(text: str) -> tuple[str, Path]:
     return str(name), path
 
 
-def _check_program(program: str, path: Path, found: Mapping[str, Path]) -> None:
+def _check_program(program: str, path: Path, gathered: Mapping[str, Path]) -> None:
     """Raise SpecError when a program could not be started in the guest."""
     if not _mode(path) & stat.S_IXUSR:
         raise SpecError(f"workload.command: {path} is not executable", f"chmod +x {path}")
@@ -175,7 +174,7 @@ def _check_program(program: str, path: Path, found: Mapping[str, Path]) -> None:
     if not head.startswith(b"#!"):
         return
     interpreter = head[2:].split(b"\n")[0].decode(errors="replace").split()[0]
-    known = {*found, *(f"bin/{applet}" for applet in _applets(find_busybox()))}
+    known = {*gathered, *(f"bin/{applet}" for applet in _applets(find_busybox()))}
     if interpreter.lstrip("/") not in known:
         raise SpecError(
             f"workload.command: {program} is a script for {interpreter}, which the guest has not",

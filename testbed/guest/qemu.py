@@ -6,15 +6,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.host import debian, process
+from testbed.host import debian, files, process
 from testbed.host.debian import Package
 from testbed.host.errors import HostError
-from testbed.host.lock import locked
 
 QEMU = "qemu-system-x86_64"
 OVERRIDE = "TESTBED_QEMU"
@@ -130,23 +128,18 @@ def _private(packages: tuple[Package, ...], cache: Path, progress: Callable[[str
     """A QEMU unpacked from the distribution's packages into the cache."""
     home = cache / "qemu" / packages[0].sha256[:32]
     program = home / QEMU
-    if program.exists():
-        return Qemu(str(program), qemu_version(str(program)))
+
+    def make(draft: Path) -> None:
+        for deb in [debian.fetch_pinned(package, cache, progress) for package in packages]:
+            debian.unpack(deb, draft / "root")
+        wrapper = draft / QEMU
+        wrapper.write_text(_WRAPPER.format(qemu=QEMU))
+        wrapper.chmod(0o755)
+        # It may lack a library: better known before it has a place in the cache.
+        qemu_version(str(wrapper))
+
     # One lock for all packages, since they share apt's lists.
-    with locked(cache / "debian" / "lock", progress):
-        home.parent.mkdir(parents=True, exist_ok=True)
-        debs = [debian.fetch_pinned(package, cache, progress) for package in packages]
-        with tempfile.TemporaryDirectory(dir=home.parent) as scratch:
-            root = Path(scratch) / "home" / "root"
-            for deb in debs:
-                debian.unpack(deb, root)
-            draft = root.parent / QEMU
-            draft.write_text(_WRAPPER.format(qemu=QEMU))
-            draft.chmod(0o755)
-            # It may lack a library: better known before it has a place in the cache.
-            qemu_version(str(draft))
-            if not home.exists():
-                root.parent.rename(home)
+    files.once(home, make, lock=cache / "debian" / "lock", progress=progress)
     return Qemu(str(program), qemu_version(str(program)))
 
 

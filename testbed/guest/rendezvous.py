@@ -11,13 +11,12 @@ import hashlib
 import re
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from testbed.host import process
+from testbed.host import files, process
 from testbed.host.errors import GuestLost, Hang, HostError
 from testbed.host.process import Deadline
 
@@ -38,6 +37,7 @@ class Rendezvous:
 
     def __init__(self, connection: socket.socket, check_cancelled: Callable[[], None]) -> None:
         self.address = 0
+        self._standing = False
         self._connection = connection
         self._connection.settimeout(_SLICE_SECONDS)
         self._check_cancelled = check_cancelled
@@ -51,7 +51,9 @@ class Rendezvous:
                 raise Hang(f"the guest did not come to the rendezvous within {seconds:.0f} s")
 
     def here(self) -> bool:
-        """Whether the guest has come since the last time, after waiting a moment."""
+        """Whether the guest stands here, after waiting a moment for it to come."""
+        if self._standing:
+            return True
         try:
             came = self._connection.recv(_NOTE.size)
         except TimeoutError:
@@ -61,6 +63,7 @@ class Rendezvous:
         if len(came) != _NOTE.size:
             raise GuestLost("QEMU ended before the rendezvous")
         self.address = _NOTE.unpack(came)[1]
+        self._standing = True
         return True
 
     def break_at(self, address: int, count: int = 1) -> None:
@@ -75,6 +78,7 @@ class Rendezvous:
 
         So QMP is not answered until then, or until the guest has ended or we close.
         """
+        self._standing = False
         self._send(b"g")
 
     def _send(self, what: bytes, address: int = 0, count: int = 0) -> None:
@@ -88,6 +92,7 @@ class Rendezvous:
     @contextlib.contextmanager
     def release_after(self, seconds: float) -> Iterator[None]:
         """Let the guest go on, main loop and all, while the caller waits for what only then can happen."""
+        self._standing = False
         timer = threading.Timer(seconds, self._send, [b"f"])
         timer.start()
         try:
@@ -130,13 +135,7 @@ def plugin(qemu: str, version: str, cache: Path) -> Path:
     parts = [SOURCE.read_bytes(), version.encode(), " ".join(CFLAGS).encode()]
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     path = cache / "plugins" / f"{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            draft = Path(scratch) / "rendezvous.so"
-            _compile(draft, _oldest_api(qemu, Path(scratch)))
-            draft.rename(path)
-    return path
+    return files.once(path, lambda draft: _compile(draft, _oldest_api(qemu, draft.parent)))
 
 
 def _oldest_api(qemu: str, scratch: Path) -> int:
@@ -145,10 +144,10 @@ def _oldest_api(qemu: str, scratch: Path) -> int:
     _compile(probe, 0)
     words = [qemu, "-nodefaults", "-display", "none", "-machine", "none", "-plugin", str(probe)]
     done = process.run(words, timeout=20, error=HostError, check=False)
-    said = (done.stderr + done.stdout).decode(errors="replace")
-    match = re.search(r"minimum version of (\d+)", said)
+    output = (done.stderr + done.stdout).decode(errors="replace")
+    match = re.search(r"minimum version of (\d+)", output)
     if match is None:
-        raise HostError(f"{qemu}: takes no plugins: {said.strip() or 'it says nothing'}")
+        raise HostError(f"{qemu}: takes no plugins: {output.strip() or 'it says nothing'}")
     return int(match[1])
 
 

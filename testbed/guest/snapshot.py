@@ -11,18 +11,18 @@ import functools
 import gzip
 import hashlib
 import json
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.experiment import PAGE
-from testbed.guest.machine import Guest
+from testbed.guest.deterministic import BootingGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
+from testbed.host import files
 from testbed.host.errors import HostError, Interrupted
-from testbed.host.lock import locked
+from testbed.host.files import locked
 
 # What a trial is told goes into a file of this size, whatever it is: the snapshot knows the size.
 RUN_BYTES = 4096
@@ -101,29 +101,28 @@ def ensure(
         elif start.booted_by != start.qemu.version:
             raise HostError(f"only {start.booted_by} can take this snapshot; here is {start.qemu.version}")
         else:
-            _take(start, plugin(), path, seconds, cancel)
+            with files.staged(path) as draft:
+                log = _take(start, plugin(), draft, seconds, cancel)
+                files.write(path.with_suffix(".log.gz"), gzip.compress(log, mtime=0))
             _forget_old(home)
     return path
 
 
-def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: threading.Event | None) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        draft = Path(scratch) / "snapshot"
-        guest = Guest(
-            start.shape,
-            start.vmlinux,
-            start.initramfs,
-            qemu=start.qemu.program,
-            cancel=cancel,
-            given=start.given(),
-            plugin=plugin,
-        )
-        with guest:
-            guest.monitor.execute("balloon", value=start.memory)
-            guest.require_all_cpus(guest.boot(seconds))
-            guest.save(draft, seconds)
-        path.with_suffix(".log.gz").write_bytes(gzip.compress(guest.log, mtime=0))
-        draft.rename(path)
+def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: threading.Event | None) -> bytes:
+    """Boot a guest and write its snapshot; return its console log."""
+    guest = BootingGuest(
+        start.shape,
+        start.vmlinux,
+        start.initramfs,
+        given=start.given(),
+        plugin=plugin,
+        qemu=start.qemu.program,
+        cancel=cancel,
+    )
+    with guest:
+        guest.boot(start.memory, seconds)
+        guest.save(path, seconds)
+    return guest.log
 
 
 def adopt(start: Start, taken: Path, cache: Path) -> None:

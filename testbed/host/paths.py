@@ -7,7 +7,19 @@ import hashlib
 import os
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+# Of a checkout its top; of an installed package nothing in particular.
+REPOSITORY = PACKAGE.parent
+
+
+def is_installed() -> bool:
+    """Whether this runs from an installed package, which has all data within, and not from a checkout."""
+    return (PACKAGE / "data").is_dir()
+
+
+def data_directory() -> Path:
+    """Where images/, kconfigs/, patches/ and experiments/ are."""
+    return PACKAGE / "data" if is_installed() else REPOSITORY
 
 
 def cache_directory() -> Path:

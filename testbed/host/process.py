@@ -29,7 +29,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._end = time.monotonic() + seconds
+        self.restart()
 
     @property
     def remaining(self) -> float:
@@ -39,6 +39,20 @@ class Deadline:
     @property
     def expired(self) -> bool:
         return self.remaining == 0.0
+
+    def restart(self) -> None:
+        """Give all of the time again, from now on."""
+        self._end = time.monotonic() + self.seconds
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP raise KeyboardInterrupt: whoever ends us, our children end first."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def pasteable(argv: Sequence[str | os.PathLike[str]]) -> str:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO
 
 from testbed.experiment import ArmSpec
-from testbed.host import process
+from testbed.host import files, process
 from testbed.host.errors import BuildError, SpecError
-from testbed.host.lock import locked
+from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.kernel import kconfig, series
 from testbed.kernel.series import Patch
@@ -199,10 +199,7 @@ def put(file: Path, data: bytes | None) -> None:
         # The only executables that kbuild needs are scripts.
         mode = file.stat().st_mode if file.is_file() else 0o755 if data.startswith(b"#!") else 0o644
         file.parent.mkdir(parents=True, exist_ok=True)
-        staging = file.with_name(f"{file.name}.testbed")
-        staging.write_bytes(data)
-        staging.chmod(mode)
-        staging.replace(file)
+        files.write(file, data, mode=mode)
 
 
 def _drop_unfinished(obj: Path) -> None:
@@ -287,30 +284,25 @@ def _first_errors(output: str) -> str:
 
 def _publish(plan: Plan, work: Path, seconds: float) -> None:
     """Copy the results out of the work tree and put them in place in one step."""
-    obj, staging = work / "obj", work / "publish"
-    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
-    staging.mkdir()
-    for made, name in {"vmlinux": "vmlinux", "System.map": "System.map", ".config": "config"}.items():
-        shutil.copyfile(obj / made, staging / name)
-    facts = {
-        "schema": SCHEMA,
-        "source": {"label": plan.source.label, "identity": plan.source.identity},
-        "patches": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
-        "tools": plan.tools,
-        "release": (obj / "include/config/kernel.release").read_text().strip(),
-        "vmlinux_sha256": sha256(staging / "vmlinux"),
-        "seconds": round(seconds, 1),
-    }
-    (staging / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
+    obj = work / "obj"
     plan.directory.parent.mkdir(parents=True, exist_ok=True)
     if plan.directory.exists() and published(plan) is None:
         shutil.rmtree(plan.directory)  # somebody has damaged it
-    try:
-        staging.rename(plan.directory)
-    except OSError:
-        # Another family of sources has made the same kernel meanwhile; theirs is as good.
-        if published(plan) is None:
-            raise
+    # Another family of sources may have made the same kernel meanwhile; theirs is as good.
+    with files.staged(plan.directory) as draft:
+        draft.mkdir()
+        for result, name in {"vmlinux": "vmlinux", "System.map": "System.map", ".config": "config"}.items():
+            shutil.copyfile(obj / result, draft / name)
+        facts = {
+            "schema": SCHEMA,
+            "source": {"label": plan.source.label, "identity": plan.source.identity},
+            "patches": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+            "tools": plan.tools,
+            "release": (obj / "include/config/kernel.release").read_text().strip(),
+            "vmlinux_sha256": sha256(draft / "vmlinux"),
+            "seconds": round(seconds, 1),
+        }
+        (draft / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 # --- naming --------------------------------------------------------------------------------------

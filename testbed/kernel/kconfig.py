@@ -10,10 +10,10 @@ from pathlib import Path
 
 from testbed.experiment import is_path
 from testbed.host.errors import SpecError
-from testbed.host.paths import REPOSITORY
+from testbed.host.paths import data_directory
 from testbed.kernel.series import ordinal
 
-FRAGMENTS = REPOSITORY / "kconfigs"
+FRAGMENTS = data_directory() / "kconfigs"
 
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*")')
@@ -56,11 +56,11 @@ def lost(requested: Mapping[str, str], dotconfig: str) -> list[str]:
 
     A symbol that is absent is not set: kconfig leaves out those whose dependencies are not met.
     """
-    found = dict(entry for line in dotconfig.splitlines() if (entry := _entry(line)))
+    options = dict(entry for line in dotconfig.splitlines() if (entry := _entry(line)))
     return [
-        f"{line} ({found.get(symbol, 'absent')})"
+        f"{line} ({options.get(symbol, 'absent')})"
         for symbol, line in requested.items()
-        if found.get(symbol, _unset(symbol)) != line
+        if options.get(symbol, _unset(symbol)) != line
     ]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,11 +15,12 @@ import yaml
 from pydantic import Field, ValidationError
 
 from testbed.experiment import Model, is_path
-from testbed.host import process
 from testbed.host.errors import SpecError
-from testbed.host.paths import REPOSITORY
+from testbed.host.paths import data_directory
+from testbed.kernel import source
 
-PATCHES = REPOSITORY / "patches"
+PATCHES = data_directory() / "patches"
+NO_REPOSITORY = Path("/dev/null")
 PATCH_SECONDS = 60.0
 
 
@@ -48,12 +50,17 @@ class Table(Model):
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch file. `files` are the paths that it touches, relative to the top of the source."""
+    """One patch file. `diffstat`: lines that it adds and removes, by path from the top of the source."""
 
     name: str
     path: Path
     data: bytes
-    files: tuple[str, ...]
+    diffstat: Mapping[str, tuple[int, int]]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths that it touches."""
+        return tuple(self.diffstat)
 
 
 def ordinal(version: str) -> tuple[int, ...]:
@@ -72,10 +79,10 @@ def lines(patches: Path = PATCHES) -> list[Line]:
 
 def line(name: str, patches: Path = PATCHES) -> Line:
     """The line with its patches in a directory. Raises SpecError when there is none."""
-    known = {line.directory: line for line in lines(patches)}
-    if name not in known:
-        raise SpecError(f"there is no kernel line `{name}`: {', '.join(known)}")
-    return known[name]
+    by_name = {line.directory: line for line in lines(patches)}
+    if name not in by_name:
+        raise SpecError(f"there is no kernel line `{name}`: {', '.join(by_name)}")
+    return by_name[name]
 
 
 def load(names: Sequence[str], version: str, patches: Path = PATCHES) -> tuple[Patch, ...]:
@@ -91,19 +98,6 @@ def load(names: Sequence[str], version: str, patches: Path = PATCHES) -> tuple[P
     )
 
 
-def diffstat(patch: Patch) -> dict[str, tuple[int, int]]:
-    """Lines that a patch adds to and removes from each file."""
-    found = dict.fromkeys(patch.files, (0, 0))
-    path = ""
-    for line in patch.data.decode("utf-8", "replace").splitlines():
-        if line.startswith("+++ "):
-            path = line.split("\t")[0].removeprefix("+++ ").partition("/")[2]
-        elif path in found and line.startswith(("+", "-")) and not line.startswith("--- "):
-            added, removed = found[path]
-            found[path] = (added + line.startswith("+"), removed + line.startswith("-"))
-    return found
-
-
 def names(version: str, patches: Path = PATCHES) -> tuple[str, ...]:
     """All the series that there are for a kernel of this version, in the order in which they apply."""
     return tuple(_series(version, patches))
@@ -114,7 +108,7 @@ def apply(series: Sequence[Patch], read: Callable[[str], bytes | None]) -> dict[
 
     `read` gives the pristine content of a file, None when there is none. Patches apply strictly: lines
     may have moved, but every line of context has to be there. Raises SpecError naming patch, source file
-    and hunk for one that does not.
+    and line for one that does not.
     """
     pristine: dict[str, bytes | None] = {}
     with tempfile.TemporaryDirectory(prefix="testbed-series-") as name:
@@ -130,25 +124,25 @@ def apply(series: Sequence[Patch], read: Callable[[str], bytes | None]) -> dict[
 
 
 def _apply_one(patch: Patch, scratch: Path) -> None:
-    # --force: ask nothing, guess nothing; a patch that is there already is a reject like any other.
-    argv = ["patch", "-p1", "-F0", "--force", "--no-backup-if-mismatch", "--reject-file=-"]
-    done = process.run(
-        argv, cwd=scratch, stdin=patch.data, timeout=PATCH_SECONDS, error=SpecError, check=False
-    )
+    done = _git_apply(patch.data, cwd=scratch)
     if done.returncode != 0:
-        said = (done.stdout + done.stderr).decode(errors="replace")
-        raise SpecError(f"{patch.path}: does not apply: {_reject(said)}")
+        raise SpecError(f"{patch.path}: does not apply: {_complaint(done)}")
 
 
-def _reject(said: str) -> str:
-    """What went wrong in the words of patch(1), which names a file first and then its hunks."""
-    file = ""
-    for line in said.splitlines():
-        if match := re.match(r"(?:patching|checking) file '?([^']+?)'?$", line):
-            file = match[1]
-        elif match := re.match(r"Hunk #(\d+) FAILED at (\d+)", line):
-            return f"{file}: hunk {match[1]}, at line {match[2]}"
-    return process.tail(said).strip()
+def _git_apply(data: bytes, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Have git read a patch, strictly; it knows of no repository, or would leave out what is not in one."""
+    words = ("apply", "-p1", *options, "-")
+    return source.git(NO_REPOSITORY, *words, cwd=cwd, stdin=data, timeout=PATCH_SECONDS, check=False)
+
+
+def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What is wrong in the words of git, with the place in front where there is one."""
+    said = done.stderr.decode(errors="replace")
+    if rejected := re.search(r"^error: patch failed: (.*):(\d+)$", said, re.MULTILINE):
+        return f"{rejected[1]}: the hunk at line {rejected[2]}"
+    error = re.search("^error: (.*)", said, re.MULTILINE)
+    # Which option of git's would help is of no use to ours.
+    return error[1].partition(" (")[0] if error else said.strip()
 
 
 def _write(file: Path, data: bytes | None) -> None:
@@ -198,42 +192,39 @@ def _read(name: str, path: Path) -> Patch:
         data = path.read_bytes()
     except OSError as unreadable:
         raise SpecError(f"{path}: {unreadable.strerror}", "arms.*.patches names it") from unreadable
-    files = tuple(dict.fromkeys(_touched(data.decode(errors="replace").split("\n"), path)))
-    if not files:
-        raise SpecError(f"{path}: not a patch: it has no `diff`, `---` and `+++` lines")
-    return Patch(name, path, data, files)
+    return Patch(name, path, data, _diffstat(data, path))
 
 
-def _touched(lines: Sequence[str], path: Path) -> Iterator[str]:
-    """The files that a patch names, hunks aside: these may have lines that look like headers."""
-    left = right = 0  # lines of the present hunk that are still to come, before and after the change
-    header = False  # between `diff --git` and the first hunk
-    for number, line in enumerate(lines, 1):
-        if left > 0 or right > 0:
-            left -= line[:1] not in ("+", "\\")
-            right -= line[:1] not in ("-", "\\")
-        elif hunk := re.match(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@", line):
-            left, right = (int(count or 1) for count in hunk.groups())
-            header = False
-        elif line.startswith("diff --git "):
-            header = True
-            yield _same_name(line.removeprefix("diff --git ").split(), f"{path}:{number}")
-        elif line.startswith("--- ") and (following := "".join(lines[number : number + 1]))[:4] == "+++ ":
-            names = [text[4:].split("\t")[0].rstrip() for text in (line, following)]
-            yield _same_name([name for name in names if name != "/dev/null"], f"{path}:{number}")
-        elif header and re.match(r"(rename|copy) |GIT binary|Binary files|new file mode 12", line):
-            raise SpecError(f"{path}:{number}: `{line}`: renames, links and binary files are not supported")
+def _diffstat(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
+    """Lines that a patch adds to and removes from each file, as git reads it."""
+    done = _git_apply(data, "--numstat", "--summary")
+    if done.returncode != 0:
+        raise SpecError(f"{path}: not a patch that git can read: {_complaint(done)}")
+    changes: dict[str, tuple[int, int]] = {}
+    for line in done.stdout.decode(errors="replace").splitlines():
+        if line.startswith(" "):
+            # Of the summary.
+            if re.match(r" (rename|copy) | create mode 12| mode change .* => 12", line):
+                raise _unsupported(path, line.strip())
+            continue
+        added, removed, file = line.split("\t", 2)
+        if added == "-":
+            raise _unsupported(path, f"{file} is binary")
+        _check_inside(file, path)
+        before = changes.get(file, (0, 0))
+        changes[file] = (before[0] + int(added), before[1] + int(removed))
+    return changes
 
 
-def _same_name(names: Sequence[str], place: str) -> str:
-    """The path that `a/path` and `b/path` have in common, checked to be one inside the tree."""
-    paths = {name.partition("/")[2] for name in names}
-    path = PurePosixPath(min(paths, default=""))
-    if len(paths) != 1 or any('"' in name for name in names):
-        raise SpecError(
-            f"{place}: `{' '.join(names)}`: expected one file, as a/path b/path",
-            "for renames: git format-patch --no-renames",
-        )
-    if not path.parts or path.is_absolute() or ".." in path.parts:
-        raise SpecError(f"{place}: `{path}` is not inside the source")
-    return str(path)
+def _unsupported(path: Path, what: str) -> SpecError:
+    return SpecError(
+        f"{path}: {what}: renames, links and binary files are not supported",
+        "for renames: git format-patch --no-renames",
+    )
+
+
+def _check_inside(file: str, path: Path) -> None:
+    # In quotes, git has what else a line could not show.
+    inside = PurePosixPath(file)
+    if inside.is_absolute() or ".." in inside.parts or file.startswith('"'):
+        raise SpecError(f"{path}: `{file}` is not inside the source")

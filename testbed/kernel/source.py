@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.experiment import GitSource, KernelSpec, TarballSource
-from testbed.host import debian, process
+from testbed.host import debian, files, process
 from testbed.host.errors import BuildError, HostError, SpecError, TestbedError
-from testbed.host.lock import locked
+from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.host.process import Deadline
 
@@ -165,9 +166,7 @@ def _debian(package: str, cache: Path, progress: Progress) -> Source:
     archive, version = _debian_archive(package, cache, progress)
     digest = sha256(archive)
     tree = cache / "sources" / digest
-    if not tree.is_dir():
-        with locked(tree.with_suffix(".lock"), progress):
-            _unpack(archive, tree, progress)
+    files.once(tree, lambda draft: _unpack(archive, draft, progress), progress=progress)
     name = package.partition("=")[0]
     # Of a line, one version follows the other: few files change.
     return Unpacked(f"sha256:{digest}", f"debian:{name}", f"{name} {version}", tree)
@@ -186,17 +185,18 @@ def _debian_archive(package: str, cache: Path, progress: Progress) -> tuple[Path
     if newest.is_dir() and exactly == (newest / "version").read_text():
         package = name
     fetched = cache / "debian" / package
-    if not fetched.is_dir():
-        # One lock for all packages, since they share apt's lists.
-        with locked(cache / "debian" / "lock", progress):
-            _fetch(package, cache, fetched, progress)
+    # One lock for all packages, since they share apt's lists.
+    files.once(
+        fetched,
+        lambda draft: _fetch(package, cache, draft, progress),
+        lock=cache / "debian" / "lock",
+        progress=progress,
+    )
     return fetched / f"{name}.tar.xz", (fetched / "version").read_text()
 
 
-def _fetch(package: str, cache: Path, fetched: Path, progress: Progress) -> None:
-    """Fetch a package's tarball and version into `fetched`, or nothing. The caller holds the lock."""
-    if fetched.is_dir():
-        return
+def _fetch(package: str, cache: Path, target: Path, progress: Progress) -> None:
+    """Fetch a package's tarball and version into a directory. The caller holds the lock."""
     try:
         deb = debian.fetch(package, cache, progress)
     except HostError as failed:
@@ -205,27 +205,24 @@ def _fetch(package: str, cache: Path, fetched: Path, progress: Progress) -> None
             f"apt-get install {package}, or give kernel.tarball, kernel.git or kernel.tree",
         ) from failed
     archive = f"{package.partition('=')[0]}.tar.xz"
-    staging = fetched.with_name(f"{package}.tmp")
-    _remove(staging)  # left by a process that was killed
-    debian.unpack(deb, staging / "root")
-    (staging / "root" / str(DEBIAN_SOURCES)[1:] / archive).rename(staging / archive)
-    (staging / "version").write_text(debian.version(deb))
-    _remove(staging / "root")
-    staging.rename(fetched)
+    debian.unpack(deb, target / "root")
+    (target / "root" / str(DEBIAN_SOURCES)[1:] / archive).rename(target / archive)
+    (target / "version").write_text(debian.version(deb))
+    _remove(target / "root")
     deb.unlink()
 
 
 def _release(spec: TarballSource, cache: Path, progress: Progress) -> Source:
     name = spec.url.rsplit("/", 1)[-1]
     tree = cache / "sources" / spec.sha256
-    if not tree.is_dir():
-        staging = cache / "downloads" / f"{spec.sha256[:12]}-{name}"
-        with (
-            locked(tree.with_suffix(".lock"), progress),
-            _at_hand(spec.url, staging, progress) as archive,
-        ):
+
+    def make(draft: Path) -> None:
+        download = cache / "downloads" / f"{spec.sha256[:12]}-{name}"
+        with _at_hand(spec.url, download, progress) as archive:
             _verify(archive, spec)
-            _unpack(archive, tree, progress)
+            _unpack(archive, draft, progress)
+
+    files.once(tree, make, progress=progress)
     identity = f"sha256:{spec.sha256}"
     return Unpacked(identity, identity, name, tree)
 
@@ -267,30 +264,25 @@ def _download(url: str, file: Path) -> None:
 
 
 def _unpack(archive: Path, tree: Path, progress: Progress) -> None:
-    """Unpack the one top directory of a tarball to `tree`, or nothing. The caller holds the lock."""
-    if tree.is_dir():
-        return
+    """Unpack the one top directory of a tarball to `tree`."""
     progress(f"unpacking {archive.name}")
-    staging = tree.with_suffix(".tmp")
-    _remove(staging)  # left by a process that was killed
-    staging.mkdir()
-    try:
-        extract = ["tar", "-x", "-f", str(archive), "-C", str(staging), "--no-same-owner"]
+    with tempfile.TemporaryDirectory(dir=tree.parent) as scratch:
+        extract = ["tar", "-x", "-f", str(archive), "-C", scratch, "--no-same-owner"]
         process.run(extract, timeout=UNPACK_SECONDS)
-        top = list(staging.iterdir())
+        top = list(Path(scratch).iterdir())
         if len(top) != 1 or not top[0].is_dir():
             raise SpecError(
                 f"kernel.tarball.url: {archive.name} is not a kernel: it has not a single top directory"
             )
         top[0].rename(tree)
-    finally:
-        _remove(staging)
 
 
 # --- git -----------------------------------------------------------------------------------------
 
 # What a user's configuration could otherwise do to a checkout, or our commands to a user's repository.
 _SETTINGS = (
+    "apply.ignoreWhitespace=no",
+    "apply.whitespace=nowarn",
     "core.autocrlf=false",
     "core.fsmonitor=false",
     "core.hooksPath=/dev/null",
@@ -331,6 +323,7 @@ def git(
     *words: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
     timeout: float = GIT_SECONDS,
     error: type[TestbedError] = BuildError,
     check: bool = True,
@@ -341,6 +334,7 @@ def git(
         ["git", *settings, f"--git-dir={git_dir}", *words],
         cwd=cwd,
         env={"GIT_TERMINAL_PROMPT": "0", **(env or {})},
+        stdin=stdin,
         timeout=timeout,
         error=error,
         check=check,

@@ -9,26 +9,26 @@ stored: old results can be parsed again by a better parser.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gzip
 import hashlib
 import json
-import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from testbed.host import files
 from testbed.host.errors import SpecError, StoreError
+from testbed.ledger.document import mistake, parsed
+from testbed.ledger.plan import BisectionPlan, BuildNote, Plan
 from testbed.ledger.record import Record
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
-# What a plan can be of; that of a bisection has a key of its own.
-COMPARISON, BISECTION = "comparison", "bisection"
-_BISECTED = "bisect"
 # In a directory that has a result per cell of a matrix.
 MATRIX = "matrix.json"
 
@@ -47,6 +47,12 @@ CREATE TABLE trials (
 _NOTES = """
 CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, trials INTEGER NOT NULL, document TEXT NOT NULL)
 """
+
+
+T = TypeVar("T")
+P = TypeVar("P", Plan, BisectionPlan)
+_RECORD = TypeAdapter(Record)
+_NOTE = TypeAdapter(BuildNote)
 
 
 class Ledger:
@@ -91,57 +97,84 @@ class Ledger:
                 ledger = cls(directory, _checked(db, directory))
             yield ledger
 
-    def set_plan(self, document: Mapping[str, Any]) -> None:
-        """Note what is to be run from now on, and with what: JSON. The last plan counts."""
-        text = json.dumps(document)
+    def set_plan(self, plan: Plan | BisectionPlan) -> None:
+        """Note what is to be run from now on, and with what. The last plan counts."""
+        text = plan.text()
         with _translated(self.directory), self._db:
             if self._last_plan() != text:
                 self._db.execute("INSERT INTO plans (document) VALUES (?)", (text,))
 
-    def plan(self, of: str = COMPARISON) -> Any:
-        """The last plan. Raises StoreError when there is none yet, SpecError when it is not of that kind."""
+    def plan(self) -> Plan:
+        """The last plan. Raises StoreError when none can be read, SpecError when it is a bisection's."""
+        try:
+            return self._plan(Plan)
+        except StoreError:
+            if self._is(BisectionPlan):
+                raise SpecError(
+                    f"{self.directory}: not the result of a comparison",
+                    "`testbed bisect status` shows that of a bisection",
+                ) from None
+            raise
+
+    def bisection(self) -> BisectionPlan:
+        """The last plan. Raises StoreError when none can be read, SpecError when it is a comparison's."""
+        try:
+            return self._plan(BisectionPlan)
+        except StoreError:
+            if self._is(Plan):
+                raise SpecError(f"{self.directory}: not the result of a bisection") from None
+            raise
+
+    def is_planned(self) -> bool:
+        """Whether there is a plan."""
+        with _translated(self.directory):
+            return self._last_plan() is not None
+
+    def _plan(self, kind: type[P]) -> P:
         with _translated(self.directory):
             text = self._last_plan()
         if text is None:
             raise StoreError(f"{self.directory}: nothing was planned here yet")
-        plan = json.loads(text)
-        if (BISECTION if _BISECTED in plan else COMPARISON) != of:
-            raise SpecError(
-                f"{self.directory}: not the result of a {of}",
-                "`testbed bisect status` shows that of a bisection" if of == COMPARISON else "",
-            )
-        return plan
+        try:
+            return parsed(kind, text)
+        except ValueError as bad:
+            raise StoreError(f"{self.directory / LEDGER}: its plan cannot be used: {bad}") from bad
 
-    def note(self, document: Mapping[str, Any]) -> None:
-        """Keep something else that was found, durably: JSON."""
+    def _is(self, kind: type[P]) -> bool:
+        try:
+            self._plan(kind)
+        except StoreError:
+            return False
+        return True
+
+    def note(self, note: BuildNote) -> None:
+        """Keep what became of a build, durably."""
         with _translated(self.directory), self._db:
             self._db.execute(_NOTES)
             self._db.execute(
                 "INSERT INTO notes (trials, document) VALUES ((SELECT COUNT(*) FROM trials), ?)",
-                (json.dumps(document),),
+                (note.text(),),
             )
 
-    def notes(self) -> list[tuple[int, Any]]:
-        """All notes in order, each with the number of attempts at trials that were kept before it."""
+    def notes(self) -> list[tuple[int, BuildNote]]:
+        """All notes in order, each with the number of attempts at trials that were kept before it.
+
+        Raises StoreError for one that cannot be read.
+        """
         with _translated(self.directory):
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
                 return []
             rows = self._db.execute("SELECT trials, document FROM notes ORDER BY id").fetchall()
-        return [(row[0], json.loads(row[1])) for row in rows]
+        return [(before, self._read(_NOTE, text, "a note")) for before, text in rows]
 
     def add(self, record: Record, log: bytes) -> None:
         """Keep an attempt and its raw console log, durably."""
         record = replace(record, log_sha256=hashlib.sha256(log).hexdigest())
         path = self.directory / "logs" / record.log_name
-        draft = path.with_suffix(".tmp")
         document = json.dumps(asdict(record), sort_keys=True)
         with _translated(self.directory):
-            with draft.open("wb") as file:
-                # No time of day in the header: equal logs are equal files.
-                file.write(gzip.compress(log, mtime=0))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.rename(path)
+            # No time of day in the header: equal logs are equal files.
+            files.write(path, gzip.compress(log, mtime=0), durable=True)
             with self._db:
                 self._db.execute(
                     "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
@@ -149,10 +182,18 @@ class Ledger:
                 )
 
     def records(self) -> list[Record]:
-        """All attempts, in the order in which they ended."""
+        """All attempts, in the order in which they ended. Raises StoreError for one that cannot be read."""
         with _translated(self.directory):
             rows = self._db.execute("SELECT document FROM trials ORDER BY id").fetchall()
-        return [Record(**json.loads(row[0])) for row in rows]
+        return [self._read(_RECORD, text, "a record") for (text,) in rows]
+
+    def _read(self, kind: TypeAdapter[T], text: str, what: str) -> T:
+        try:
+            return kind.validate_json(text, strict=True)
+        except ValidationError as invalid:
+            raise StoreError(
+                f"{self.directory / LEDGER}: {what} cannot be used: {mistake(invalid)}"
+            ) from invalid
 
     def log(self, record: Record) -> bytes:
         """The raw console log of an attempt. Raises StoreError when it is gone or not what it was."""
@@ -192,9 +233,9 @@ def set_aside(directory: Path) -> Path | None:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Be the only one who writes; the lock goes with the process, however it ends."""
-    with (directory / ".lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(files.locked_at_once(directory / ".lock"))
         except BlockingIOError as held:
             raise StoreError(f"{directory}: another testbed is writing to this result") from held
         yield

@@ -3,24 +3,42 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from testbed.experiment import Cell, Experiment
+from pydantic import Field
+
+from testbed.experiment import Cell, Experiment, Json, Model
+from testbed.host import files
 from testbed.host.errors import Interrupted, StoreError, TestbedError
+from testbed.ledger.document import Document, parsed
 from testbed.ledger.ledger import MATRIX
 
-SCHEMA = 1
+
+class IndexedCell(Model):
+    """What became of a cell."""
+
+    at: dict[str, Json]
+    name: str
+    failure: str
+    exit_status: int
+
+
+class Index(Document):
+    """`matrix.json`."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    cells: tuple[IndexedCell, ...]
 
 
 @dataclass(frozen=True)
 class Ran:
     """A cell that was tried. Where it failed, its `result` may not be there."""
 
-    at: dict[str, Any]
+    at: Mapping[str, Json]
     name: str
     result: Path
     failure: str
@@ -54,12 +72,12 @@ def run(
 
 
 def _write(home: Path, name: str, ran: Sequence[Ran]) -> None:
-    entries = [{"at": r.at, "name": r.name, "failure": r.failure, "exit_status": r.exit_status} for r in ran]
-    draft = home / f"{MATRIX}.tmp"
+    cells = tuple(
+        IndexedCell(at=dict(r.at), name=r.name, failure=r.failure, exit_status=r.exit_status) for r in ran
+    )
     try:
         home.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps({"schema": SCHEMA, "name": name, "cells": entries}, indent=1) + "\n")
-        draft.replace(home / MATRIX)
+        files.write(home / MATRIX, Index(schema=1, name=name, cells=cells).text(indent=1) + "\n")
     except OSError as unwritable:
         raise StoreError(f"{home / MATRIX}: not written: {unwritable.strerror}") from unwritable
 
@@ -68,12 +86,7 @@ def load(home: Path) -> tuple[str, list[Ran]]:
     """The name of a matrix and its cells. Raises StoreError when its index cannot be used."""
     path = home / MATRIX
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if said["schema"] != SCHEMA:
-            raise StoreError(f"{path}: of version {said['schema']}; this testbed reads {SCHEMA}")
-        found = [
-            Ran(e["at"], e["name"], home / e["name"], e["failure"], e["exit_status"]) for e in said["cells"]
-        ]
-        return str(said["name"]), found
-    except (OSError, ValueError, KeyError, TypeError) as bad:
+        index = parsed(Index, path.read_bytes())
+    except (OSError, ValueError) as bad:
         raise StoreError(f"{path}: cannot be used: {bad}") from bad
+    return index.name, [Ran(c.at, c.name, home / c.name, c.failure, c.exit_status) for c in index.cells]

@@ -1,120 +1,192 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A bisection as one JSON document, as text, Markdown and HTML. Pure; slow to import (scipy, matplotlib).
-
-    commits = [{"id", "subject", "kind", "posterior", "bad", "built", "untestable", "remarks",
-                "values": {SEED: value}, "outcomes": {OUTCOME: trials}}]
-
-in the order of the history, parents first; `posterior` is how probable it is that this commit is the
-culprit and `bad` that it is bad, both null before good and bad are known to differ. `good` and `bad` are the
-ends, and `others` what was measured beside the candidates; samples of equal kernels are with one of them
-(`same_as`).
-"""
+"""The report of a bisection: a model, and its other forms. Pure; slow to import (scipy, matplotlib)."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Literal
 
-from rich import box
+from matplotlib.figure import Figure
+from pydantic import Field
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from testbed.analysis.bisect import PHASE, Answer, Contrast, History, Rules, Standing, State
-from testbed.report import html, text, words
+from testbed.analysis.bisect.search import (
+    PHASE,
+    Answer,
+    CommitGraph,
+    Contrast,
+    Rules,
+    Standing,
+    State,
+    Wanted,
+)
+from testbed.analysis.metrics import Kind
+from testbed.experiment import Experiment, Model
+from testbed.ledger.document import Document, Number
+from testbed.ledger.plan import BisectionPlan, GuestFacts
+from testbed.report import html, plots, text, words
+from testbed.report.document import Count, PerSeed, by_seed
+from testbed.report.escape import escaped
 from testbed.report.plots import Suspect
-from testbed.report.text import escaped, markdown_line, number, visible
+from testbed.report.table import Table, plain
+from testbed.report.text import number
 
-SCHEMA = 1
 # Commits that are at least so probable are listed though nothing was measured of them.
 WORTH_A_LINE = 0.01
 SHORT = 12
 
 
+class CommitFacts(Model):
+    """What is known of a commit."""
+
+    id: str
+    built: bool
+    same_as: str | None
+    """The commit that has the same kernel and was built before it; samples are with one of them."""
+    untestable: str | None
+    """Why it cannot be tested, if so."""
+    remarks: tuple[str, ...]
+    """What its kernel had to do without."""
+    values: PerSeed
+    outcomes: dict[str, Count]
+
+
+class CandidateFacts(CommitFacts):
+    """The same of a commit that may be the culprit."""
+
+    subject: str
+    kind: str
+    posterior: float | None
+    """How probable it is that it is the culprit; null before good and bad are known to differ."""
+    bad: float | None
+    """How probable it is that it is bad, likewise; a sum, which rounding may leave a little above 1."""
+
+
+class Next(Model):
+    """What is to be done next."""
+
+    trials: tuple[Wanted, ...]
+    builds: tuple[str, ...]
+
+
+class BisectionReport(Document):
+    """`report.json` of a bisection."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    experiment: Experiment
+    """As in the file, with all defaults; sizes are in bytes."""
+    metric: str
+    kind: Kind
+    title: str
+    unit: str
+    repository: str
+    paths: tuple[str, ...]
+    rules: Rules
+    step: Literal["gate", "search", "confirm", "done"]
+    answer: Answer | None
+    gate: Contrast | None
+    contrasts: tuple[Contrast, ...]
+    next: Next
+    effect: Number
+    """How many standard deviations of a trial lie between good and bad."""
+    coarse: bool
+    """Whether values count as above or below the middle of the ends, and no further."""
+    good: CommitFacts
+    bad: CommitFacts
+    commits: tuple[CandidateFacts, ...]
+    """In the order of the history, parents first."""
+    others: tuple[CommitFacts, ...]
+    """What was measured beside the candidates."""
+    trials: Count
+    builds: Count
+    provenance: GuestFacts | None
+    """Null where neither end could be built."""
+
+
 def document(
-    plan: Mapping[str, Any],
+    plan: BisectionPlan,
     remarks: Mapping[str, Sequence[str]],
     state: State,
     standing: Standing,
     rules: Rules,
-) -> dict[str, Any]:
-    """The document of a bisection as it stands.
-
-    `plan` is the ledger's; `remarks` says of commits what their kernels had to do without.
-    """
-    asked = plan["bisect"]
-    history = state.history
-    first: dict[str, str] = {}
-    same = {commit: first.setdefault(kernel, commit) for commit, kernel in state.kernels.items()}
-
-    def facts(commit: str) -> dict[str, Any]:
-        samples = [s for s in state.samples if s.commit == commit]
-        return {
-            "id": commit,
-            "built": commit in state.kernels,
-            "same_as": same.get(commit) if same.get(commit) != commit else None,
-            "untestable": standing.untestable.get(commit),
-            "remarks": list(remarks.get(commit, [])),
-            "values": {str(s.seed): s.value for s in samples if s.value is not None},
-            "outcomes": dict(Counter(s.outcome for s in samples)),
-        }
-
-    inside = [commit.id for commit in history.commits]
-    beside = dict.fromkeys(s.commit for s in state.samples if s.commit not in (history.good, *inside))
-    return {
-        "schema": SCHEMA,
-        "name": plan["experiment"]["name"],
-        "experiment": plan["experiment"],
-        "metric": asked["metric"],
-        "kind": asked["kind"],
-        "title": asked["title"],
-        "unit": asked["unit"],
-        "repository": asked["repository"],
-        "paths": asked["paths"],
-        "rules": asdict(rules),
-        "step": standing.step,
-        "answer": asdict(standing.answer) if standing.answer else None,
-        "gate": _contrast(standing.gate),
-        "contrasts": [_contrast(contrast) for contrast in standing.contrasts],
-        "next": {"trials": [asdict(w) for w in standing.trials], "builds": list(standing.builds)},
-        "effect": standing.d,
-        "coarse": standing.coarse,
-        "good": facts(history.good),
-        "bad": facts(history.bad),
-        "commits": [
-            {
-                **facts(commit.id),
-                "subject": commit.subject,
-                "kind": commit.kind,
-                "posterior": standing.posterior[n] if standing.posterior else None,
-                "bad": standing.bad[n] if standing.bad else None,
-            }
-            for n, commit in enumerate(history.commits)
-        ],
-        "others": [facts(commit) for commit in beside],
-        "trials": len(state.samples),
-        "builds": len(state.kernels),
-        "provenance": plan.get("provenance", {}),
-    }
+) -> BisectionReport:
+    """The report of a bisection as it stands; `remarks` has what the kernels of commits had to do without."""
+    question, graph = plan.bisect, state.graph
+    inside = [commit.id for commit in graph.commits]
+    beside = dict.fromkeys(s.commit for s in state.samples if s.commit not in (graph.good, *inside))
+    ids = dict.fromkeys([graph.good, graph.bad, *inside, *beside])
+    facts = {commit: _facts_of(commit, remarks, state, standing) for commit in ids}
+    return BisectionReport(
+        schema=1,
+        name=plan.experiment.name,
+        experiment=plan.experiment,
+        metric=question.metric,
+        kind=question.kind,
+        title=question.title,
+        unit=question.unit,
+        repository=question.repository,
+        paths=question.paths,
+        rules=rules,
+        step=standing.step,
+        answer=standing.answer,
+        gate=standing.gate,
+        contrasts=standing.contrasts,
+        next=Next(trials=standing.trials, builds=standing.builds),
+        effect=standing.d,
+        coarse=standing.coarse,
+        good=facts[graph.good],
+        bad=facts[graph.bad],
+        commits=tuple(_candidates(graph, facts, standing)),
+        others=tuple(facts[commit] for commit in beside),
+        trials=len(state.samples),
+        builds=len(state.kernels),
+        provenance=plan.provenance,
+    )
 
 
-def _contrast(contrast: Contrast | None) -> dict[str, Any] | None:
-    return asdict(contrast) if contrast else None
+def _candidates(
+    graph: CommitGraph, facts: Mapping[str, CommitFacts], standing: Standing
+) -> Iterator[CandidateFacts]:
+    for n, commit in enumerate(graph.commits):
+        yield CandidateFacts(
+            **dict(facts[commit.id]),
+            subject=commit.subject,
+            kind=commit.kind,
+            posterior=standing.posterior[n] if standing.posterior else None,
+            bad=standing.bad[n] if standing.bad else None,
+        )
+
+
+def _facts_of(
+    commit: str, remarks: Mapping[str, Sequence[str]], state: State, standing: Standing
+) -> CommitFacts:
+    samples = [s for s in state.samples if s.commit == commit]
+    kernel = state.kernels.get(commit)
+    first = next((other for other, same in state.kernels.items() if same == kernel), commit)
+    return CommitFacts(
+        id=commit,
+        built=kernel is not None,
+        same_as=first if first != commit else None,
+        untestable=standing.untestable.get(commit),
+        remarks=tuple(remarks.get(commit, ())),
+        values=by_seed({s.seed: s.value for s in samples if s.value is not None}),
+        outcomes=dict(Counter(s.outcome for s in samples)),
+    )
 
 
 # --- in words --------------------------------------------------------------------------------------
 
 
-def headline(answer: Answer | None, history: History) -> str:
+def headline(answer: Answer | None, graph: CommitGraph) -> str:
     """What came of it, in a line."""
     if answer is None:
         return "not finished"
     if not answer.commits:
         return f"nobody is named: {answer.reason}"
-    subjects = {commit.id: commit.subject for commit in history.commits}
+    subjects = {commit.id: commit.subject for commit in graph.commits}
     sure = f"{100 * answer.posterior:.1f} %"
     if len(answer.commits) == 1:
         (culprit,) = answer.commits
@@ -123,62 +195,64 @@ def headline(answer: Answer | None, history: History) -> str:
     return f"{sure} it is one of {those}, which no commit that can be tested tells apart, {answer.reason}"
 
 
-def standing_in_words(standing: Standing, history: History) -> str:
+def standing_in_words(standing: Standing, graph: CommitGraph) -> str:
     """Where it is, in a few words."""
     if standing.answer:
-        return headline(standing.answer, history)
+        return headline(standing.answer, graph)
     if standing.step == "gate":
         pairs = standing.gate.pairs if standing.gate else 0
         return f"do good and bad differ? {pairs} pairs"
     best = max(range(len(standing.posterior)), key=standing.posterior.__getitem__)
-    likely = f"{100 * standing.posterior[best]:.0f} % {history.commits[best].id[:SHORT]}"
+    likely = f"{100 * standing.posterior[best]:.0f} % {graph.commits[best].id[:SHORT]}"
     if standing.step == "confirm":
         return f"confirming, {min(c.pairs for c in standing.contrasts)} pairs: {likely}"
     return f"searching: {likely}"
 
 
-def _contrasts(document: Mapping[str, Any]) -> Iterator[str]:
-    for contrast in [document["gate"], *document["contrasts"]]:
-        if contrast is None:
-            continue
-        sides = f"{contrast['after'][:SHORT]} against {contrast['before'][:SHORT]}"
-        if contrast["decision"]:
-            said = words.sentence(document["title"], contrast["decision"])
+def _contrasts(report: BisectionReport) -> Iterator[str]:
+    for contrast in filter(None, [report.gate, *report.contrasts]):
+        sides = f"{contrast.after[:SHORT]} against {contrast.before[:SHORT]}"
+        if contrast.decision:
+            said = words.sentence(report.title, contrast.decision)
         else:
-            said = f"undecided after {contrast['pairs']} pairs"
+            said = f"undecided after {contrast.pairs} pairs"
         yield f"{sides}: {said}"
 
 
-def _rows(document: Mapping[str, Any]) -> Iterator[list[str]]:
-    known = [document["good"]] if document["good"]["id"] not in _ids(document) else []
-    for commit in [*known, *document["commits"], *document["others"]]:
-        told = commit["untestable"] or commit["outcomes"] or commit["built"]
-        if told or (commit.get("posterior") or 0) >= WORTH_A_LINE:
-            yield _row(commit, document)
+def table(report: BisectionReport) -> Table:
+    """A row per commit of which there is something to say, the good end first."""
+    inside = {commit.id for commit in report.commits}
+    ends = [report.good] if report.good.id not in inside else []
+    rows = []
+    for commit in (*ends, *report.commits, *report.others):
+        likely = commit.posterior or 0 if isinstance(commit, CandidateFacts) else 0
+        if commit.untestable or commit.outcomes or commit.built or likely >= WORTH_A_LINE:
+            rows.append(_row(commit, report))
+    headings = ["commit", "culprit", "bad", "n", "median", "", "subject"]
+    return Table(headings, rows, words=frozenset({0, 5, 6}))
 
 
-def _ids(document: Mapping[str, Any]) -> set[str]:
-    return {commit["id"] for commit in document["commits"]}
-
-
-def _row(commit: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
-    values = list(commit["values"].values())
-    ends = {document["good"]["id"]: "good end", document["bad"]["id"]: "bad end"}
-    failed = {name: n for name, n in commit["outcomes"].items() if name != "measured"}
+def _row(commit: CommitFacts, report: BisectionReport) -> list[str]:
+    values = list(commit.values.values())
+    ends = {report.good.id: "good end", report.bad.id: "bad end"}
+    failed = {name: n for name, n in commit.outcomes.items() if name != "measured"}
     notes = [
-        ends.get(commit["id"], ""),
-        commit["untestable"] or ", ".join(f"{n} x {name}" for name, n in failed.items()),
-        f"the kernel of {commit['same_as'][:SHORT]}" if commit["same_as"] else "",
-        *commit["remarks"],
+        ends.get(commit.id, ""),
+        commit.untestable or ", ".join(f"{n} x {name}" for name, n in failed.items()),
+        f"the kernel of {commit.same_as[:SHORT]}" if commit.same_as else "",
+        *commit.remarks,
     ]
+    posterior, bad, subject = None, None, ""
+    if isinstance(commit, CandidateFacts):
+        posterior, bad, subject = commit.posterior, commit.bad, commit.subject
     return [
-        commit["id"][:SHORT],
-        _percent(commit.get("posterior")),
-        _percent(commit.get("bad")),
+        commit.id[:SHORT],
+        _percent(posterior),
+        _percent(bad),
         str(len(values)) if values else "",
         number(statistics.median(values)) if values else "",
         "; ".join(filter(None, notes)),
-        commit.get("subject", ""),
+        subject,
     ]
 
 
@@ -188,96 +262,87 @@ def _percent(p: float | None) -> str:
     return f"{100 * p:.1f} %" if p >= 0.0005 else "0"
 
 
-HEADINGS = ["commit", "culprit", "bad", "n", "median", "", "subject"]
-
-
-def _facts(document: Mapping[str, Any]) -> Iterator[str]:
-    commits = len(document["commits"])
-    yield f"{document['title']} ({document['unit']}), {commits} commits in {document['repository']}"
-    line = f"{document['trials']} trials, {document['builds']} kernels"
-    if document["effect"]:
-        line += f"; good and bad lie {document['effect']:.1f} standard deviations of a trial apart"
+def _facts(report: BisectionReport) -> Iterator[str]:
+    yield f"{report.title} ({report.unit}), {len(report.commits)} commits in {report.repository}"
+    line = f"{report.trials} trials, {report.builds} kernels"
+    if report.effect:
+        line += f"; good and bad lie {report.effect:.1f} standard deviations of a trial apart"
     yield line
-    if document["coarse"] and document["kind"] != "outcome":
+    if report.coarse and report.kind != "outcome":
         yield "values count as above or below the middle of the ends, since these are far from normal"
-    if document["next"]["trials"]:
-        yield "next: a trial of " + ", ".join(w["commit"][:SHORT] for w in document["next"]["trials"])
+    if report.next.trials:
+        yield "next: a trial of " + ", ".join(wanted.commit[:SHORT] for wanted in report.next.trials)
 
 
-def _setting(document: Mapping[str, Any]) -> Iterator[str]:
+def _setting(report: BisectionReport, facts: GuestFacts) -> Iterator[str]:
     """What ran."""
-    (arm, said), *_ = document["experiment"]["arms"].items()
-    patches = ", ".join(said.get("patches", [])) or "no patches"
-    yield "every commit: " + "; ".join([patches, *text.settings(document, arm)])
-    yield from text.guest_and_workload(document["experiment"])
-    yield from text.acceleration(document)
+    (name, arm), *_ = report.experiment.arms.items()
+    patches = ", ".join(arm.patches) or "no patches"
+    yield "every commit: " + "; ".join([patches, *text.settings(report.experiment, name)])
+    yield from text.guest_and_workload(report.experiment)
+    yield from text.acceleration(report.experiment, facts)
 
 
-def render(document: Mapping[str, Any], said: str) -> RenderableType:
+def _fallback(report: BisectionReport) -> list[str]:
+    return text.fallback(report.provenance) if report.provenance else []
+
+
+def render(report: BisectionReport, said: str) -> RenderableType:
     """The report for a terminal; `said` is its headline."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in HEADINGS[1:5] else "left")
-    for row in _rows(document):
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    told = (*text.fallback(document), *_facts(document), *_contrasts(document))
-    facts = [Text(visible(line)) for line in told]
-    return Group(Text(visible(said), style="bold"), *facts, table)
+    lines = (*_fallback(report), *_facts(report), *_contrasts(report))
+    return Group(plain(said, "bold"), *map(plain, lines), table(report).terminal())
 
 
-def markdown(document: Mapping[str, Any], said: str) -> str:
+def markdown(report: BisectionReport, said: str) -> str:
     """The report as Markdown."""
-    lines = [f"# Bisection: {escaped(document['name'])}", "", f"**{escaped(said)}**", ""]
-    told = (*text.fallback(document), *_facts(document), *_contrasts(document))
-    lines += [f"- {escaped(line)}" for line in told]
-    lines += ["", markdown_line(HEADINGS), markdown_line(["---"] * len(HEADINGS))]
-    lines += [markdown_line(escaped(cell) for cell in row) for row in _rows(document)]
+    lines = [f"# Bisection: {escaped(report.name)}", "", f"**{escaped(said)}**", ""]
+    lines += [f"- {escaped(line)}" for line in (*_fallback(report), *_facts(report), *_contrasts(report))]
+    lines += ["", *table(report).markdown()]
     lines += ["", "![posterior and measurements](pictures/posterior.svg)", ""]
     return "\n".join(lines)
 
 
-def page(document: Mapping[str, Any], said: str, posterior: bytes) -> str:
+def page(report: BisectionReport, said: str, posterior: bytes) -> str:
     """The report as one HTML file; `posterior` is the picture of picture(), as SVG."""
-    provenance = document["provenance"]
+    facts = report.provenance
     caption = "How probable it is of each commit that it did it, and what was measured of it"
     return html.rendered(
         "bisection.html.j2",
-        name=f"Bisection: {document['name']}",
-        description=document["experiment"]["description"],
-        fallback=text.fallback(document),
+        name=f"Bisection: {report.name}",
+        description=report.experiment.description,
+        fallback=_fallback(report),
         said=said,
-        confirmed=bool(document["answer"] and document["answer"]["confirmed"]),
+        confirmed=bool(report.answer and report.answer.confirmed),
         posterior=html.embedded(caption, posterior),
-        facts=list(_facts(document)),
-        contrasts=list(_contrasts(document)),
-        headings=HEADINGS,
-        rows=list(_rows(document)),
+        facts=list(_facts(report)),
+        contrasts=list(_contrasts(report)),
+        commits=table(report),
         # Where no end could be built, there is no machine yet.
-        setting=list(_setting(document)) if provenance else [],
-        provenance=list(text.machine(provenance)) if provenance else [],
+        setting=list(_setting(report, facts)) if facts else [],
+        provenance=list(text.machine(facts)) if facts else [],
     )
 
 
-def picture(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What report.plots.posterior() is to draw, as its arguments."""
-    commits = document["commits"]
-    answer = document["answer"] or {"commits": ()}
+def picture(report: BisectionReport) -> Figure:
+    """How probable it is of each commit that it is the culprit, over what was measured of it."""
+    suspects = [
+        Suspect(c.posterior or 0.0, c.bad or 0.0, *_sides(c), testable=not c.untestable)
+        for c in report.commits
+    ]
+    if report.bad.id not in {commit.id for commit in report.commits}:
+        suspects.append(Suspect(0.0, 1.0, *_sides(report.bad), testable=not report.bad.untestable))
+    named = report.answer.commits if report.answer else ()
+    return plots.posterior(
+        title=f"{report.title} ({report.unit})",
+        good=[value for side in _sides(report.good) for value in side],
+        suspects=suspects,
+        named=[n for n, commit in enumerate(report.commits) if commit.id in named],
+    )
 
-    def split(commit: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-        """Values of the search, and of confirmations."""
-        sides: tuple[list[float], list[float]] = ([], [])
-        for seed, value in commit["values"].items():
-            sides[int(seed) // PHASE % 2].append(value)
-        return sides
 
-    if document["bad"]["id"] not in _ids(document):
-        commits = [*commits, {**document["bad"], "posterior": 0.0, "bad": 1.0}]
-    return {
-        "title": f"{document['title']} ({document['unit']})",
-        "good": [value for side in split(document["good"]) for value in side],
-        "suspects": [
-            Suspect(c["posterior"] or 0.0, c["bad"] or 0.0, *split(c), testable=not c["untestable"])
-            for c in commits
-        ],
-        "named": [n for n, commit in enumerate(commits) if commit["id"] in answer["commits"]],
-    }
+def _sides(commit: CommitFacts) -> tuple[list[float], list[float]]:
+    """A commit's values of the search, and those of confirmations."""
+    sides: tuple[list[float], list[float]] = ([], [])
+    for seed, value in commit.values.items():
+        sides[int(seed) // PHASE % 2].append(value)
+    return sides

@@ -1,143 +1,236 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The result as one JSON document, from which every other form is made. Pure.
+"""The report of a comparison: a model, which is its JSON, and from which every other form is made. Pure.
 
-    arms.ARM.metrics.NAME = {
-        "title", "unit", "better", "kind", "level", "of_failures", "values": {SEED: value}, "median",
-        "phases": {PHASE: {SEED: value}}
-    }
-    verdicts.ARM.primary.NAME = the fields of analysis.verdict.Decision; so is verdicts.ARM.exploratory
-
-`values` has every seed that the arm has measured; `median` is over `seeds`, those of all arms. With
-`of_failures`, both are over all trials, those whose workload failed as well.
-
-Names and units are those of the registry in analysis/metrics.py.
+Names and units of metrics are those of the registry in analysis/metrics.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from testbed.analysis.compare import Arm, Comparison, Observation, compare, lost_attempts, median
-from testbed.analysis.metrics import METRICS
-from testbed.experiment import Experiment, WorkloadSpec
+from pydantic import Field
+
+from testbed.analysis import decision
+from testbed.analysis.compare import Arm as ComparedArm
+from testbed.analysis.compare import Comparison, Exclusion, Observation, compare, lost_attempts, median
+from testbed.analysis.decision import Decision
+from testbed.analysis.metrics import METRICS, Better, Kind, Level
+from testbed.experiment import Experiment, Model
+from testbed.ledger import plan as ledger
+from testbed.ledger.document import Document, Number
+from testbed.ledger.plan import Plan
 from testbed.ledger.record import Record
 
-if TYPE_CHECKING:
-    # Slow: with it comes scipy.
-    from testbed.analysis.verdict import Judgement
-
-SCHEMA = 2
-# Of plans of before there were verdicts.
-ALPHA = 0.05
 # A trial has up to some hundred misses; the report shows the first.
 TRACE_LINES = 10
 
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# JSON has text for keys.
+PerSeed = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]+$")], Number],
+    # pydantic leaves open what other keys there may be.
+    Field(json_schema_extra={"additionalProperties": False}),
+]
+
+
+class Metric(Model):
+    """A metric of an arm."""
+
+    title: str
+    unit: str
+    better: Better
+    kind: Kind
+    level: Level
+    of_failures: bool
+    """Whether trials whose workload failed have a value, too."""
+    phases: dict[str, PerSeed]
+    values: PerSeed
+    """Of every seed that the arm has measured."""
+    median: Number | None
+    """Over the seeds of the comparison; over all trials, with `of_failures`."""
+
+
+class Trace(Model):
+    """Lines of the trace."""
+
+    count: Count
+    first: tuple[str, ...]
+
+
+class Arm(Model):
+    """What was measured of one arm."""
+
+    outcomes: dict[str, Count]
+    memory_bytes: PerSeed
+    metrics: dict[str, Metric]
+    trace: Trace
+
+
+class Judgement(Model):
+    """The verdicts on an arm, against the first one."""
+
+    decided: bool
+    more_pairs: Count | None
+    primary: dict[str, Decision]
+    exploratory: dict[str, Decision]
+
+
+class Trials(Model):
+    """How many there are."""
+
+    planned: Count
+    ended: Count
+
+
+class Provenance(ledger.Provenance):
+    """Where the numbers come from."""
+
+    logs: dict[str, str]
+    command_lines: dict[str, str]
+    started: str | None
+
+
+@dataclass(frozen=True)
+class MetricDecision:
+    """What was decided on one metric of one arm."""
+
+    arm: str
+    metric: str
+    title: str
+    decision: Decision
+
+
+class ComparisonReport(Document):
+    """`report.json` of a comparison."""
+
+    version: Literal[2] = Field(alias="schema")
+    name: str
+    description: str
+    experiment: Experiment
+    """As in the file, with all defaults; sizes are in bytes."""
+    seeds: tuple[int, ...]
+    """Those that every arm has measured."""
+    arms: dict[str, Arm]
+    """In the order of the experiment: the first is what the others are compared with."""
+    alpha: Share
+    sequential: bool
+    """Whether seeds were added until all was decided."""
+    verdicts: dict[str, Judgement]
+    trials: Trials
+    lost_attempts: Count
+    excluded: tuple[Exclusion, ...]
+    wall_seconds: dict[str, float]
+    """Seconds that each stage of a trial took, on average."""
+    guest_seconds: float | None
+    """Seconds that a workload took by the guest's clock, with the filling of memory, on average."""
+    provenance: Provenance
+
+    def title(self, metric: str) -> str:
+        """The title of a metric, if any arm has it; else its name."""
+        titles = (arm.metrics[metric].title for arm in self.arms.values() if metric in arm.metrics)
+        return next(titles, metric)
+
+    def decisions(self, *kinds: Literal["primary", "exploratory"]) -> Iterator[MetricDecision]:
+        """What was decided on metrics of these kinds: by arm, of each the kinds in that order."""
+        for arm, judgement in self.verdicts.items():
+            for kind in kinds:
+                named = judgement.primary if kind == "primary" else judgement.exploratory
+                for metric, decided in named.items():
+                    yield MetricDecision(arm, metric, self.title(metric), decided)
+
 
 def document(
-    plan: Mapping[str, Any],
+    plan: Plan,
     comparison: Comparison,
     observations: Sequence[Observation],
     attempts: Sequence[Record],
-    verdicts: Mapping[str, Judgement],
-) -> Any:
-    """The document of a plan's trials that have ended; `attempts` has all records, lost ones too."""
-    experiment = plan["experiment"]
-    workload = WorkloadSpec.model_validate(experiment["workload"]).name
-    return {
-        "schema": SCHEMA,
-        "name": experiment["name"],
-        "description": experiment["description"],
-        "experiment": experiment,
-        "seeds": list(comparison.seeds),
-        "arms": {
-            name: _arm(arm, comparison.seeds, workload, list(experiment.get("phases", {})))
-            for name, arm in comparison.arms.items()
-        },
-        "alpha": experiment.get("alpha", ALPHA),
-        "sequential": looks(experiment),
-        "verdicts": {arm: _judgement(judgement) for arm, judgement in verdicts.items()},
-        "trials": {"planned": len(plan["trials"]), "ended": len(observations)},
-        "lost_attempts": lost_attempts(attempts),
-        "excluded": [asdict(exclusion) for exclusion in comparison.excluded],
-        "wall_seconds": _stages(comparison, observations),
-        "guest_seconds": _guest_seconds(observations),
-        "provenance": {
-            **plan["provenance"],
-            "logs": {f"{o.record.arm} seed {o.record.seed}": o.record.log_sha256 for o in observations},
-            "command_lines": {o.record.arm: o.record.command_line for o in observations},
-            "started": min((o.record.started for o in observations), default=None),
-        },
-    }
-
-
-def compared(plan: Mapping[str, Any], observations: Sequence[Observation]) -> Comparison:
-    """The arms of a plan, side by side."""
-    return compare(list(plan["experiment"]["arms"]), observations)
-
-
-def looks(experiment: Mapping[str, Any]) -> bool:
-    """Whether seeds were added until all was decided. Plans of before there were verdicts do not say."""
-    return bool(experiment.get("primary")) and Experiment.looks_if(
-        experiment["sequential"], experiment["seeds"], len(experiment["arms"])
+    verdicts: Mapping[str, decision.Judgement],
+) -> ComparisonReport:
+    """The report of a plan's trials that have ended; `attempts` has all records, lost ones too."""
+    experiment = plan.experiment
+    workload, phases = experiment.workload.name, list(experiment.phases)
+    return ComparisonReport(
+        schema=2,
+        name=experiment.name,
+        description=experiment.description,
+        experiment=experiment,
+        seeds=comparison.seeds,
+        arms={name: _arm(arm, comparison.seeds, workload, phases) for name, arm in comparison.arms.items()},
+        alpha=experiment.alpha,
+        sequential=experiment.looks,
+        verdicts={arm: _judgement(judgement) for arm, judgement in verdicts.items()},
+        trials=Trials(planned=len(plan.trials), ended=len(observations)),
+        lost_attempts=lost_attempts(attempts),
+        excluded=comparison.excluded,
+        wall_seconds=_stages(comparison, observations),
+        guest_seconds=_guest_seconds(observations),
+        provenance=Provenance(
+            **dict(plan.provenance),
+            logs={f"{o.record.arm} seed {o.record.seed}": o.record.log_sha256 for o in observations},
+            command_lines={o.record.arm: o.record.command_line for o in observations},
+            started=min((o.record.started for o in observations), default=None),
+        ),
     )
 
 
-def margins(plan: Mapping[str, Any]) -> dict[str, float]:
-    """The primary metrics of a plan, and the change of each that nobody minds."""
-    return {name: said["margin"] for name, said in plan["experiment"].get("primary", {}).items()}
+def compared(plan: Plan, observations: Sequence[Observation]) -> Comparison:
+    """The arms of a plan, side by side."""
+    return compare(list(plan.experiment.arms), observations)
 
 
-def _judgement(judgement: Judgement) -> dict[str, Any]:
-    return {
-        "decided": judgement.decided,
-        "more_pairs": judgement.more_pairs,
-        "primary": {name: asdict(decision) for name, decision in judgement.primaries.items()},
-        "exploratory": {name: asdict(decision) for name, decision in judgement.exploratory.items()},
+def _judgement(judgement: decision.Judgement) -> Judgement:
+    return Judgement(
+        decided=judgement.decided,
+        more_pairs=judgement.more_pairs,
+        primary=dict(judgement.primaries),
+        exploratory=dict(judgement.exploratory),
+    )
+
+
+def _arm(arm: ComparedArm, seeds: Sequence[int], workload: str, phases: Sequence[str]) -> Arm:
+    metrics = {
+        metric.name: Metric(
+            title=metric.title_of(workload),
+            unit=metric.unit,
+            better=metric.better,
+            kind=metric.kind,
+            level=metric.level,
+            of_failures=metric.of_failures,
+            phases={
+                phases[int(number)]: by_seed(values)
+                for number, values in arm.phases.get(metric.name, {}).items()
+                if int(number) < len(phases)
+            },
+            values=by_seed(arm.values[metric.name]),
+            median=median(
+                {s: v for s, v in arm.values[metric.name].items() if s in seeds or metric.of_failures}
+            ),
+        )
+        for metric in METRICS
+        if arm.values[metric.name]
     }
+    return Arm(
+        outcomes=dict(arm.outcomes),
+        memory_bytes=by_seed(arm.memory),
+        metrics=metrics,
+        trace=Trace(count=len(arm.misses), first=tuple(str(miss) for miss in arm.misses[:TRACE_LINES])),
+    )
 
 
-def _arm(arm: Arm, seeds: Sequence[int], workload: str, phases: Sequence[str]) -> dict[str, Any]:
-    return {
-        "outcomes": dict(arm.outcomes),
-        "memory_bytes": {str(seed): size for seed, size in arm.memory.items()},
-        "metrics": {
-            metric.name: {
-                "title": metric.title_of(workload),
-                "unit": metric.unit,
-                "better": metric.better,
-                "kind": metric.kind,
-                "level": metric.level,
-                "of_failures": metric.of_failures,
-                "phases": {
-                    phases[int(number)]: {str(seed): value for seed, value in values.items()}
-                    for number, values in arm.phases.get(metric.name, {}).items()
-                    if int(number) < len(phases)
-                },
-                "values": {str(seed): value for seed, value in arm.values[metric.name].items()},
-                "median": median(
-                    {s: v for s, v in arm.values[metric.name].items() if s in seeds or metric.of_failures}
-                ),
-            }
-            for metric in METRICS
-            if arm.values[metric.name]
-        },
-        "trace": {
-            "count": len(arm.misses),
-            "first": [str(miss) for miss in arm.misses[:TRACE_LINES]],
-        },
-    }
+def by_seed(values: Mapping[int, float]) -> dict[str, int | float]:
+    """Values as JSON has them."""
+    return {str(seed): value for seed, value in values.items()}
 
 
 def _guest_seconds(observations: Sequence[Observation]) -> float | None:
-    """Seconds that a workload took by the guest's clock, with the filling of memory, on average."""
     known = [o.measurement.guest_seconds for o in observations if o.measurement.guest_seconds is not None]
     return round(sum(known) / len(known), 3) if known else None
 
 
 def _stages(comparison: Comparison, observations: Sequence[Observation]) -> dict[str, float]:
-    """Seconds that each stage of a trial took, on average."""
     totals: dict[str, list[float]] = {}
     for o in observations:
         if o.record.seed in comparison.seeds:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from testbed.analysis.decision import Decision
 from testbed.report import words
+from testbed.report.document import ComparisonReport
 
 VERDICTS = ("improved", "regressed", "changed", "equivalent", "small", "inconclusive", "none", "undecided")
 _CONDITION = re.compile(r"\s*(any primary|any|[a-z0-9_.-]+)\s+([a-z]+)\s*")
@@ -40,22 +41,19 @@ def condition(text: str, metrics: Collection[str]) -> Condition:
     return Condition(of, verdict)
 
 
-def failures(document: Mapping[str, Any], conditions: Sequence[Condition]) -> Iterator[str]:
+def failures(report: ComparisonReport, conditions: Sequence[Condition]) -> Iterator[str]:
     """A line for every metric of every arm that meets a condition."""
-    titles = words.titles(document)
     for wanted in conditions:
-        for arm, judgement in document["verdicts"].items():
-            decisions: dict[str, Any] = dict(judgement["primary"])
-            if wanted.of != "any primary":
-                decisions |= judgement["exploratory"]
-            for name, decision in decisions.items():
-                if wanted.of in ("any", "any primary", name) and _meets(decision, wanted.verdict):
-                    yield f"{wanted}: {arm}: {words.sentence(titles.get(name, name), decision)}"
+        primary_alone = report.decisions("primary")
+        all_of_them = report.decisions("primary", "exploratory")
+        for one in primary_alone if wanted.of == "any primary" else all_of_them:
+            if wanted.of in ("any", "any primary", one.metric) and _meets(one.decision, wanted.verdict):
+                yield f"{wanted}: {one.arm}: {words.sentence(one.title, one.decision)}"
 
 
-def _meets(decision: Mapping[str, Any], verdict: str) -> bool:
+def _meets(decision: Decision, verdict: str) -> bool:
     if verdict == "undecided":
-        return decision["verdict"] in ("inconclusive", "none")
+        return decision.verdict in ("inconclusive", "none")
     if verdict == "small":
-        return bool(decision["verdict"] == "different but small")
-    return bool(decision["verdict"] == verdict)
+        return decision.verdict == "different but small"
+    return decision.verdict == verdict

@@ -8,14 +8,16 @@ made visible.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from testbed.report import text, words
-from testbed.report.text import visible
+from testbed.report.document import ComparisonReport
+from testbed.report.escape import visible
+from testbed.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -29,30 +31,37 @@ class Picture:
     place: Literal["first", "later"] = "later"
 
 
-def page(document: Mapping[str, Any], pictures: Sequence[Picture]) -> str:
+def page(report: ComparisonReport, pictures: Sequence[Picture]) -> str:
     """The file's content, of a comparison."""
     return rendered(
         "report.html.j2",
-        name=document["name"],
-        description=document["description"],
-        fallback=text.fallback(document),
-        verdicts=list(_verdicts(document)),
-        how=words.how(document),
-        disagreements=list(words.disagreements(document)),
-        setting=[line.strip() for line in text.setting(document)],
-        diffstat="\n".join(text.diffstat(document)),
-        power=list(_power(document)),
-        headings=text.headings(document),
-        rows=list(text.rows(document)) if document["seeds"] else [],
-        exploratory=list(_exploratory(document)),
-        notes=text.notes(document),
-        traces=list(text.traces(document)),
-        provenance=list(text.provenance(document)),
+        name=report.name,
+        description=report.description,
+        fallback=text.fallback(report.provenance),
+        verdicts=[
+            {
+                "arm": one.arm,
+                "kind": one.decision.verdict.replace(" ", "-"),
+                "text": words.sentence(one.title, one.decision),
+            }
+            for one in report.decisions("primary")
+        ],
+        how=words.how(report),
+        disagreements=list(words.disagreements(report)),
+        setting=[line.strip() for line in text.setting(report)],
+        diffstat="\n".join(text.diffstat(report)),
+        power=list(_power(report)),
+        numbers=text.table(report) if report.seeds else None,
+        exploratory=_exploratory(report, ("inconclusive", "none"), among=False),
+        open=_exploratory(report, ("inconclusive", "none"), among=True),
+        notes=text.notes(report),
+        traces=list(text.traces(report)),
+        provenance=list(text.provenance(report)),
         pictures=[{"place": p.place, **embedded(p.caption, p.svg)} for p in pictures],
     )
 
 
-def rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: object) -> str:
     """A template with these values in it."""
     environment = Environment(
         loader=PackageLoader("testbed.report"),
@@ -69,28 +78,24 @@ def embedded(caption: str, svg: bytes) -> dict[str, str]:
     return {"caption": caption, "data": base64.b64encode(svg).decode()}
 
 
-def _verdicts(document: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    known = words.titles(document)
-    for arm, judgement in document["verdicts"].items():
-        for name, decision in judgement["primary"].items():
-            kind = decision["verdict"].replace(" ", "-")
-            yield {"arm": arm, "kind": kind, "text": words.sentence(known.get(name, name), decision)}
+def _power(report: ComparisonReport) -> Iterator[str]:
+    for one in report.decisions("primary"):
+        if one.decision.verdict in ("inconclusive", "none"):
+            yield f"{one.arm}: {words.sentence(one.title, one.decision)}"
+    yield from words.detectable(report)
 
 
-def _power(document: Mapping[str, Any]) -> Iterator[str]:
-    known = words.titles(document)
-    for arm, judgement in document["verdicts"].items():
-        for name, decision in judgement["primary"].items():
-            if decision["verdict"] in ("inconclusive", "none"):
-                yield f"{arm}: {words.sentence(known.get(name, name), decision)}"
-    yield from words.detectable(document)
-
-
-def _exploratory(document: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    known = words.titles(document)
-    for arm, judgement in document["verdicts"].items():
-        for name, decision in judgement["exploratory"].items():
-            if decision["estimate"] is not None:
-                change = words.change(decision, decision["estimate"])
-                interval = words.interval(decision).strip()
-                yield known.get(name, name), arm, change, interval, decision["verdict"]
+def _exploratory(report: ComparisonReport, verdicts: Collection[str], *, among: bool) -> Table:
+    """Metrics that nobody declared and that have a change, with a verdict among these or none of them."""
+    rows = [
+        (
+            one.title,
+            one.arm,
+            words.estimate(one.decision),
+            words.interval(one.decision).strip(),
+            one.decision.verdict,
+        )
+        for one in report.decisions("exploratory")
+        if one.decision.estimate is not None and (one.decision.verdict in verdicts) == among
+    ]
+    return Table(["metric", "arm", "change", "interval", "says"], rows)

@@ -8,14 +8,17 @@ computed is an error.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from testbed.analysis.decision import Verdict
 from testbed.report import words
-from testbed.report.text import visible
+from testbed.report.document import ComparisonReport
+from testbed.report.escape import visible
 
 Result = Literal["ok", "failure", "skipped", "error"]
+_RESULTS: dict[Verdict, Result] = {"regressed": "failure", "inconclusive": "skipped", "none": "error"}
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,16 @@ class Case:
     message: str
 
 
-def cases(document: Mapping[str, Any]) -> Iterator[Case]:
+def cases(report: ComparisonReport) -> Iterator[Case]:
     """All of them, in the order of the report."""
-    titles = words.titles(document)
-    for arm, judgement in document["verdicts"].items():
-        for name, decision in judgement["primary"].items():
-            yield Case(
-                arm, name, _result(decision), visible(words.sentence(titles.get(name, name), decision))
-            )
+    for one in report.decisions("primary"):
+        result = _RESULTS.get(one.decision.verdict, "ok")
+        yield Case(one.arm, one.metric, result, visible(words.sentence(one.title, one.decision)))
 
 
-def _result(decision: Mapping[str, Any]) -> Result:
-    match decision["verdict"], decision["direction"]:
-        case "regressed", _:
-            return "failure"
-        case "inconclusive", _:
-            return "skipped"
-        case "none", _:
-            return "error"
-        case _:
-            return "ok"
-
-
-def junit(document: Mapping[str, Any]) -> str:
+def junit(report: ComparisonReport) -> str:
     """JUnit XML, in the form of Apache Ant's that Jenkins, GitLab and GitHub's actions read."""
-    found = list(cases(document))
+    found = list(cases(report))
     root = ET.Element("testsuites")
     for arm in dict.fromkeys(case.arm for case in found):
         own = [case for case in found if case.arm == arm]
@@ -60,18 +48,18 @@ def junit(document: Mapping[str, Any]) -> str:
         suite = ET.SubElement(
             root,
             "testsuite",
-            name=visible(f"{document['name']}.{arm}"),
+            name=visible(f"{report.name}.{arm}"),
             tests=str(len(own)),
             failures=str(counted["failure"]),
             errors=str(counted["error"]),
             skipped=str(counted["skipped"]),
             time="0",
-            timestamp=(document["provenance"]["started"] or "1970-01-01T00:00:00")[:19],
+            timestamp=(report.provenance.started or "1970-01-01T00:00:00")[:19],
             hostname="localhost",
         )
         for case in own:
             element = ET.SubElement(
-                suite, "testcase", classname=visible(f"{document['name']}.{arm}"), name=case.metric
+                suite, "testcase", classname=visible(f"{report.name}.{arm}"), name=case.metric
             )
             element.set("time", "0")
             if case.result == "ok":
@@ -82,9 +70,9 @@ def junit(document: Mapping[str, Any]) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def ktap(document: Mapping[str, Any]) -> str:
+def ktap(report: ComparisonReport) -> str:
     """KTAP, version 1 (Linux, Documentation/dev-tools/ktap.rst): a subtest per arm."""
-    found = list(cases(document))
+    found = list(cases(report))
     arms = list(dict.fromkeys(case.arm for case in found))
     lines = ["KTAP version 1", f"1..{len(arms)}"]
     for number, arm in enumerate(arms, start=1):

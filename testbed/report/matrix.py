@@ -1,137 +1,142 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A matrix of comparisons as one document, a table with a row per cell, and what its heat maps show. Pure.
-
-    cells = [{"at": {AXIS: VALUE}, "name", "failure",
-              "values": {METRIC: {ARM: {"shown", "change", "ratio"}}}}]
-
-`ratio` is of the arm's median to that of the first arm, null where it cannot be had.
-"""
+"""A matrix of comparisons: its report, a table with a row per cell, and what its heat maps show. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from rich import box
+from pydantic import Field
 from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from testbed.experiment.file import describe
-from testbed.report.text import change, escaped, markdown_line, spread, visible
+from testbed.experiment import Json, Model, describe
+from testbed.ledger.document import Document
+from testbed.report.document import ComparisonReport, Metric
+from testbed.report.table import Table, plain
+from testbed.report.text import change, spread
 
-SCHEMA = 1
 # Of an experiment that declares no primary metric.
 DEFAULT_METRICS = ("direct_reclaims", "pages_per_second")
 
 
+class Value(Model):
+    """A metric of an arm in a cell."""
+
+    shown: str
+    change: str
+    ratio: float | None
+    """Of the arm's median to that of the first arm; null where it cannot be had."""
+
+
+class MatrixCell(Model):
+    """A comparison of a matrix."""
+
+    at: dict[str, Json]
+    """Axis -> value."""
+    name: str
+    failure: str
+    values: dict[str, dict[str, Value]]
+    """Metric -> arm -> value."""
+
+
+class MatrixReport(Document):
+    """`report.json` of a matrix."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    arms: tuple[str, ...]
+    metrics: tuple[str, ...]
+    titles: dict[str, str]
+    cells: tuple[MatrixCell, ...]
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: the document of its comparison, or why there is none."""
+    """What became of a cell: the report of its comparison, or why there is none."""
 
-    at: Mapping[str, Any]
+    at: Mapping[str, Json]
     name: str
-    document: Mapping[str, Any] | None
+    report: ComparisonReport | None
     failure: str = ""
 
 
-def document(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The matrix as JSON has it."""
-    known = [outcome.document for outcome in outcomes if outcome.document]
-    arms = list(known[0]["arms"]) if known else []
-    primary = list(known[0]["experiment"].get("primary", {})) if known else []
-    metrics = primary or list(DEFAULT_METRICS)
+def document(name: str, outcomes: Sequence[Outcome]) -> MatrixReport:
+    """The report of the cells that there are."""
+    reports = [outcome.report for outcome in outcomes if outcome.report]
+    arms = tuple(reports[0].arms) if reports else ()
+    metrics = (tuple(reports[0].experiment.primary) if reports else ()) or DEFAULT_METRICS
+    return MatrixReport(
+        schema=1,
+        name=name,
+        arms=arms,
+        metrics=metrics,
+        titles={metric: _title(reports, metric) for metric in metrics},
+        cells=tuple(_cell(outcome, arms, metrics) for outcome in outcomes),
+    )
+
+
+def _title(reports: Sequence[ComparisonReport], metric: str) -> str:
+    titles = (report.title(metric) for report in reports)
+    return next((title for title in titles if title != metric), metric)
+
+
+def _cell(outcome: Outcome, arms: Sequence[str], metrics: Sequence[str]) -> MatrixCell:
+    report = outcome.report
+    failure = outcome.failure
+    if report and not report.seeds:
+        failure = failure or "no seed was measured in every arm"
+    values = {metric: _values(report, arms, metric) for metric in metrics} if report else {}
+    return MatrixCell(at=dict(outcome.at), name=outcome.name, failure=failure, values=values)
+
+
+def _values(report: ComparisonReport, arms: Sequence[str], metric: str) -> dict[str, Value]:
+    first, *_ = by_arm = [report.arms[arm].metrics.get(metric) for arm in arms]
     return {
-        "schema": SCHEMA,
-        "name": name,
-        "arms": arms,
-        "metrics": metrics,
-        "titles": {metric: _title(known, metric) for metric in metrics},
-        "cells": [_cell(outcome, arms, metrics) for outcome in outcomes],
+        arm: Value(
+            shown=spread(value, report.seeds),
+            change=change(first, value) if index else "",
+            ratio=_ratio(first, value),
+        )
+        for index, (arm, value) in enumerate(zip(arms, by_arm, strict=True))
     }
 
 
-def _title(documents: Sequence[Mapping[str, Any]], metric: str) -> str:
-    for found in documents:
-        for arm in found["arms"].values():
-            if metric in arm["metrics"]:
-                return str(arm["metrics"][metric]["title"])
-    return metric
-
-
-def _cell(outcome: Outcome, arms: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
-    cell: dict[str, Any] = {
-        "at": dict(outcome.at),
-        "name": outcome.name,
-        "failure": outcome.failure,
-        "values": {},
-    }
-    if outcome.document is None:
-        return cell
-    seeds, compared = outcome.document["seeds"], outcome.document["arms"]
-    if not seeds:
-        cell["failure"] = cell["failure"] or "no seed was measured in every arm"
-    for metric in metrics:
-        found = [compared[arm]["metrics"].get(metric) for arm in arms]
-        cell["values"][metric] = {
-            arm: {
-                "shown": spread(value, seeds),
-                "change": change(found[0], value) if index else "",
-                "ratio": _ratio(found[0], value),
-            }
-            for index, (arm, value) in enumerate(zip(arms, found, strict=True))
-        }
-    return cell
-
-
-def _ratio(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> float | None:
-    if not before or not after or not before["median"] or after["median"] is None:
+def _ratio(before: Metric | None, after: Metric | None) -> float | None:
+    if not before or not after or not before.median or after.median is None:
         return None
-    return float(after["median"] / before["median"])
+    return float(after.median / before.median)
 
 
-def headings(matrix: Mapping[str, Any]) -> list[str]:
-    """The first line of the table."""
-    first, *others = matrix["arms"] or [""]
-    columns = []
-    for metric in matrix["metrics"]:
-        title = matrix["titles"][metric]
-        columns += [f"{title}, {first}", *(f"{arm}" for arm in others)]
-    return ["cell", *columns]
-
-
-def rows(matrix: Mapping[str, Any]) -> Iterator[list[str]]:
+def table(matrix: MatrixReport) -> Table:
     """A row per cell: the first arm's value, and the change to each of the others."""
-    width = len(headings(matrix)) - 1
-    for cell in matrix["cells"]:
+    first, *others = matrix.arms or ("",)
+    headings = ["cell"]
+    for metric in matrix.metrics:
+        headings += [f"{matrix.titles[metric]}, {first}", *others]
+    return Table(headings, list(_rows(matrix, len(headings) - 1)))
+
+
+def _rows(matrix: MatrixReport, width: int) -> Iterator[list[str]]:
+    for cell in matrix.cells:
         values = [
-            value["shown"] if index == 0 else value["change"] or value["shown"]
-            for metric in matrix["metrics"]
-            for index, value in enumerate(cell["values"].get(metric, {}).values())
+            value.shown if index == 0 else value.change or value.shown
+            for metric in matrix.metrics
+            for index, value in enumerate(cell.values.get(metric, {}).values())
         ]
         if not values:
-            values = [cell["failure"].split("\n")[0], *[""] * (width - 1)]
-        yield [describe(cell["at"]), *values]
+            values = [cell.failure.split("\n")[0], *[""] * (width - 1)]
+        yield [describe(cell.at), *values]
 
 
-def render(matrix: Mapping[str, Any]) -> RenderableType:
+def render(matrix: MatrixReport) -> RenderableType:
     """The table for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(headings(matrix)):
-        table.add_column(Text(visible(heading)), justify="right" if index else "left", overflow="fold")
-    for row in rows(matrix):
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    return Group(Text(visible(matrix["name"]), "bold"), table)
+    return Group(plain(matrix.name, "bold"), table(matrix).terminal())
 
 
-def markdown(matrix: Mapping[str, Any]) -> str:
+def markdown(matrix: MatrixReport) -> str:
     """The table as GitHub-flavoured Markdown."""
-    heads = headings(matrix)
-    lines = [f"# {matrix['name']}", "", markdown_line(map(escaped, heads))]
-    lines.append(markdown_line([":--", *["--:"] * (len(heads) - 1)]))
-    lines += [markdown_line(map(escaped, row)) for row in rows(matrix)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"# {matrix.name}", "", *table(matrix).markdown()]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -146,24 +151,25 @@ class Grid:
     ratios: tuple[tuple[float | None, ...], ...]
 
 
-def grids(matrix: Mapping[str, Any]) -> list[Grid]:
+def grids(matrix: MatrixReport) -> list[Grid]:
     """A heat map per metric and arm: the last axis across, all others down."""
-    cells = matrix["cells"]
-    axes = list(cells[0]["at"])
+    cells = matrix.cells
+    axes = list(cells[0].at)
 
-    def split(at: Mapping[str, Any]) -> tuple[str, str]:
+    def split(at: Mapping[str, Json]) -> tuple[str, str]:
         last = axes[-1]
         return describe({k: v for k, v in at.items() if k != last}), describe({last: at[last]})
 
-    across = list(dict.fromkeys(split(cell["at"])[1] for cell in cells))
-    down = list(dict.fromkeys(split(cell["at"])[0] for cell in cells))
+    across = list(dict.fromkeys(split(cell.at)[1] for cell in cells))
+    down = list(dict.fromkeys(split(cell.at)[0] for cell in cells))
     found = []
-    for metric in matrix["metrics"]:
-        for arm in matrix["arms"][1:]:
+    for metric in matrix.metrics:
+        for arm in matrix.arms[1:]:
             at = {
-                split(cell["at"]): cell["values"].get(metric, {}).get(arm, {}).get("ratio") for cell in cells
+                split(cell.at): cell.values[metric][arm].ratio if metric in cell.values else None
+                for cell in cells
             }
             ratios = tuple(tuple(at.get((row, column)) for column in across) for row in down)
-            title = f"{matrix['titles'][metric]}: {arm} against {matrix['arms'][0]}"
+            title = f"{matrix.titles[metric]}: {arm} against {matrix.arms[0]}"
             found.append(Grid(metric, arm, title, tuple(across), tuple(down), ratios))
     return found

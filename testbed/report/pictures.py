@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -15,13 +15,12 @@ from testbed.analysis.histogram import merged
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement
 from testbed.analysis.verdict import decide
-from testbed.experiment import WorkloadSpec
 from testbed.ledger.record import MEASURED
-from testbed.report import plots, words
+from testbed.report import plots
+from testbed.report.document import ComparisonReport
 from testbed.report.html import Picture
 from testbed.report.plots import Row, Track
 
-Document = Mapping[str, Any]
 # Metric -> the lines that it is to be compared with, columns of the samples.
 TRACKS = {
     "free_pages": ("min", "low", "high"),
@@ -33,7 +32,7 @@ TRACKS = {
 
 
 def pictures(
-    document: Document, comparison: Comparison, observations: Sequence[Observation]
+    report: ComparisonReport, comparison: Comparison, observations: Sequence[Observation]
 ) -> list[Picture]:
     """All that the trials give; seeds are those of the comparison."""
     measured: dict[str, dict[int, Measurement]] = {name: {} for name in comparison.arms}
@@ -43,11 +42,11 @@ def pictures(
     if not comparison.seeds:
         return []
     return [
-        *_forests(document, comparison),
+        *_forests(report, comparison),
         *_latencies(measured),
-        *_slopes(document, comparison),
+        *_slopes(report, comparison),
         *_strips(measured),
-        *_over_time(measured, document),
+        *_over_time(measured, report),
     ]
 
 
@@ -55,17 +54,17 @@ def _picture(name: str, caption: str, figure: Figure, place: Literal["first", "l
     return Picture(name, caption, plots.rendered(figure, "svg"), plots.rendered(figure, "png"), place)
 
 
-def _forests(document: Document, comparison: Comparison) -> Iterator[Picture]:
-    titles = words.titles(document)
+def _forests(report: ComparisonReport, comparison: Comparison) -> Iterator[Picture]:
     first = next(iter(comparison.arms), "")
-    for arm, judgement in document["verdicts"].items():
-        margins = {name: said["margin"] for name, said in document["experiment"]["primary"].items()}
+    primary = report.experiment.primary
+    for arm in report.verdicts:
         rows = [
-            Row(titles.get(name, name), d["estimate"], low, high, d["verdict"], margins[name])
-            for name, d in judgement["primary"].items()
-            for low, high in ([d["interval"]] if d["interval"] and d["relative"] else [])
+            Row(one.title, d.estimate, *d.interval, d.verdict, primary[one.metric].margin)
+            for one in report.decisions("primary")
+            for d in [one.decision]
+            if one.arm == arm and d.interval and d.relative and d.estimate is not None
         ]
-        rows += _plain_rows(comparison, first, arm, set(margins))
+        rows += _plain_rows(comparison, first, arm, set(primary))
         if rows:
             figure = plots.forest(rows)
             caption = (
@@ -132,16 +131,15 @@ def _histogram(m: Measurement, group: str) -> Mapping[int, int]:
     )
 
 
-def _slopes(document: Document, comparison: Comparison) -> Iterator[Picture]:
-    titles = words.titles(document)
-    for name in document["experiment"].get("primary", {}):
+def _slopes(report: ComparisonReport, comparison: Comparison) -> Iterator[Picture]:
+    for name in report.experiment.primary:
         values = {
             seed: [arm.values[name][seed] for arm in comparison.arms.values()]
             for seed in comparison.seeds
             if all(seed in arm.values[name] for arm in comparison.arms.values())
         }
         if values:
-            title = titles.get(name, name)
+            title = report.title(name)
             figure = plots.slopes(title, list(comparison.arms), values)
             yield _picture(f"slopes.{name}", f"{title}, seed by seed, n = {len(values)}", figure)
 
@@ -157,8 +155,10 @@ def _strips(measured: Mapping[str, Mapping[int, Measurement]]) -> Iterator[Pictu
         yield _picture("tasks", f"What every task got done, n = {n} seeds", plots.strips(found))
 
 
-def _over_time(measured: Mapping[str, Mapping[int, Measurement]], document: Document) -> Iterator[Picture]:
-    workload = WorkloadSpec.model_validate(document["experiment"]["workload"])
+def _over_time(
+    measured: Mapping[str, Mapping[int, Measurement]], report: ComparisonReport
+) -> Iterator[Picture]:
+    workload = report.experiment.workload
     # When a workload of this project ends, its memory is free at once: no part of the picture.
     end = workload.length if workload.load else math.inf
     by_name = {metric.name: metric for metric in METRICS}

@@ -24,7 +24,7 @@ from testbed.report.matrix import Grid
 
 if TYPE_CHECKING:
     # Slow: with it comes scipy.
-    from testbed.analysis.verdict import Verdict
+    from testbed.analysis.decision import Verdict
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,

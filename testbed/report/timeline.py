@@ -5,30 +5,24 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from rich import box
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from testbed.analysis.decision import Decision
 from testbed.analysis.history import Point
-from testbed.analysis.verdict import Decision
 from testbed.report import words
-from testbed.report.text import number, visible
+from testbed.report.table import Table
+from testbed.report.text import number
 
 
-def render(title: str, unit: str, points: Sequence[Point], decisions: Sequence[Decision]) -> RenderableType:
+def table(title: str, unit: str, points: Sequence[Point], decisions: Sequence[Decision]) -> Table:
     """A row per kernel: its median and range, and what changed from the one before."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{title} ({unit})", title_justify="left")
-    for heading in ("kernel", "seeds", "median", "range", "from the one before"):
-        table.add_column(heading, justify="left" if heading in ("kernel", "from the one before") else "right")
+    rows = []
     for point, decision in zip(points, [None, *decisions], strict=True):
         values = list(point.values.values())
-        cells = [visible(point.label), str(len(values)), "-", "-", ""]
+        cells = [point.label, str(len(values)), "-", "-", ""]
         if values:
             cells[2:4] = [number(statistics.median(values)), f"{number(min(values))}-{number(max(values))}"]
         if decision:
-            cells[4] = words.sentence("", asdict(decision)).removeprefix(": ")
-        table.add_row(*map(Text, cells))
-    return table
+            cells[4] = words.sentence("", decision).removeprefix(": ")
+        rows.append(cells)
+    headings = ["kernel", "seeds", "median", "range", "from the one before"]
+    return Table(headings, rows, words=frozenset({0, 4}), title=f"{title} ({unit})")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from testbed.guest import image, qemu
 from testbed.host import debian, process
 from testbed.host.errors import TestbedError
+from testbed.host.paths import is_installed
 
 INSTALLERS = {
     "debian": ("apt-get", "install", "-y", "--no-install-recommends"),
@@ -52,15 +54,16 @@ def examine(cache: Path) -> list[Need]:
 
 
 def family() -> str | None:
-    """The family of distributions that this machine belongs to: a key of INSTALLERS."""
-    facts = {}
-    for line in _lines(Path("/etc/os-release")):
-        key, _, value = line.partition("=")
-        facts[key] = value.strip("\"'")
-    names = [facts.get("ID", ""), *facts.get("ID_LIKE", "").split()]
+    """The family of distributions that this machine belongs to: a key of INSTALLERS; None if it has none."""
+    try:
+        facts = platform.freedesktop_os_release()
+    except (OSError, AttributeError):
+        # No such file; or a Python from before 3.10, of which set-up has to say that it is too old.
+        return None
+    names = [facts["ID"], *facts.get("ID_LIKE", "").split()]
     aliases = {"ubuntu": "debian", "rhel": "fedora", "centos": "fedora", "archlinux": "arch"}
-    known = (aliases.get(name, name) for name in names)
-    return next((name for name in known if name in INSTALLERS), None)
+    families = (aliases.get(name, name) for name in names)
+    return next((name for name in families if name in INSTALLERS), None)
 
 
 def install_command(needs: Sequence[Need], distribution: str) -> list[str]:
@@ -110,7 +113,7 @@ PROGRAMS = {
     "bison": _packages("bison"),
     "bc": _packages("bc"),
     "perl": _packages("perl"),
-    "patch": _packages("patch"),
+    "git": _packages("git"),
     "tar": _packages("tar"),
     "xz": _packages("xz-utils", "xz"),
     "setpriv": _packages("util-linux"),
@@ -120,8 +123,8 @@ PROGRAMS = {
 
 def _programs() -> Iterator[Need]:
     for program, packages in PROGRAMS.items():
-        found = shutil.which(program)
-        yield Need(program, None if found else "not found", packages)
+        path = shutil.which(program)
+        yield Need(program, None if path else "not found", packages)
     yield Need("busybox, static", _busybox(), _packages("busybox-static", "busybox"))
 
 
@@ -160,6 +163,9 @@ def _compiles(program: str, *flags: str) -> str | None:
 
 
 def _python() -> Iterator[Need]:
+    """What set-up makes .venv with; who has installed the package has done without."""
+    if is_installed():
+        return
     old = sys.version_info < OLDEST_PYTHON
     wanted = ".".join(map(str, OLDEST_PYTHON))
     yield Need(

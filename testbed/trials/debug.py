@@ -21,15 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from testbed.host.errors import GuestError, GuestLost, HostError, SpecError
-from testbed.host.process import Deadline
+from testbed.guest.deterministic import ResumedGuest
+from testbed.host.errors import GuestError, HostError, SpecError
 from testbed.trials import trial as trials
-from testbed.trials.trial import Trial
-from testbed.wire import END
+from testbed.trials.trial import Course, Trial
 
 # What an instrumented kernel executes at every miss; see patches/.
 MISS = "direct_reclaim_missed"
 ATTACH_SECONDS = 3600.0
+BREAKPOINT_SECONDS = 0.01
 _BIGGEST_READ = 0x2000
 # As QEMU prints them, in the order of gdb's amd64.
 _GENERAL = ("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "RSP", *(f"R{n}" for n in range(8, 16)))
@@ -40,12 +40,12 @@ _FLAGS = re.compile(r"RFL=([0-9a-f]{8})")
 _REFUSED, _NO_MEMORY, _TOO_LATE = "E01", "E14", "E16"
 
 
-class Microscope:
-    """A trial's guest and a port for gdb.
+class GdbStub:
+    """A trial's guest and a port for gdb; an Onlooker of the guest.
 
-        with Microscope(trial, miss=3) as scope:
-            ...  # gdb attaches to localhost:scope.port
-            log = scope.serve()
+        with GdbStub(trial, miss=3) as stub:
+            ...  # gdb attaches to localhost:stub.port
+            log = stub.serve()
 
     Raises SpecError when the kernel has no place where a miss could be seen.
     """
@@ -56,13 +56,16 @@ class Microscope:
         self._breakpoints: set[int] = set()
         self._cpu = self._running = self._stopped_at = 0
         self._started = False
-        self._sizes = iter([size for _, size in trial.script.meetings])
+        self._course = Course()
 
-    def __enter__(self) -> Microscope:
+    def __enter__(self) -> GdbStub:
         with contextlib.ExitStack() as stack:
             self._listener = stack.enter_context(socket.create_server(("localhost", 0)))
             self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
-            self._guest = stack.enter_context(trials.guest(self._trial, threading.Event()))
+            guest = trials.guest(self._trial, threading.Event(), self._course, onlooker=self)
+            if not isinstance(guest, ResumedGuest):
+                raise SpecError("a guest in real time is another one while somebody looks at it")
+            self._guest = stack.enter_context(guest)
             self._stack = stack.pop_all()
         return self
 
@@ -88,38 +91,25 @@ class Microscope:
             raise HostError(f"no gdb attached within {ATTACH_SECONDS:.0f} s") from nobody
         with connection:
             self._gdb = _Packets(connection)
-            self._guest.resume(self._trial.deadlines.boot, self._first_stop)
-            while not self._run_to_stop():
-                self._gdb.send(self._stop_reply())
-                self._obey()
-                self._guest.release()
+            # How soon it is seen that the guest stands at a breakpoint.
+            self._guest.console.slice_seconds = BREAKPOINT_SECONDS
+            trials.drive(self._guest, self._trial, self._course)
             self._gdb.send("W00")
-        log = self._guest.log
-        end = END.search(log)
-        assert end
-        return log[: end.end()]
+        return trials.up_to_the_end(self._guest.log)
 
-    def _first_stop(self) -> None:
+    def at_start(self) -> None:
+        """The guest has not run yet: set breakpoints, obey gdb."""
         if self._miss:
             self._guest.rendezvous.break_at(*self._miss)
         self._obey()
         self._started = True
 
-    def _run_to_stop(self) -> bool:
-        """Let the guest run to a breakpoint (False) or its end (True)."""
-        deadline = Deadline(self._trial.deadlines.workload)
-        while not END.search(self._guest.log[-4096:]):
-            if self._guest.rendezvous.here():
-                self._stopped_at = self._guest.rendezvous.address
-                if self._stopped_at:
-                    self._cpu = self._running_cpu()
-                    return False
-                # The workload meets the host.
-                self._guest.monitor.execute("balloon", value=next(self._sizes))
-                self._guest.release()
-            if deadline.expired:
-                raise GuestLost(f"the trial did not end within {deadline.seconds:.0f} s")
-        return True
+    def at_breakpoint(self, address: int) -> None:
+        """The guest stands at a breakpoint: tell gdb and obey it."""
+        self._stopped_at = address
+        self._cpu = self._running_cpu()
+        self._gdb.send(self._stop_reply())
+        self._obey()
 
     # --- what gdb asks for ---------------------------------------------------------------------------
 
@@ -185,14 +175,14 @@ class Microscope:
         return "OK"
 
     def _registers(self, cpu: int) -> str:
-        said = self._said_of_registers(cpu)
-        values = dict(_REGISTER.findall(said))
+        dump = self._said_of_registers(cpu)
+        values = dict(_REGISTER.findall(dump))
         if self._stopped_at and cpu == self._running:
             # In the midst of a block of code, QEMU has not written it back.
             values["RIP"] = f"{self._stopped_at:016x}"
         wide = [int(values[name], 16).to_bytes(8, "little") for name in (*_GENERAL, "RIP")]
-        flags = _FLAGS.search(said)
-        segments = dict(_SEGMENT.findall(said))
+        flags = _FLAGS.search(dump)
+        segments = dict(_SEGMENT.findall(dump))
         narrow = [int(flags[1] if flags else "0", 16), *(int(segments[name], 16) for name in _SEGMENTS)]
         return b"".join([*wide, *(value.to_bytes(4, "little") for value in narrow)]).hex()
 
@@ -204,8 +194,8 @@ class Microscope:
         """Which vCPU stands at the breakpoint: the one whose last known place is nearest before it."""
 
         def distance(cpu: int) -> int:
-            known = dict(_REGISTER.findall(self._said_of_registers(cpu)))
-            return (self._stopped_at - int(known["RIP"], 16)) % 2**64
+            registers = dict(_REGISTER.findall(self._said_of_registers(cpu)))
+            return (self._stopped_at - int(registers["RIP"], 16)) % 2**64
 
         self._running = min(range(self._trial.shape.vcpus), key=distance)
         return self._running
@@ -264,7 +254,7 @@ def symbol(trial: Trial, name: str) -> int:
     """The address of a symbol of a trial's kernel, from the System.map beside it. Raises SpecError."""
     path = trial.vmlinux.with_name(trial.vmlinux.name.replace("vmlinux", "System.map"))
     for line in path.read_text().splitlines():
-        address, _, found = line.split()
-        if found == name:
+        address, _, label = line.split()
+        if label == name:
             return int(address, 16)
     raise SpecError(f"the kernel of {trial.arm} has no {name}(): is it instrumented?")

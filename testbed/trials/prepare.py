@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from testbed.experiment import Experiment, GuestSpec, MiB
 from testbed.experiment.script import script
@@ -20,38 +20,47 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
-from testbed.host import process
 from testbed.host.errors import HostError, SpecError
-from testbed.host.paths import REPOSITORY
-from testbed.kernel import build, series, source
-from testbed.kernel.build import Kernel, Plan
+from testbed.host.paths import REPOSITORY, is_installed
+from testbed.kernel import build, source
+from testbed.kernel.build import Kernel
+from testbed.ledger.plan import (
+    Accelerator,
+    GuestFacts,
+    Host,
+    Initramfs,
+    KernelFacts,
+    Plan,
+    PlannedTrial,
+    Provenance,
+)
 from testbed.trials.trial import Trial
 
-DOCUMENT_SCHEMA = 1
+DISTRIBUTION = "reclaim-testbed"  # as pyproject.toml names it
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """An experiment that is ready to run. `document` is the plan as the ledger keeps it: JSON."""
+    """An experiment that is ready to run, and the plan of it that the ledger keeps."""
 
     trials: tuple[Trial, ...]
-    document: Mapping[str, Any]
+    plan: Plan
 
 
-def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Plan]:
+def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, build.Plan]:
     """What every arm's kernel is to be made of. Raises SpecError naming the key.
 
     All arms are checked before any is built, so that a patch that does not apply costs nothing.
     """
     tree = source.resolve(experiment.kernel, cache, progress)
-    made = {}
+    planned = {}
     for name, arm in experiment.arms.items():
         try:
-            made[name] = build.plan(tree, experiment.kernel.config, arm, cache)
+            planned[name] = build.plan(tree, experiment.kernel.config, arm, cache)
         except SpecError as bad:
             bad.message = f"arms.{name}: {bad.message}"
             raise
-    return made
+    return planned
 
 
 def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
@@ -172,26 +181,25 @@ def prepare(
     """
     planned = plans(experiment, cache, progress)
     built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
-    made = initramfs(experiment, cache)
+    image_built = initramfs(experiment, cache)
     first = next(iter(built.values()))
-    here = machine(experiment, first, made, cache, progress, cancel=cancel, family=family)
-    guests = Guests(made, here, cache)
+    here = machine(experiment, first, image_built, cache, progress, cancel=cancel, family=family)
+    guests = Guests(image_built, here, cache)
     trials = tuple(
         trial(experiment, arm, seed, guests, vmlinux=kernel.vmlinux, sha256=kernel.vmlinux_sha256)
         for arm, kernel in built.items()
         for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
     )
-    document = {
-        "schema": DOCUMENT_SCHEMA,
-        "experiment": experiment.model_dump(mode="json"),
-        "trials": {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials},
-        "provenance": {
-            "kernels": {arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
-            "guest_commands": {arm: guest_commands(experiment, arm) for arm in experiment.arms},
-            **machine_facts(experiment, here, made),
-        },
-    }
-    return Campaign(trials, document)
+    plan = Plan(
+        schema=1,
+        experiment=experiment,
+        trials={trial.id: PlannedTrial(arm=trial.arm, seed=trial.seed) for trial in trials},
+        provenance=Provenance(
+            kernels={arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
+            **dict(guest_facts(experiment, here, image_built)),
+        ),
+    )
+    return Campaign(trials, plan)
 
 
 @dataclass(frozen=True)
@@ -225,56 +233,59 @@ def trial(
     )
 
 
-def machine_facts(experiment: Experiment, here: Machine, initramfs: Image) -> dict[str, Any]:
-    """Where trials ran and what with, for the ledger."""
+def guest_facts(experiment: Experiment, here: Machine, initramfs: Image) -> GuestFacts:
+    """Where an experiment's trials run and what with."""
     shapes = {arm: with_arguments(here.shape, experiment, arm) for arm in experiment.arms}
-    return {
-        "testbed": own_version(),
-        "initramfs": {"sha256": initramfs.sha256},
-        "qemu": here.qemu.version,
-        "qemu_family": here.qemu.family,
-        "accelerator": {"name": here.accel.name, "reason": here.accel.reason},
-        "fallback": here.fallback,
-        "kernel_command_lines": {arm: shape.kernel_cmdline for arm, shape in shapes.items()},
-        "host": {
-            "cpu": host_cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "kernel": platform.release(),
-            "machine": platform.machine(),
-        },
-    }
+    return GuestFacts(
+        guest_commands={arm: guest_commands(experiment, arm) for arm in experiment.arms},
+        testbed=own_version(),
+        initramfs=Initramfs(sha256=initramfs.sha256),
+        qemu=here.qemu.version,
+        qemu_family=here.qemu.family,
+        accelerator=Accelerator(name=here.accel.name, reason=here.accel.reason),
+        fallback=here.fallback,
+        kernel_command_lines={arm: shape.kernel_cmdline for arm, shape in shapes.items()},
+        host=Host(
+            cpu=host_cpu(),
+            cores=len(os.sched_getaffinity(0)),
+            kernel=platform.release(),
+            machine=platform.machine(),
+        ),
+    )
 
 
-def guest_commands(experiment: Experiment, arm: str) -> list[str]:
+def guest_commands(experiment: Experiment, arm: str) -> tuple[str, ...]:
     """What the guests of an arm are told, in order."""
     told = script(experiment, arm, "SEED")
-    return [*told.set_up, told.run]
+    return (*told.set_up, told.run)
 
 
-def kernel_facts(kernel: Kernel, plan: Plan) -> dict[str, Any]:
-    """What a kernel is and what it was made of, for the ledger."""
-    return {
-        "source": kernel.source,
-        "source_identity": plan.source.identity,
-        "release": kernel.release,
-        "patches": list(kernel.patches),
-        "diffstat": {patch.name: series.diffstat(patch) for patch in plan.patches},
-        "patches_sha256": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
-        "config_sha256": hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
-        "build_key": kernel.key,
-        "vmlinux_sha256": kernel.vmlinux_sha256,
-        "tools": list(kernel.tools),
-    }
+def kernel_facts(kernel: Kernel, plan: build.Plan) -> KernelFacts:
+    """What a kernel is and what it was made of."""
+    return KernelFacts(
+        source=kernel.source,
+        source_identity=plan.source.identity,
+        release=kernel.release,
+        patches=tuple(kernel.patches),
+        diffstat={patch.name: dict(patch.diffstat) for patch in plan.patches},
+        patches_sha256={patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+        config_sha256=hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
+        build_key=kernel.key,
+        vmlinux_sha256=kernel.vmlinux_sha256,
+        tools=tuple(kernel.tools),
+    )
 
 
 def own_version() -> str:
-    """The commit of this checkout, with `-dirty` when it was changed; else the package's version."""
-    describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = process.run(describe, timeout=20, error=HostError, check=False)
-    except HostError:
-        return metadata.version("testbed")
-    return done.stdout.decode().strip() or metadata.version("testbed")
+    """The commit of a checkout, with `-dirty` when it was changed; else the package's version."""
+    # Any other repository around an installed package is none of ours. In a work tree .git is a file.
+    if not is_installed() and (REPOSITORY / ".git").exists():
+        describe = (f"--work-tree={REPOSITORY}", "describe", "--always", "--dirty", "--abbrev=12")
+        # There may be no git here.
+        with contextlib.suppress(HostError):
+            done = source.git(REPOSITORY / ".git", *describe, timeout=20, error=HostError)
+            return done.stdout.decode().strip()
+    return metadata.version(DISTRIBUTION)
 
 
 def host_cpu() -> str:

@@ -18,7 +18,9 @@ from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import DeadlineSpec
 from testbed.experiment.script import Script
 from testbed.guest import rendezvous, snapshot
-from testbed.guest.machine import Guest
+from testbed.guest.deterministic import Onlooker, ResumedGuest
+from testbed.guest.guest import Guest
+from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
 from testbed.guest.snapshot import Start
@@ -92,31 +94,65 @@ class Trial:
         )
 
 
-def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
-    """Run a trial once; return what became of it and the raw console log, up to the workload's end.
+@dataclass(frozen=True)
+class Attempt:
+    """What came of one attempt at a trial: its record, its raw console log and what that says."""
+
+    record: Record
+    log: bytes
+    measurement: Measurement
+
+
+class Course:
+    """How far a trial has come: seconds of wall time per stage, and the guest's memory in bytes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.memory: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note how long something takes."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - began, 3)
+
+    def note_memory(self, balloon: int, mark: Mark) -> None:
+        """Note what init says it has. Raises GuestFailed if that is more than the balloon was to leave."""
+        total, free = (int(mark.fields[name]) * 1024 for name in ("total_kb", "free_kb"))
+        self.memory = {"balloon": balloon, "total": total, "free": free}
+        if total > balloon:
+            raise GuestFailed(
+                f"the balloon was inflated to {balloon >> 10} KiB, but the guest's MemTotal is "
+                f"{total >> 10} KiB"
+            )
+
+
+def run(trial: Trial, attempt: int, cancel: threading.Event) -> Attempt:
+    """Run a trial once; the log of what became of it goes up to the workload's end.
 
     Never raises for what a guest does; raises Interrupted when `cancel` is set, HostError when QEMU
     cannot be started.
     """
-    took = Stages()
-    memory: dict[str, int] = {}
+    course = Course()
     outcome, detail, log, command_line = MEASURED, "", b"", ""
+    measurement: Measurement | None = None
     started = datetime.datetime.now(datetime.UTC)
     try:
-        machine = guest(trial, cancel, took)
+        running = guest(trial, cancel, course)
         try:
-            with machine, machine.explained():
-                end = _drive(machine, trial, memory, took)
-                _judge(parse(machine.log), end)
+            with running, running.explained():
+                end = drive(running, trial, course)
+                measurement = parse(up_to_the_end(running.log))
+                _judge(measurement, end)
         finally:
-            command_line, log = machine.command_line, machine.log
+            command_line, log = running.command_line, up_to_the_end(running.log)
     except GuestFailed as failed:
         outcome, detail = failed.outcome, str(failed)
     except GuestError as lost:
         outcome, detail = LOST, str(lost)
-    if last := END.search(log):
-        # How much more comes before QEMU ends depends on the host.
-        log = log[: last.end()]
     record = Record(
         trial=trial.id,
         arm=trial.arm,
@@ -124,79 +160,68 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> tuple[Record, by
         attempt=attempt,
         outcome=outcome,
         detail=detail,
-        memory=memory,
-        stages=took.seconds,
+        memory=course.memory,
+        stages=course.seconds,
         command_line=command_line,
         started=started.isoformat(timespec="seconds"),
     )
-    return record, log
+    return Attempt(record, log, measurement or parse(log))
 
 
-class Stages:
-    """Seconds of wall time per stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.monotonic() - began, 3)
+def up_to_the_end(log: bytes) -> bytes:
+    """A console log up to the workload's end. How much more comes before QEMU ends depends on the host."""
+    end = END.search(log)
+    return log[: end.end()] if end else log
 
 
-def guest(trial: Trial, cancel: threading.Event, took: Stages | None = None) -> Guest:
-    """The guest of a trial, not yet running; a snapshot to start from is taken if need be."""
+def guest(
+    trial: Trial, cancel: threading.Event, course: Course, onlooker: Onlooker | None = None
+) -> LiveGuest | ResumedGuest:
+    """The guest of a trial, not yet running; a snapshot to start from is taken if need be.
+
+    An `onlooker` may look at a deterministic one on its way.
+    """
     if not trial.deterministic:
-        return Guest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu.program, cancel=cancel)
-    with (took or Stages()).stage("snapshot"):
+        return LiveGuest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu.program, cancel=cancel)
+    with course.stage("snapshot"):
         path = snapshot.ensure(trial.start, trial.plugin, trial.cache, trial.deadlines.boot, cancel)
-    return Guest(
+    return ResumedGuest(
         trial.shape,
         trial.vmlinux,
         trial.initramfs,
-        qemu=trial.qemu.program,
-        cancel=cancel,
         given=trial.start.given("memory", trial.script.run),
         plugin=trial.plugin(),
         snapshot=path,
+        onlooker=onlooker,
+        qemu=trial.qemu.program,
+        cancel=cancel,
     )
 
 
-def _drive(guest: Guest, trial: Trial, memory: dict[str, int], took: Stages) -> Mark:
-    """Take the guest through its stages; note memory in bytes on the way."""
-    deadlines = trial.deadlines
-    if trial.deterministic:
-        with took.stage("boot"):
-            guest.resume(deadlines.boot)
-            mark = guest.answer("memory")
-        memory["balloon"] = trial.memory
-        _note_memory(mark, memory)
-        with took.stage("workload"):
-            return _work(guest, trial)
-    with took.stage("boot"):
-        ready = guest.boot(deadlines.boot)
-    guest.require_all_cpus(ready)
-    with took.stage("balloon"):
-        memory["balloon"] = guest.balloon(trial.memory, deadlines.balloon)
-    _note_memory(guest.command("memory", "memory"), memory)
-    for line in trial.script.set_up:
-        guest.command(line)
-    with took.stage("workload"):
-        guest.console.type(trial.script.run)
+def drive(guest: LiveGuest | ResumedGuest, trial: Trial, course: Course) -> Mark:
+    """Take a guest through its stages, up to the workload's end, which is returned."""
+    if isinstance(guest, ResumedGuest):
+        with course.stage("boot"):
+            guest.resume(trial.deadlines.boot)
+            course.note_memory(trial.memory, guest.answer("memory"))
+    else:
+        _set_up(guest, trial, course)
+        guest.type(trial.script.run)
+    with course.stage("workload"):
         return _work(guest, trial)
 
 
-def _note_memory(mark: Mark, memory: dict[str, int]) -> None:
-    memory["total"] = int(mark.fields["total_kb"]) * 1024
-    memory["free"] = int(mark.fields["free_kb"]) * 1024
-    if memory["total"] > memory["balloon"]:
-        raise GuestFailed(
-            f"the balloon was inflated to {memory['balloon'] >> 10} KiB, but the guest's MemTotal is "
-            f"{memory['total'] >> 10} KiB"
-        )
+def _set_up(guest: LiveGuest, trial: Trial, course: Course) -> None:
+    """What a deterministic guest has behind it at its snapshot."""
+    deadlines = trial.deadlines
+    with course.stage("boot"):
+        ready = guest.boot(deadlines.boot)
+    guest.require_all_cpus(ready)
+    with course.stage("balloon"):
+        balloon = guest.balloon(trial.memory, deadlines.balloon)
+    course.note_memory(balloon, guest.command("memory", "memory"))
+    for line in trial.script.set_up:
+        guest.command(line)
 
 
 def _work(guest: Guest, trial: Trial) -> Mark:

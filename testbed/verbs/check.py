@@ -4,22 +4,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from testbed.analysis.bisect import suspicion
+from testbed.analysis.bisect.posterior import suspicion
 from testbed.analysis.likeness import unlike
+from testbed.analysis.parse import parse
 from testbed.analysis.statistics import LEAST_PAIRS
 from testbed.experiment import Experiment
 from testbed.host.errors import BuildError, GuestLost, SpecError
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.plan import Plan
 from testbed.ledger.record import LOST, MEASURED, Record, final
 from testbed.trials import pool, prepare
-from testbed.trials.pool import Progress
+from testbed.trials.pool import Job, Progress
+from testbed.trials.trial import Attempt, Trial
 from testbed.verbs import results
-from testbed.verbs.bisect import FAILURES, Metric
+from testbed.verbs.quantity import FAILURES, Quantity
 
 # As `git bisect run` has them.
 GOOD, BAD, CANNOT_TELL = 0, 1, 125
@@ -39,33 +43,32 @@ class Side:
     """One of the results that a kernel is held against: its plan and the values of one arm, by seed."""
 
     path: Path
-    plan: Mapping[str, Any]
+    plan: Plan
     values: Sequence[float]
 
 
-def side(path: Path, metric: Metric) -> Side:
-    """The values of a metric in a RESULT or RESULT:ARM. Raises SpecError when there are too few of them."""
-    with Ledger.open(results.chosen(path)[0]) as ledger:
+def side(path: Path, quantity: Quantity) -> Side:
+    """The values of a quantity in a RESULT or RESULT:ARM. Raises SpecError when there are too few of them."""
+    with Ledger.open(results.result_and_arm(path)[0]) as ledger:
         plan = ledger.plan()
         arm = results.arm_of(path, plan)
-        records = [r for r in ledger.records() if r.trial in plan["trials"] and r.arm == arm]
-        values = list(_values(ledger, records, metric))
+        records = [r for r in final(ledger.records()).values() if r.trial in plan.trials and r.arm == arm]
+        told = (_value(quantity, ledger, record) for record in records if record.outcome != LOST)
+        values = [value for value in told if value is not None]
     least = LEAST_PAIRS[True]
     if len(values) < least:
-        raise SpecError(f"{path}: {len(values)} values of {metric.name}; at least {least} are needed")
+        raise SpecError(f"{path}: {len(values)} values of {quantity.name}; at least {least} are needed")
     return Side(path, plan, values)
 
 
-def _values(ledger: Ledger, records: Sequence[Record], metric: Metric) -> Iterator[float]:
-    for record in final(records).values():
-        if record.outcome != LOST and (value := metric.value(record, ledger.log(record))) is not None:
-            yield value
+def _value(quantity: Quantity, ledger: Ledger, record: Record) -> float | None:
+    return quantity.value(record, lambda: parse(ledger.log(record)))
 
 
 def check(
     experiment: Experiment,
     sides: tuple[Side, Side],
-    metric: Metric,
+    quantity: Quantity,
     *,
     confidence: float,
     cache: Path,
@@ -73,9 +76,10 @@ def check(
 ) -> int:
     """Measure the experiment's first arm, seed by seed, until it is clear what it is like.
 
-    The result goes beside the good one. Raises SpecError for results that were not measured alike.
+    The result goes beside the good one. Raises SpecError for results that were not measured alike, GuestLost
+    for a trial that is lost again and again.
     """
-    good, bad = sides
+    good, _ = sides
     try:
         ready = prepare.prepare(experiment.only(), cache, watch.note, threading.Event())
     except BuildError as failed:
@@ -85,26 +89,77 @@ def check(
         watch.note(f"cannot tell: the experiment does not fit it: {bad_fit}")
         return CANNOT_TELL
     for other in sides:
-        if differences := list(unlike(other.plan, ready.document)):
+        if differences := list(unlike(other.plan, ready.plan)):
             raise SpecError(f"{other.path} was not measured like this: {'; '.join(differences)}")
-    home = results.chosen(good.path)[0].resolve().parent / f"check-{ready.trials[0].vmlinux_sha256[:12]}"
+    home = (
+        results.result_and_arm(good.path)[0].resolve().parent / f"check-{ready.trials[0].vmlinux_sha256[:12]}"
+    )
     with Ledger.create(home) as ledger:
-        ledger.set_plan(ready.document)
-        for trial in ready.trials:
-            pool.run([t for t in ready.trials if t.seed <= trial.seed], ledger, 1, watch)
-            records = final(ledger.records())
-            if records[trial.id].outcome == LOST:
-                raise GuestLost(records[trial.id].detail)
-            values = list(_values(ledger, list(records.values()), metric))
-            failures = [r.outcome for r in records.values() if r.outcome not in (LOST, MEASURED)]
-            if not values and len(failures) >= ENOUGH_FAILURES:
-                watch.note(f"cannot tell: it {FAILURES[failures[0]]}")
-                return CANNOT_TELL
-            p = suspicion(good.values, bad.values, values, metric.measured.kind)
-            said = f"{100 * p:.1f} % that it is bad, after {len(values)} seeds"
-            if p >= confidence or p <= 1 - confidence:
-                watch.note(f"{'bad' if p >= confidence else 'good'}: {said}")
-                return BAD if p >= confidence else GOOD
-            watch.note(f"{len(values)} {'is' if len(values) == 1 else 'are'} not enough: {said}")
-    watch.note(f"cannot tell with {experiment.seeds} seeds; give more with --seeds")
-    return CANNOT_TELL
+        ledger.set_plan(ready.plan)
+        checked = _Check(ready.trials, sides, quantity, confidence=confidence, ledger=ledger, watch=watch)
+        pool.work(checked.next_seed, ledger, watch.ended)
+    if checked.verdict is None:
+        watch.note(f"cannot tell with {experiment.seeds} seeds; give more with --seeds")
+        return CANNOT_TELL
+    return checked.verdict
+
+
+class _Check:
+    """Values of a kernel, seed by seed, until there is a `verdict`."""
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        sides: tuple[Side, Side],
+        quantity: Quantity,
+        *,
+        confidence: float,
+        ledger: Ledger,
+        watch: Watch,
+    ) -> None:
+        self._good, self._bad = sides
+        self._quantity, self._confidence, self._watch = quantity, confidence, watch
+        self._values: list[float] = []
+        self._failures: list[str] = []
+        self.verdict: int | None = None
+        kept = {id_: record for id_, record in final(ledger.records()).items() if record.outcome != LOST}
+        self._waiting = deque(trial for trial in trials if trial.id not in kept)
+        watch.started(len(trials), len(trials) - len(self._waiting), 1)
+        for trial in trials:
+            if trial.id in kept and self.verdict is None:
+                self._take(kept[trial.id], _value(quantity, ledger, kept[trial.id]))
+
+    def next_seed(self, running: Sequence[Job]) -> Sequence[Job] | None:
+        """For the pool: one trial at a time, each of the next seed."""
+        if running:
+            return ()
+        if self.verdict is not None or not self._waiting:
+            return None
+        return [pool.trial_job(self._waiting.popleft(), self._ended)]
+
+    def _ended(self, attempt: Attempt) -> None:
+        if attempt.record.outcome == LOST:
+            raise GuestLost(attempt.record.detail)
+        self._take(attempt.record, self._quantity.value(attempt.record, lambda: attempt.measurement))
+
+    def _take(self, record: Record, value: float | None) -> None:
+        """Take in what a seed gave: is it enough?"""
+        if value is not None:
+            self._values.append(value)
+        if record.outcome != MEASURED:
+            self._failures.append(record.outcome)
+        if not self._values and len(self._failures) >= ENOUGH_FAILURES:
+            self._watch.note(f"cannot tell: it {FAILURES[self._failures[0]]}")
+            self.verdict = CANNOT_TELL
+            return
+        count, kind = len(self._values), self._quantity.measured.kind
+        p = suspicion(self._good.values, self._bad.values, self._values, kind)
+        so_far = f"{100 * p:.1f} % that it is bad, after {count} seeds"
+        if p >= self._confidence:
+            self._watch.note(f"bad: {so_far}")
+            self.verdict = BAD
+        elif p <= 1 - self._confidence:
+            self._watch.note(f"good: {so_far}")
+            self.verdict = GOOD
+        else:
+            self._watch.note(f"{count} {'is' if count == 1 else 'are'} not enough: {so_far}")

@@ -14,7 +14,7 @@ from testbed.guest.shape import Shape, by_hand
 from testbed.host.process import pasteable
 from testbed.kernel import build
 from testbed.kernel.build import Plan
-from testbed.progress import duration
+from testbed.report.words import duration
 from testbed.trials import pool, prepare
 
 # Measured with 8 vCPUs on two cores, and good for an estimate only: wall time per second of a deterministic

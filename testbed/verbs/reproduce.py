@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import lzma
 import shutil
 import tarfile
@@ -18,22 +17,26 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from testbed.experiment import Experiment
+from pydantic import ValidationError
+
 from testbed.guest import qemu, snapshot
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.host.errors import SpecError, StoreError
+from testbed.host.files import staged
 from testbed.host.paths import sha256
+from testbed.ledger.document import OtherVersionError, mistake, parsed
 from testbed.ledger.ledger import LEDGER, Ledger
+from testbed.ledger.manifest import BundledManifest, Expected, Manifest, ManifestKernel
+from testbed.ledger.plan import Plan
 from testbed.ledger.record import LOST, Record, final
 from testbed.trials import prepare
 from testbed.trials.prepare import Guests, Machine
 from testbed.trials.trial import Trial
 
-SCHEMA = 1
-_TEXTS = ("qemu_family", "booted_by", "initramfs_sha256")
+M = TypeVar("M", bound=Manifest)
 # What counts is a dictionary in which the second kernel finds the first, and a snapshot the one before. With
 # that, a quick search for matches is ten times faster than the preset's own, for a file larger by a tenth.
 _XZ = [
@@ -50,23 +53,11 @@ _HANG = "hang"
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a trial gave."""
-
-    trial: str
-    arm: str
-    seed: int
-    outcome: str
-    log_sha256: str
-
-
-@dataclass(frozen=True)
 class Repeat:
     """Trials that can run here, and what is expected of each. `result` has their logs, if anything has."""
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     trials: tuple[Trial, ...]
-    expected: Mapping[str, Expected]
     result: Path | None = None
 
 
@@ -79,36 +70,37 @@ class Difference:
     explanation: str
 
 
-def manifest(plan: Mapping[str, Any], records: Sequence[Record], where: Path) -> dict[str, Any]:
+def manifest(plan: Plan, records: Sequence[Record], where: Path) -> Manifest:
     """The manifest of a result. Raises SpecError when its trials cannot be done again."""
-    facts = plan["provenance"]
-    if facts["accelerator"]["name"] != "icount":
+    facts = plan.provenance
+    if not facts.deterministic:
         raise SpecError(
-            f"{where}: its guests ran in real time ({facts['accelerator']['name']}); "
+            f"{where}: its guests ran in real time ({facts.accelerator.name}); "
             "only deterministic results can be done again"
         )
     # A hang ended when the host's clock said so.
-    done = [
-        r for r in final(records).values() if r.trial in plan["trials"] and r.outcome not in (LOST, _HANG)
-    ]
+    done = [r for r in final(records).values() if r.trial in plan.trials and r.outcome not in (LOST, _HANG)]
     if not done:
         raise SpecError(f"{where}: no trial of it has ended")
-    return {
-        "schema": SCHEMA,
-        "name": plan["experiment"]["name"],
-        "qemu_family": facts["qemu_family"],
-        "booted_by": facts["qemu"],
-        "experiment": plan["experiment"],
-        "initramfs_sha256": facts["initramfs"]["sha256"],
-        "kernels": {
-            arm: {key: kernel[key] for key in ("vmlinux_sha256", "source", "release", "patches", "tools")}
-            for arm, kernel in facts["kernels"].items()
-        },
-        "trials": [
-            {"trial": r.trial, "arm": r.arm, "seed": r.seed, "outcome": r.outcome, "log_sha256": r.log_sha256}
-            for r in sorted(done, key=lambda r: (r.seed, r.arm))
-        ],
-    }
+    try:
+        return Manifest(
+            schema=1,
+            name=plan.experiment.name,
+            qemu_family=facts.qemu_family,
+            booted_by=facts.qemu,
+            experiment=plan.experiment,
+            initramfs_sha256=facts.initramfs.sha256,
+            kernels={
+                arm: ManifestKernel(**kernel.model_dump(include=set(ManifestKernel.model_fields)))
+                for arm, kernel in facts.kernels.items()
+            },
+            trials=tuple(
+                Expected(trial=r.trial, arm=r.arm, seed=r.seed, outcome=r.outcome, log_sha256=r.log_sha256)
+                for r in sorted(done, key=lambda r: (r.seed, r.arm))
+            ),
+        )
+    except ValidationError as invalid:
+        raise SpecError(f"{where}: cannot be done again: {mistake(invalid)}") from invalid
 
 
 def load(path: Path, cache: Path, scratch: Path, progress: Callable[[str], None]) -> Repeat:
@@ -119,21 +111,22 @@ def load(path: Path, cache: Path, scratch: Path, progress: Callable[[str], None]
     """
     if path.is_dir():
         with Ledger.open(path) as ledger:
-            said = _checked(manifest(ledger.plan(), ledger.records(), path), path)
-        return replace(_rebuilt(said, path, cache, progress), result=path)
+            there = manifest(ledger.plan(), ledger.records(), path)
+        return replace(_rebuilt(there, path, cache, progress), result=path)
     if not path.is_file():
         raise SpecError(f"{path}: neither a result directory (with {LEDGER}), a manifest nor a bundle")
     if tarfile.is_tarfile(path):
         _extract(path, scratch)
-        return _bundled(_read(scratch / "manifest.json", path), path, scratch, cache, progress)
-    return _rebuilt(_read(path, path), path, cache, progress)
+        there_too = _read(BundledManifest, scratch / "manifest.json", path)
+        return _bundled(there_too, path, scratch, cache, progress)
+    return _rebuilt(_read(Manifest, path, path), path, cache, progress)
 
 
 def differences(repeat: Repeat, again: Ledger) -> list[Difference]:
     """The trials of `again` that did not give what was expected."""
-    found = []
+    found, all_expected = [], repeat.manifest.expected
     for record in final(again.records()).values():
-        expected = repeat.expected[record.trial]
+        expected = all_expected[record.trial]
         if (record.outcome, record.log_sha256) == (expected.outcome, expected.log_sha256):
             continue
         explanation = f"sha256 of the log: expected {expected.log_sha256}, got {record.log_sha256}"
@@ -187,14 +180,12 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
         texts = {"report.md": report.encode()}
         hashes = {name: sha256(path) for name, path in files.items()}
         hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
-        texts["manifest.json"] = (json.dumps({**repeat.manifest, "files": hashes}, indent=1) + "\n").encode()
+        texts["manifest.json"] = (repeat.manifest.bundled(hashes).text(indent=1) + "\n").encode()
         progress(f"compressing {sum(path.stat().st_size for path in files.values()) >> 20} MiB")
-        draft = target.with_name(target.name + ".tmp")
         try:
-            _pack(draft, files, texts)
-            draft.replace(target)
+            with staged(target) as draft:
+                _pack(draft, files, texts)
         except OSError as unwritable:
-            draft.unlink(missing_ok=True)
             raise StoreError(f"{target}: not written: {unwritable.strerror}") from unwritable
 
 
@@ -233,114 +224,71 @@ def _extract(path: Path, target: Path) -> None:
         raise SpecError(f"{path}: not a bundle, or damaged: {bad}") from bad
 
 
-def _read(path: Path, named: Path) -> dict[str, Any]:
+def _read(kind: type[M], path: Path, named: Path) -> M:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        return parsed(kind, path.read_bytes())
+    except OtherVersionError as other:
+        raise SpecError(f"{named}: a manifest {other}") from other
     except (OSError, ValueError) as bad:
-        raise SpecError(f"{named}: not a manifest: {str(bad).splitlines()[0]}") from bad
-    return _checked(said, named)
+        raise SpecError(f"{named}: not a manifest: {bad}") from bad
 
 
-def _checked(said: Any, named: Path) -> dict[str, Any]:
-    """A manifest, once all that is read of it is known to be there."""
-    try:
-        if said["schema"] != SCHEMA:
-            raise SpecError(f"{named}: a manifest of version {said['schema']}; this testbed reads {SCHEMA}")
-        _pinned(said)
-        for text in (*(said[key] for key in _TEXTS), *dict(said.get("files", {})).values()):
-            _text(text)
-        for expected in _expected(said).values():
-            kernel = said["kernels"][expected.arm]
-            for text in (kernel["vmlinux_sha256"], kernel["source"], *kernel["tools"]):
-                _text(text)
-    except (ValueError, KeyError, TypeError) as bad:
-        what = f"there is no {bad} in it" if isinstance(bad, KeyError) else str(bad).splitlines()[0]
-        raise SpecError(f"{named}: not a manifest: {what}") from bad
-    return dict(said)
-
-
-def _text(value: object) -> None:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not text")
-
-
-def _experiment(said: Mapping[str, Any]) -> Experiment:
-    experiment = Experiment.model_validate_json(json.dumps(said["experiment"]))
-    last = max(trial["seed"] for trial in said["trials"])
-    return experiment.model_copy(update={"seeds": last - experiment.first_seed + 1})
-
-
-def _pinned(said: Mapping[str, Any]) -> Experiment:
-    """The experiment, of the very version of a Debian package that was measured."""
-    kernel = said["experiment"]["kernel"]
-    package = kernel.get("debian")
-    if package is None or "=" in package:
-        return _experiment(said)
-    _, _, version = str(said["kernels"][said["trials"][0]["arm"]]["source"]).partition(" ")
-    pinned = {**kernel, "debian": f"{package}={version}"}
-    return _experiment({**said, "experiment": {**said["experiment"], "kernel": pinned}})
-
-
-def _expected(said: Mapping[str, Any]) -> dict[str, Expected]:
-    return {trial["trial"]: Expected(**trial) for trial in said["trials"]}
-
-
-def _rebuilt(said: Mapping[str, Any], path: Path, cache: Path, progress: Callable[[str], None]) -> Repeat:
+def _rebuilt(manifest: Manifest, path: Path, cache: Path, progress: Callable[[str], None]) -> Repeat:
     """From this checkout's sources, which must give the same kernels and the same initramfs."""
-    ready = prepare.prepare(_pinned(said), cache, progress, family=said["qemu_family"])
-    here = ready.document["provenance"]
+    ready = prepare.prepare(manifest.pinned(), cache, progress, family=manifest.qemu_family)
+    here = ready.plan.provenance
     unlike = [
-        f"vmlinux of {arm} is {here['kernels'][arm]['vmlinux_sha256'][:12]}, "
-        f"not {there['vmlinux_sha256'][:12]} ({there['source']}, {'; '.join(there['tools'])})"
-        for arm, there in said["kernels"].items()
-        if here["kernels"][arm]["vmlinux_sha256"] != there["vmlinux_sha256"]
+        f"vmlinux of {arm} is {here.kernels[arm].vmlinux_sha256[:12]}, "
+        f"not {there.vmlinux_sha256[:12]} ({there.source}, {'; '.join(there.tools)})"
+        for arm, there in manifest.kernels.items()
+        if here.kernels[arm].vmlinux_sha256 != there.vmlinux_sha256
     ]
-    if here["initramfs"]["sha256"] != said["initramfs_sha256"]:
-        unlike.append(f"initramfs is {here['initramfs']['sha256'][:12]}, not {said['initramfs_sha256'][:12]}")
-    if here["qemu"] != said["booted_by"]:
-        unlike.append(f"QEMU is {here['qemu']}, not {said['booted_by']}")
+    if here.initramfs.sha256 != manifest.initramfs_sha256:
+        unlike.append(f"initramfs is {here.initramfs.sha256[:12]}, not {manifest.initramfs_sha256[:12]}")
+    if here.qemu != manifest.booted_by:
+        unlike.append(f"QEMU is {here.qemu}, not {manifest.booted_by}")
     if unlike:
         lines = [f"{path}: not as it was measured: {line}" for line in unlike]
         raise SpecError(
             "\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels, initramfs and snapshots"
         )
-    return _matched(said, ready.trials, path)
+    return _matched(manifest, ready.trials, path)
 
 
 def _bundled(
-    said: Mapping[str, Any], path: Path, files: Path, cache: Path, progress: Callable[[str], None]
+    manifest: BundledManifest, path: Path, files: Path, cache: Path, progress: Callable[[str], None]
 ) -> Repeat:
     """From the files that came with it."""
-    experiment = _experiment(said)
+    experiment = manifest.as_measured()
     machine = Machine(
         prepare.shape_of(experiment),
-        qemu.deterministic(cache, progress, said["qemu_family"]),
+        qemu.deterministic(cache, progress, manifest.qemu_family),
         Accel("icount", "as the bundle's"),
-        prepare.environment(said["qemu_family"], said["booted_by"]),
+        prepare.environment(manifest.qemu_family, manifest.booted_by),
     )
     # Its snapshots are not to be taken for those that are made here.
-    guests = Guests(Image(files / "initramfs", said["initramfs_sha256"]), machine, cache=files)
+    guests = Guests(Image(files / "initramfs", manifest.initramfs_sha256), machine, cache=files)
 
     def brought(arm: str, seed: int) -> Trial:
-        vmlinux, digest = files / f"vmlinux.{arm}", said["kernels"][arm]["vmlinux_sha256"]
+        vmlinux, digest = files / f"vmlinux.{arm}", manifest.kernels[arm].vmlinux_sha256
         return replace(
             prepare.trial(experiment, arm, seed, guests, vmlinux=vmlinux, sha256=digest),
             compiled_plugin=files / "rendezvous.so",
-            booted_by=said["booted_by"],
+            booted_by=manifest.booted_by,
         )
 
-    trials = tuple(brought(expected.arm, expected.seed) for expected in _expected(said).values())
+    trials = tuple(brought(expected.arm, expected.seed) for expected in manifest.trials)
     hashes = {
-        **{files / name: digest for name, digest in said.get("files", {}).items()},
+        **{files / name: digest for name, digest in manifest.files.items()},
         **{trial.vmlinux: trial.vmlinux_sha256 for trial in trials},
-        trials[0].initramfs: said["initramfs_sha256"],
+        trials[0].initramfs: manifest.initramfs_sha256,
     }
     for file, digest in hashes.items():
         if not file.is_file() or sha256(file) != digest:
             raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
     for name, trial in _one_of_each_boot(trials):
         snapshot.adopt(trial.start, files / name, files)
-    return _matched(said, trials, path)
+    return _matched(manifest, trials, path)
 
 
 def _one_of_each_boot(trials: Sequence[Trial]) -> Iterator[tuple[str, Trial]]:
@@ -352,12 +300,12 @@ def _one_of_each_boot(trials: Sequence[Trial]) -> Iterator[tuple[str, Trial]]:
             yield f"snapshot.{trial.arm}.{trial.seed}", trial
 
 
-def _matched(said: Mapping[str, Any], trials: Sequence[Trial], path: Path) -> Repeat:
-    expected = _expected(said)
+def _matched(manifest: Manifest, trials: Sequence[Trial], path: Path) -> Repeat:
+    expected = manifest.expected
     chosen = tuple(trial for trial in trials if trial.id in expected)
     if len(chosen) < len(expected):
         raise SpecError(
             f"{path}: {len(expected) - len(chosen)} of its {len(expected)} trials are not what this version "
             "of testbed would run"
         )
-    return Repeat(said, chosen, expected)
+    return Repeat(manifest, chosen)

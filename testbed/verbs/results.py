@@ -1,50 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Results on disk: read, judged, put beside each other, and written as reports. Runs nothing."""
+"""Results on disk: read, judged, put beside each other. Runs nothing and writes nothing."""
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.likeness import unlike
 from testbed.analysis.metrics import METRICS
-from testbed.analysis.parse import parse
-from testbed.experiment import LEAST_SEEDS, Experiment
-from testbed.host.errors import SpecError
+from testbed.analysis.parse import Measurement, parse
+from testbed.experiment import ALPHA, LEAST_SEEDS
+from testbed.host.errors import SpecError, StoreError
 from testbed.ledger import matrix as cells
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
+from testbed.ledger.plan import Plan, PlannedTrial
 from testbed.ledger.record import Record, final
-from testbed.report import interchange as machine
-from testbed.report import matrix, text
-from testbed.report.document import ALPHA, compared, document, looks, margins
+from testbed.report import matrix
+from testbed.report.document import ComparisonReport, compared, document
+from testbed.report.matrix import MatrixReport
 
 if TYPE_CHECKING:
     # What needs scipy or matplotlib takes long to import: where it is used, and no earlier.
-    from matplotlib.figure import Figure
 
+    from testbed.analysis.decision import Decision, Judgement
     from testbed.analysis.history import Point
-    from testbed.analysis.verdict import Decision, Judgement
-
-Warn = Callable[[str], None]
-# Form -> the file in a result directory, and what makes it of the document.
-FORMS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "json": ("report.json", lambda result: json.dumps(result, indent=2) + "\n"),
-    "markdown": ("report.md", text.markdown),
-    "junit": ("report.xml", machine.junit),
-    "ktap": ("report.ktap", machine.ktap),
-}
+    from testbed.report.selfcheck import SelfcheckReport
 
 
 @dataclass(frozen=True)
 class Result:
     """A plan, the trials of it that have ended, and the records of all their attempts."""
 
-    plan: Mapping[str, Any]
+    plan: Plan
     observations: tuple[Observation, ...]
     records: tuple[Record, ...]
 
@@ -54,17 +46,27 @@ class Result:
         return compared(self.plan, self.observations)
 
 
-def load(directory: Path) -> Result:
-    """The result in a directory. Raises SpecError when there is none, StoreError when it is damaged."""
+def load(directory: Path, measurements: Mapping[str, Measurement] = MappingProxyType({})) -> Result:
+    """The result in a directory. Raises SpecError when there is none, StoreError when it is damaged.
+
+    Logs are parsed of trials that are not among `measurements`.
+    """
     with Ledger.open(directory) as ledger:
-        return read(ledger)
+        return read(ledger, measurements)
 
 
-def read(ledger: Ledger) -> Result:
-    """What a ledger has of its last plan."""
+def read(ledger: Ledger, measurements: Mapping[str, Measurement] = MappingProxyType({})) -> Result:
+    """What a ledger has of its last plan; logs are parsed of trials that are not among `measurements`."""
     plan = ledger.plan()
-    records = [record for record in ledger.records() if record.trial in plan["trials"]]
-    observations = (Observation(r, parse(ledger.log(r))) for r in final(records).values())
+    records = [record for record in ledger.records() if record.trial in plan.trials]
+    for record in records:
+        if PlannedTrial(arm=record.arm, seed=record.seed) != plan.trials[record.trial]:
+            raise StoreError(
+                f"{ledger.directory / LEDGER}: the record of trial {record.trial} is not what was planned"
+            )
+    observations = (
+        Observation(r, measurements.get(r.trial) or parse(ledger.log(r))) for r in final(records).values()
+    )
     return Result(plan, tuple(observations), tuple(records))
 
 
@@ -76,44 +78,43 @@ def is_matrix(directory: Path) -> bool:
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-def judged(result: Result, full: bool = True) -> dict[str, Judgement]:
+def judgements(result: Result, full: bool = True) -> dict[str, Judgement]:
     """Arm -> the verdicts on it; none without a primary metric. `full` is as in analysis.verdict.judge()."""
-    wanted = margins(result.plan)
-    if not wanted:
+    experiment = result.plan.experiment
+    if not experiment.primary:
         return {}
-    from testbed.analysis.judge import judgements  # noqa: PLC0415
+    from testbed.analysis import judge  # noqa: PLC0415
 
-    experiment = result.plan["experiment"]
-    return judgements(
+    return judge.judgements(
         result.comparison,
-        wanted,
-        alpha=experiment.get("alpha", ALPHA),
-        sequential=looks(experiment),
+        {name: primary.margin for name, primary in experiment.primary.items()},
+        alpha=experiment.alpha,
+        sequential=experiment.looks,
         full=full,
     )
 
 
 def decided(result: Result) -> bool:
     """Whether every primary metric of every arm is decided."""
-    return all(judgement.decided for judgement in judged(result, full=False).values())
+    return all(judgement.decided for judgement in judgements(result, full=False).values())
 
 
-def untold(result: Result) -> list[str]:
+def metrics_without_values(result: Result) -> list[str]:
     """The primary metrics of which no trial has a value."""
     arms = result.comparison.arms.values()
-    return [name for name in margins(result.plan) if not any(arm.values[name] for arm in arms)]
+    return [name for name in result.plan.experiment.primary if not any(arm.values[name] for arm in arms)]
 
 
-def report(result: Result, full: bool = True) -> Any:
-    """The document of a result. `full` is as in analysis.verdict.judge()."""
-    verdicts = judged(result, full)
+def report(result: Result, full: bool = True) -> ComparisonReport:
+    """The report of a result. `full` is as in analysis.verdict.judge()."""
+    verdicts = judgements(result, full)
     return document(result.plan, result.comparison, result.observations, result.records, verdicts)
 
 
 # --- two results, and many -----------------------------------------------------------------------
 
 
-def chosen(path: Path) -> tuple[Path, str | None]:
+def result_and_arm(path: Path) -> tuple[Path, str | None]:
     """RESULT or RESULT:ARM, taken apart."""
     if not path.exists() and ":" in path.name:
         name, _, arm = path.name.rpartition(":")
@@ -121,17 +122,17 @@ def chosen(path: Path) -> tuple[Path, str | None]:
     return path, None
 
 
-def arm_of(path: Path, plan: Mapping[str, Any]) -> str:
+def arm_of(path: Path, plan: Plan) -> str:
     """Which arm RESULT or RESULT:ARM means in its plan: the first, if none is named. Raises SpecError."""
-    directory, wanted = chosen(path)
-    arms = list(plan["experiment"]["arms"])
+    directory, wanted = result_and_arm(path)
+    arms = list(plan.experiment.arms)
     if wanted is not None and wanted not in arms:
         raise SpecError(f"{directory}: there is no arm `{wanted}`: {', '.join(arms)}")
     return arms[0] if wanted is None else wanted
 
 
 def _one_arm(path: Path) -> tuple[str, Result]:
-    result = load(chosen(path)[0])
+    result = load(result_and_arm(path)[0])
     return arm_of(path, result.plan), result
 
 
@@ -141,42 +142,36 @@ def joined(paths: Sequence[Path]) -> Result:
     Raises SpecError, naming what differs, unless they were measured alike; and for an arm with itself.
     """
     (arm, first), (other_arm, second) = (_one_arm(path) for path in paths)
-    directories = {chosen(path)[0].resolve() for path in paths}
+    directories = {result_and_arm(path)[0].resolve() for path in paths}
     if len(directories) == 1 and arm == other_arm:
         raise SpecError(f"{paths[0]} and {paths[1]} are the same arm of the same result")
     if differences := list(unlike(first.plan, second.plan)):
         raise SpecError(f"{paths[0]} and {paths[1]} were not measured alike: {'; '.join(differences)}")
-    names = [str(path) for path in paths]
-    experiment = {
-        **first.plan["experiment"],
-        "name": " and ".join(names),
-        "arms": {
-            name: result.plan["experiment"]["arms"][own]
-            for name, result, own in zip(names, (first, second), (arm, other_arm), strict=True)
-        },
-        # Nobody looked while they ran.
-        "sequential": False,
-    }
-    kernels = {
-        name: result.plan["provenance"]["kernels"][own]
-        for name, result, own in zip(names, (first, second), (arm, other_arm), strict=True)
-    }
+    # Names of files need not be UTF-8; documents are.
+    names = [str(path).encode(errors="backslashreplace").decode() for path in paths]
+    sides = list(zip(names, (first.plan, second.plan), (arm, other_arm), strict=True))
+    experiment = first.plan.experiment.model_copy(
+        update={
+            "name": " and ".join(names),
+            "arms": {name: plan.experiment.arms[own] for name, plan, own in sides},
+            # Nobody looked while they ran.
+            "sequential": False,
+        }
+    )
+    kernels = {name: plan.provenance.kernels[own] for name, plan, own in sides}
+    provenance = first.plan.provenance.model_copy(update={"kernels": kernels})
     observations = tuple(
         replace(o, record=replace(o.record, arm=name))
         for name, result, own in zip(names, (first, second), (arm, other_arm), strict=True)
         for o in result.observations
         if o.record.arm == own
     )
-    return Result(
-        {
-            **first.plan,
-            "experiment": experiment,
-            "trials": {o.record.trial: {} for o in observations},
-            "provenance": {**first.plan["provenance"], "kernels": kernels},
-        },
-        observations,
-        tuple(o.record for o in observations),
+    records = tuple(o.record for o in observations)
+    trials = {record.trial: PlannedTrial(arm=record.arm, seed=record.seed) for record in records}
+    plan = first.plan.model_copy(
+        update={"experiment": experiment, "trials": trials, "provenance": provenance}
     )
+    return Result(plan, observations, records)
 
 
 @dataclass(frozen=True)
@@ -203,7 +198,7 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
         raise SpecError(f"there is no metric `{metric}`; `testbed metrics` lists them")
     points = [
         Point(
-            f"{result.plan['provenance']['kernels'][arm]['release']} {arm}",
+            f"{result.plan.provenance.kernels[arm].release} {arm}",
             result.comparison.arms[arm].values[metric],
         )
         for arm, result in found
@@ -218,8 +213,8 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
 # --- comparisons without anything to find --------------------------------------------------------
 
 
-def checked(home: Path) -> Any:
-    """The document of how often the comparisons beneath a directory found what is not there."""
+def selfcheck(home: Path) -> SelfcheckReport:
+    """The report of how often the comparisons beneath a directory found what is not there."""
     from testbed.analysis import selfcheck as placebo  # noqa: PLC0415
     from testbed.report import selfcheck as said  # noqa: PLC0415
 
@@ -229,7 +224,7 @@ def checked(home: Path) -> Any:
         if not (cell.result / LEDGER).exists():
             continue
         result = load(cell.result)
-        experiment = Experiment.model_validate_json(json.dumps(result.plan["experiment"]))
+        experiment = result.plan.experiment
         alpha = experiment.alpha
         titles = {
             m.name: m.title_of(experiment.workload.name) for m in METRICS if m.name in experiment.primary
@@ -237,78 +232,20 @@ def checked(home: Path) -> Any:
         # Whatever is decided, and when: so many seeds there are.
         pairs = LEAST_SEEDS if experiment.looks else experiment.seeds
         seeds = range(experiment.first_seed, experiment.first_seed + pairs)
-        for judgement in judged(result, full=False).values():
-            outcomes.append(placebo.outcome(cell.name, cell.at["kind"], result.comparison, judgement, seeds))
+        for judgement in judgements(result, full=False).values():
+            kind = str(cell.at["kind"])
+            outcomes.append(placebo.outcome(cell.name, kind, result.comparison, judgement, seeds))
     failures = {cell.name: cell.failure for cell in ran if cell.failure}
     return said.document(
         name, placebo.check(outcomes, alpha), outcomes, failures=failures, pairs=pairs, titles=titles
     )
 
 
-def write_check(home: Path, made: Any, warn: Warn) -> None:
-    """The document and its picture, into the directory."""
-    from testbed.report import plots  # noqa: PLC0415
-
-    put(home / "selfcheck.json", json.dumps(made, indent=2) + "\n", warn)
-    told = made["exploratory"]
-    kinds = {kind: values for kind, values in told["kinds"].items() if values}
-    if kinds:
-        count = len(made["comparisons"])
-        title = f"{made['name']}: {count} comparisons without an effect"
-        figure = plots.diagonal(kinds, title, f"a metric in a comparison ({told['pairs']} pairs)")
-        put_picture(home, "selfcheck", figure, warn)
+# --- a matrix ------------------------------------------------------------------------------------
 
 
-# --- on disk -------------------------------------------------------------------------------------
-
-
-def write(directory: Path, result: Result, made: Any, warn: Warn) -> None:
-    """The report in all its forms, and its pictures, into the result directory."""
-    from testbed.report import html, pictures  # noqa: PLC0415
-
-    for name, make in FORMS.values():
-        put(directory / name, make(made), warn)
-    drawn = pictures.pictures(made, result.comparison, result.observations)
-    for picture in drawn:
-        for suffix, data in (("svg", picture.svg), ("png", picture.png)):
-            put(directory / "pictures" / f"{picture.name}.{suffix}", data, warn)
-    put(directory / "report.html", html.page(made, drawn), warn)
-
-
-def write_matrix(home: Path, warn: Warn) -> tuple[Any, dict[str, Any], int]:
-    """The table of a matrix and its heat maps, into its directory.
-
-    Its document, those of the cells that have a result, and the worst exit status.
-    """
-    from testbed.report import plots  # noqa: PLC0415
-
+def matrix_report(home: Path, reports: Mapping[str, ComparisonReport]) -> MatrixReport:
+    """The report of a matrix, made of those of its cells that have a result, by name."""
     name, ran = cells.load(home)
-    documents = {cell.name: report(load(cell.result)) for cell in ran if (cell.result / LEDGER).exists()}
-    outcomes = [matrix.Outcome(cell.at, cell.name, documents.get(cell.name), cell.failure) for cell in ran]
-    made = matrix.document(name, outcomes)
-    put(home / "report.json", json.dumps(made, indent=2) + "\n", warn)
-    put(home / "report.md", matrix.markdown(made), warn)
-    for grid in matrix.grids(made):
-        put_picture(home, f"{grid.metric}.{grid.arm}", plots.heat_map(grid), warn)
-    return made, documents, max(cell.exit_status for cell in ran)
-
-
-def put_picture(directory: Path, name: str, figure: Figure, warn: Warn) -> bytes:
-    """Write a picture into a result directory, as SVG and as PNG. Returns the SVG."""
-    from testbed.report import plots  # noqa: PLC0415
-
-    drawn = {suffix: plots.rendered(figure, suffix) for suffix in ("svg", "png")}
-    for suffix, data in drawn.items():
-        put(directory / "pictures" / f"{name}.{suffix}", data, warn)
-    return drawn["svg"]
-
-
-def put(path: Path, content: str | bytes, warn: Warn) -> None:
-    """Write a file in one step; a result on read-only media can still be reported on."""
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        draft.write_bytes(content.encode() if isinstance(content, str) else content)
-        draft.replace(path)
-    except OSError as unwritable:
-        warn(f"{path}: not written: {unwritable.strerror}")
+    outcomes = [matrix.Outcome(cell.at, cell.name, reports.get(cell.name), cell.failure) for cell in ran]
+    return matrix.document(name, outcomes)

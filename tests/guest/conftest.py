@@ -13,7 +13,7 @@ import pytest
 from testbed.experiment import Experiment, MiB, load
 from testbed.guest import image
 from testbed.guest.image import Image
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.guest.shape import Shape
 from testbed.host.errors import HostError
 from testbed.host.paths import REPOSITORY, cache_directory
@@ -44,9 +44,9 @@ class Lab:
     image: Image
     cache: Path
 
-    def guest(self, cmdline: str = "", arm: str = "unpatched", vcpus: int = 2) -> Guest:
+    def guest(self, cmdline: str = "", arm: str = "unpatched", vcpus: int = 2) -> LiveGuest:
         shape = Shape("tcg", vcpus, 512 * MiB, cmdline)
-        return Guest(shape, self.kernels[arm].vmlinux, self.image.path)
+        return LiveGuest(shape, self.kernels[arm].vmlinux, self.image.path)
 
 
 @pytest.fixture(scope="session")

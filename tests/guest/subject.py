@@ -13,7 +13,7 @@ from typing import Literal
 from testbed.experiment import ArmSpec, KernelSpec, MiB, MmapTest, WorkloadSpec
 from testbed.guest import image
 from testbed.guest.image import Image
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.guest.shape import Shape
 from testbed.host.paths import cache_directory
 from testbed.kernel import build, series, source
@@ -77,9 +77,9 @@ def initramfs() -> Image:
 
 
 class Subject:
-    """A guest that has booted. Its commands raise GuestFailed, or what Guest raises."""
+    """A guest that has booted. Its commands raise GuestFailed, or what LiveGuest raises."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: LiveGuest) -> None:
         self.guest = guest
 
     def set(self, path: str, value: object) -> None:
@@ -209,7 +209,7 @@ def booted(
 ) -> Iterator[Subject]:
     """A guest of that kernel with swap and a disk, under emulation in real time."""
     shape = Shape("tcg", vcpus, memory, f"{CMDLINE} {cmdline}".strip(), (*CPU, *extra))
-    with Guest(shape, kernel.vmlinux, image.path) as guest:
+    with LiveGuest(shape, kernel.vmlinux, image.path) as guest:
         guest.boot(SECONDS)
         subject = Subject(guest)
         # A trace would be sent again with every command. Lazily, since who runs the command has it open.

@@ -28,7 +28,7 @@ from testbed.host.errors import Panic
 from testbed.ledger.record import MEASURED, Record
 from testbed.trials import debug, prepare
 from testbed.trials import trial as trials
-from testbed.trials.debug import Microscope
+from testbed.trials.debug import GdbStub
 from testbed.trials.trial import Trial
 from tests.guest.conftest import BUILDS, EXPERIMENT, Lab
 from tests.guest.test_experiment import experiment, workload
@@ -55,9 +55,9 @@ def trial(lab: Lab, directory: Path, seed: int = 1, **changes: Any) -> Trial:
 
 
 def run(trial: Trial) -> tuple[Record, bytes]:
-    record, log = trials.run(trial, 1, threading.Event())
-    assert (record.outcome, record.detail) == (MEASURED, "")
-    return record, log
+    attempt = trials.run(trial, 1, threading.Event())
+    assert (attempt.record.outcome, attempt.record.detail) == (MEASURED, "")
+    return attempt.record, attempt.log
 
 
 _FIRST: dict[str, tuple[Record, bytes]] = {}
@@ -216,7 +216,7 @@ def test_a_bundle_needs_no_compiler_no_source_and_no_cache(
     assert "1 of 1 trials gave the same console log, byte for byte" in capsys.readouterr().out
 
 
-# --- the microscope ----------------------------------------------------------------------------------
+# --- under gdb ---------------------------------------------------------------------------------------
 
 
 class Debugger:
@@ -231,7 +231,7 @@ class Debugger:
         self._socket.sendall(b"$%b#%02x" % (data, sum(data) % 256))
         while not (match := re.search(rb"\$([^#]*)#..", self._pending)):
             data = self._socket.recv(65536)
-            assert data, "the microscope hung up"
+            assert data, "the stub hung up"
             self._pending += data
         self._pending = self._pending[match.end() :]
         return match[1].decode()
@@ -246,10 +246,10 @@ def test_a_look_at_a_miss_does_not_change_the_run(lab: Lab, tmp_path: Path) -> N
     count = parse(undisturbed).counters["direct_reclaim_miss"]  # type: ignore[index]
     assert count >= 3
     logs: list[bytes] = []
-    with Microscope(chosen, miss=3) as scope:
-        serving = threading.Thread(target=lambda: logs.append(scope.serve()))
+    with GdbStub(chosen, miss=3) as stub:
+        serving = threading.Thread(target=lambda: logs.append(stub.serve()))
         serving.start()
-        debugger = Debugger(scope.port)
+        debugger = Debugger(stub.port)
         try:
             assert debugger.ask("?").startswith("T05")
             assert debugger.ask("c").startswith("T05")

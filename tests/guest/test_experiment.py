@@ -15,7 +15,6 @@ import yaml
 
 from testbed import cli
 from testbed.analysis.metrics import METRICS
-from testbed.analysis.parse import parse
 from testbed.experiment import load
 from testbed.kernel import build, source
 from testbed.ledger.record import MEASURED
@@ -86,8 +85,8 @@ def test_the_patch_does_away_with_misses(
 def run_once(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Any, Any]:
     loaded = load(experiment(tmp_path, seeds=1, mode="realtime", accel="tcg", **changes))
     ready = prepare.prepare(loaded, lab.cache, lambda _text: None)
-    record, log = trials.run(ready.trials[0], 1, threading.Event())
-    return record, parse(log)
+    attempt = trials.run(ready.trials[0], 1, threading.Event())
+    return attempt.record, attempt.measurement
 
 
 def test_mapped_files_are_reclaimed_and_read_again(lab: Lab, tmp_path: Path) -> None:

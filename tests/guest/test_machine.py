@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pexpect
@@ -16,6 +15,7 @@ from testbed.analysis.parse import misses
 from testbed.experiment import MiB
 from testbed.guest import accel
 from testbed.guest.console import Flood
+from testbed.guest.live import LiveGuest
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, Hang, Panic
 from testbed.wire import frames
@@ -135,8 +135,7 @@ def test_what_auto_chooses_boots(lab: Lab) -> None:
     shape = Shape("kvm", 1, 256 * MiB)
     chosen = accel.choose("auto", shape, kernel, lab.image.path, lab.cache)
     assert chosen.reason
-    with lab.guest() as guest:
-        guest.shape = replace(shape, accel=chosen.name)
+    with LiveGuest(Shape(chosen.name, 1, 256 * MiB), kernel, lab.image.path) as guest:
         guest.boot(60)
     began = cpu_seconds()
     again = accel.choose("auto", shape, kernel, lab.image.path, lab.cache)

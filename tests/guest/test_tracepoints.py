@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed.analysis.parse import Measurement, parse
+from testbed.analysis.parse import Measurement
 from testbed.experiment import MiB, load
 from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
@@ -33,9 +33,9 @@ def measured(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Measurement, ...
     path.write_text(yaml.safe_dump(data))
     found = []
     for trial in prepare.prepare(load(path), lab.cache, lambda _text: None).trials:
-        record, log = trials.run(trial, 1, threading.Event())
-        assert (record.outcome, record.detail) == (MEASURED, "")
-        found.append(parse(log))
+        attempt = trials.run(trial, 1, threading.Event())
+        assert (attempt.record.outcome, attempt.record.detail) == (MEASURED, "")
+        found.append(attempt.measurement)
     return tuple(found)
 
 

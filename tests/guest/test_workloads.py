@@ -12,22 +12,21 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed.analysis.parse import Measurement, Task, parse
+from testbed.analysis.parse import Measurement, Task
 from testbed.experiment import load
 from testbed.experiment.workloads import LOADS
 from testbed.host.paths import cache_directory
-from testbed.ledger.record import MEASURED, Record
+from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
 from testbed.trials import trial as trials
+from testbed.trials.trial import Attempt
 
 # Their kernel is one of its.
 pytestmark = pytest.mark.usefixtures("lab")
 MODES = ("deterministic", "realtime")
 
 
-def run(
-    directory: Path, mode: str, workload: Mapping[str, Any], *, seed: int = 1, **guest: Any
-) -> tuple[Record, bytes]:
+def run(directory: Path, mode: str, workload: Mapping[str, Any], *, seed: int = 1, **guest: Any) -> Attempt:
     """One trial, on a kernel that only has the counters of the instrumentation."""
     data = {
         "name": "workload",
@@ -46,9 +45,9 @@ def run(
 
 
 def measured(directory: Path, mode: str, workload: Mapping[str, Any], **changes: Any) -> Measurement:
-    record, log = run(directory, mode, workload, **changes)
-    assert (record.outcome, record.detail) == (MEASURED, "")
-    return parse(log)
+    attempt = run(directory, mode, workload, **changes)
+    assert (attempt.record.outcome, attempt.record.detail) == (MEASURED, "")
+    return attempt.measurement
 
 
 class Seen:
@@ -232,6 +231,6 @@ def test_a_program_of_busybox_and_a_disk(tmp_path: Path) -> None:
 
 
 def test_a_program_that_fails_is_no_measurement(tmp_path: Path) -> None:
-    record, _ = run(tmp_path, "deterministic", {"command": ["false"], "seconds": 1})
+    record = run(tmp_path, "deterministic", {"command": ["false"], "seconds": 1}).record
     assert record.outcome == "failed"
     assert "status=1" in record.detail

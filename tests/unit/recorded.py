@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,10 +15,24 @@ from typing import Any
 import yaml
 
 from testbed.analysis.compare import Observation
-from testbed.experiment import MiB
+from testbed.experiment import ArmSpec, Experiment, KernelSpec, MiB
+from testbed.experiment.model import PrimarySpec
+from testbed.ledger.document import D, parsed
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.manifest import Expected, Manifest, ManifestKernel
+from testbed.ledger.plan import (
+    Accelerator,
+    GuestFacts,
+    Host,
+    Initramfs,
+    KernelFacts,
+    Plan,
+    PlannedTrial,
+    Provenance,
+)
 from testbed.ledger.record import MEASURED, Record
-from testbed.report.document import compared, document
+from testbed.report.document import ComparisonReport, compared, document
+from testbed.trials.trial import Trial
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "tests" / "data"
@@ -74,56 +89,102 @@ def record(arm: str, seed: int, outcome: str = MEASURED, detail: str = "", **cha
     return replace(made, **changes)
 
 
-def plan(arms: Iterable[str] = ("unpatched", "patched"), seeds: int = 1) -> dict[str, Any]:
-    """A plan as campaign.prepare() writes it."""
+def kernel(arm: str, **changes: Any) -> KernelFacts:
+    """What a kernel was made of."""
+    facts = KernelFacts(
+        source="linux 6.1.192",
+        source_identity="sha of the source",
+        release="6.1.192",
+        patches=(arm,),
+        diffstat={},
+        patches_sha256={arm: f"sha of {arm}.patch"},
+        config_sha256="sha of the configuration",
+        build_key=f"key of {arm}",
+        vmlinux_sha256=f"sha of {arm}",
+        tools=("gcc 12.2.0", "GNU ld 2.40"),
+    )
+    return facts.model_copy(update=changes)
+
+
+def guest_facts(arms: Iterable[str], **changes: Any) -> GuestFacts:
+    """Where trials ran and what with."""
+    facts = GuestFacts(
+        guest_commands=dict.fromkeys(arms, ()),
+        testbed="0123456789ab",
+        initramfs=Initramfs(sha256="sha of the initramfs"),
+        qemu="QEMU emulator version 7.2.22",
+        qemu_family="7.2",
+        accelerator=Accelerator(name="tcg", reason="asked for"),
+        fallback="",
+        kernel_command_lines=dict.fromkeys(arms, "console=ttyS0"),
+        host=Host(cpu="A CPU", cores=2, kernel="6.1.0", machine="x86_64"),
+    )
+    return facts.model_copy(update=changes)
+
+
+def plan(arms: Iterable[str] = ("unpatched", "patched"), seeds: int = 1, **changes: Any) -> Plan:
+    """A plan as prepare.prepare() makes it; `changes` are of its experiment."""
     arms = list(arms)
-    kernels = {
-        arm: {
-            "source": "linux 6.1.192",
-            "source_identity": "sha of the source",
-            "patches": [arm],
-            "patches_sha256": {arm: f"sha of {arm}.patch"},
-            "config_sha256": "sha of the configuration",
-            "vmlinux_sha256": f"sha of {arm}",
-            "tools": ["gcc 12.2.0", "GNU ld 2.40"],
-        }
-        for arm in arms
-    }
-    provenance = {
-        "kernels": kernels,
-        "accelerator": {"name": "tcg", "reason": "asked for"},
-        "initramfs": {"sha256": "sha of the initramfs"},
-        "qemu": "QEMU emulator version 7.2.22",
-        "host": {"cpu": "A CPU", "cores": 2, "kernel": "6.1.0", "machine": "x86_64"},
-        "testbed": "0123456789ab",
-    }
-    return {
-        "schema": 1,
-        "experiment": {
-            "name": "recorded",
-            "description": "What a test recorded.",
-            "arms": {arm: {"patches": [arm]} for arm in arms},
-            "guest": {"vcpus": 8, "boot_memory": 512 * MiB, "memory": 128 * MiB, "swap": 256 * MiB},
-            "workload": {"mmap_test": {"mode": "anon", "tasks": 16, "seconds": 3.0, "footprint": 1.5}},
+    experiment = Experiment(
+        name="recorded",
+        description="What a test recorded.",
+        kernel=KernelSpec(tree=Path("/linux")),
+        arms={arm: ArmSpec(patches=(arm,)) for arm in arms},
+        mode="realtime",
+        accel="tcg",
+        sample=0,
+        seeds=seeds,
+    )
+    return Plan(
+        schema=1,
+        experiment=experiment.model_copy(update=changes),
+        trials={
+            f"{arm}-{seed}": PlannedTrial(arm=arm, seed=seed) for arm in arms for seed in range(1, seeds + 1)
         },
-        "trials": {
-            f"{arm}-{seed}": {"arm": arm, "seed": seed} for arm in arms for seed in range(1, seeds + 1)
-        },
-        "provenance": provenance,
-    }
+        provenance=Provenance(kernels={arm: kernel(arm) for arm in arms}, **dict(guest_facts(arms))),
+    )
+
+
+def planned(experiment: Experiment, trials: Iterable[Trial]) -> Plan:
+    """A plan of an experiment, with these trials."""
+    made = {trial.id: PlannedTrial(arm=trial.arm, seed=trial.seed) for trial in trials}
+    return plan(experiment.arms).model_copy(update={"experiment": experiment, "trials": made})
+
+
+def edited(document: D, change: Callable[[Any], object]) -> D:
+    """The same, had its JSON been changed so."""
+    data = json.loads(document.text())
+    change(data)
+    return parsed(type(document), json.dumps(data))
+
+
+def manifest_of(arm: str, record: Record) -> Manifest:
+    """A manifest with one trial."""
+    expected = {name: getattr(record, name) for name in Expected.model_fields}
+    facts = kernel(arm)
+    return Manifest(
+        schema=1,
+        name="recorded",
+        qemu_family="10.0",
+        booted_by="QEMU emulator version 10.0.2",
+        experiment=plan([arm]).experiment,
+        initramfs_sha256="sha of the initramfs",
+        kernels={arm: ManifestKernel(**{name: getattr(facts, name) for name in ManifestKernel.model_fields})},
+        trials=(Expected(**expected),),
+    )
 
 
 def documented(
-    said: dict[str, Any], observations: Sequence[Observation], attempts: Sequence[Record] = ()
-) -> Any:
-    """The document of trials, without verdicts."""
-    return document(said, compared(said, observations), observations, attempts, {})
+    plan: Plan, observations: Sequence[Observation], attempts: Sequence[Record] = ()
+) -> ComparisonReport:
+    """The report of trials, without verdicts."""
+    return document(plan, compared(plan, observations), observations, attempts, {})
 
 
-def write_result(directory: Path, document: dict[str, Any], rows: Iterable[tuple[Record, bytes]]) -> Path:
+def write_result(directory: Path, plan: Plan, rows: Iterable[tuple[Record, bytes]]) -> Path:
     """A result directory, through the ledger."""
     with Ledger.create(directory) as ledger:
-        ledger.set_plan(document)
+        ledger.set_plan(plan)
         for row, log in rows:
             ledger.add(row, log)
     return directory
@@ -159,16 +220,16 @@ def counted(**counts: int) -> bytes:
 
 
 def measured(
-    directory: Path, arms: Mapping[str, Sequence[int]], change: Callable[[dict[str, Any]], None] | None = None
+    directory: Path, arms: Mapping[str, Sequence[int]], change: Callable[[Any], object] | None = None
 ) -> Path:
     """A result with so many direct reclaims in seed 1, 2, ... of each arm; `change` its plan."""
-    made = plan(arms, seeds=max(map(len, arms.values())))
-    made["experiment"] |= {"alpha": 0.05, "sequential": False, "seeds": 12}
-    made["experiment"]["primary"] = {"direct_reclaims": {"margin": 0.05}}
-    for arm, kernel in made["provenance"]["kernels"].items():
-        kernel["release"] = f"6.1.{len(arm)}"
+    primary = {"direct_reclaims": PrimarySpec(margin=0.05)}
+    most = max(map(len, arms.values()))
+    made = plan(arms, most, primary=primary, sequential=False)
+    kernels = {arm: kernel(arm, release=f"6.1.{len(arm)}") for arm in arms}
+    made = made.model_copy(update={"provenance": made.provenance.model_copy(update={"kernels": kernels})})
     if change:
-        change(made)
+        made = edited(made, change)
     rows = [
         (record(arm, seed), counted(allocstall_movable=count))
         for arm, counts in arms.items()

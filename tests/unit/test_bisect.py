@@ -12,22 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.analysis import bisect
-from testbed.analysis.bisect import (
+from testbed.analysis.bisect import posterior, search
+from testbed.analysis.bisect.posterior import ancestry, believe, indistinct
+from testbed.analysis.bisect.search import (
     PHASE,
     Answer,
     Commit,
-    History,
+    CommitGraph,
     Measured,
     Rules,
     Sample,
     Standing,
     State,
     Wanted,
-    ancestry,
     assess,
-    believe,
-    indistinct,
 )
 from testbed.analysis.verdict import decide
 from tests.bisect_table import Noise, Ran, first_decided, heavy, line, merges, normal, this
@@ -40,7 +38,7 @@ def named(n: int) -> str:
     return f"c{n:03}"
 
 
-def history(links: Sequence[Sequence[int]], weights: Sequence[float] = ()) -> History:
+def graph_of(links: Sequence[Sequence[int]], weights: Sequence[float] = ()) -> CommitGraph:
     commits = [
         Commit(
             named(n),
@@ -50,14 +48,14 @@ def history(links: Sequence[Sequence[int]], weights: Sequence[float] = ()) -> Hi
         )
         for n, parents in enumerate(links)
     ]
-    return History("good", commits[-1].id, tuple(commits))
+    return CommitGraph("good", commits[-1].id, tuple(commits))
 
 
 @dataclass
 class World:
     """Builds and measures, for what `assess` asks for; counts what that was."""
 
-    history: History
+    graph: CommitGraph
     value: Callable[[str, int], float | None]
     broken: Mapping[str, str] = field(default_factory=dict)
     kernels: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +63,7 @@ class World:
     log: list[Wanted] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state = State(self.history)
+        self.state = State(self.graph)
 
     def build(self, commit: str) -> None:
         assert commit not in self.state.kernels and commit not in self.state.broken, "built twice"
@@ -105,12 +103,12 @@ class World:
         raise AssertionError("it does not end")
 
 
-def noisy(history: History, culprit: int, size: float, seed: int = 1, spread: float = 1.0) -> World:
+def noisy(graph: CommitGraph, culprit: int, size: float, seed: int = 1, spread: float = 1.0) -> World:
     """A line whose values have a standard deviation of 10 % and change by `size` of them."""
     rng = np.random.default_rng(seed)
-    bad = {commit.id for commit in history.commits[culprit:]}
+    bad = {commit.id for commit in graph.commits[culprit:]}
     return World(
-        history,
+        graph,
         lambda commit, _: 100 * math.exp(0.1 * (size * (commit in bad) + spread * rng.normal())),
     )
 
@@ -142,11 +140,11 @@ def test_parents_come_first() -> None:
 
 
 def test_the_likelihood_is_the_integral_over_means_and_variance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bisect, "SHARPEST", math.inf)
+    monkeypatch.setattr(posterior, "SHARPEST", math.inf)
     # good, good, bad, bad, and one sample each of commits 0 and 1 of three.
     rows = np.array([[3, 3, 4, 4, 0, 1]])
     values = np.array([[0.0, 0.6, 2.0, 2.9, 0.9, 2.2]])
-    posterior = believe(ancestry(line(3)), rows, values, np.zeros(3)).posterior[0]
+    probabilities = believe(ancestry(line(3)), rows, values, np.zeros(3)).posterior[0]
 
     # Integrated over mean and difference of both groups and the logarithm of sigma.
     mean = np.linspace(-12, 15, 217)[:, None, None]
@@ -162,7 +160,7 @@ def test_the_likelihood_is_the_integral_over_means_and_variance(monkeypatch: pyt
             log = log - 0.5 * ((value - mean - delta * (bad - share)) / sigma) ** 2
         inner = np.trapezoid(np.trapezoid(np.exp(log), mean[:, 0, 0], axis=0), delta[0, :, 0], axis=0)
         expected.append(np.trapezoid(inner, np.log(sigma[0, 0])))
-    assert posterior == pytest.approx(np.array(expected) / sum(expected), rel=5e-3)
+    assert probabilities == pytest.approx(np.array(expected) / sum(expected), rel=5e-3)
 
 
 def test_the_wrong_sign_costs_what_it_says_and_no_more() -> None:
@@ -171,10 +169,10 @@ def test_the_wrong_sign_costs_what_it_says_and_no_more() -> None:
     values = np.array([[0.0, 0.2, 1.0, -0.9, -0.8, -1.0]])
     r = ancestry(line(2))
     with_penalty = believe(r, rows, values, np.zeros(2)).posterior[0]
-    without = believe(r, rows, values, np.array([bisect.WRONG_WAY, 0.0])).posterior[0]
+    without = believe(r, rows, values, np.array([posterior.WRONG_WAY, 0.0])).posterior[0]
     assert with_penalty[0] < without[0]
     odds = (without[0] / without[1]) / (with_penalty[0] / with_penalty[1])
-    assert math.log(odds) == pytest.approx(bisect.WRONG_WAY)
+    assert math.log(odds) == pytest.approx(posterior.WRONG_WAY)
 
 
 def test_values_without_any_noise_are_finite_evidence() -> None:
@@ -191,10 +189,10 @@ def test_a_line_and_a_graph_are_computed_alike(monkeypatch: pytest.MonkeyPatch) 
     rows = np.concatenate([np.tile([20, 21], (5, 3)), rng.integers(0, 20, (5, 9))], axis=1)
     values = rng.normal(size=rows.shape) + (rows >= 10)
     quick = believe(r, rows, values, np.zeros(20)).posterior
-    quick_p = bisect.innocence(r, quick)
-    monkeypatch.setattr(bisect, "_is_line", lambda _: False)
+    quick_p = posterior.innocence(r, quick)
+    monkeypatch.setattr(posterior, "_is_line", lambda _: False)
     assert believe(r, rows, values, np.zeros(20)).posterior == pytest.approx(quick)
-    assert bisect.innocence(r, quick) == pytest.approx(quick_p)
+    assert posterior.innocence(r, quick) == pytest.approx(quick_p)
 
 
 def test_heavy_tails_are_noticed_and_normal_ones_are_not() -> None:
@@ -293,10 +291,10 @@ def test_the_gate_of_the_simulation_is_the_gate() -> None:
 @pytest.mark.parametrize(("links", "broken"), [(line(40), 0.0), (merges(40), 0.2)], ids=["line", "merges"])
 def test_one_history_goes_as_many_do(links: list[list[int]], broken: float) -> None:
     """`assess`, step by step, asks for the samples that the simulation took."""
-    trace: list[tuple[bisect.Rows, bisect.Array]] = []
+    trace: list[tuple[posterior.Rows, posterior.Array]] = []
     ran = this(links, 6, 2.0, np.random.default_rng(9), broken=broken, trace=trace)
     rows, values = trace[0]
-    graph = history(links)
+    graph = graph_of(links)
     names = [*(commit.id for commit in graph.commits), graph.good, graph.bad]
     rng = np.random.default_rng(9)
     rng.integers(len(links), size=6)
@@ -321,7 +319,7 @@ def test_one_history_goes_as_many_do(links: list[list[int]], broken: float) -> N
 
 
 def test_a_culprit_is_named_and_confirmed_on_fresh_seeds() -> None:
-    world = noisy(history(line(30)), 17, 2.5)
+    world = noisy(graph_of(line(30)), 17, 2.5)
     standing = world.play()
     assert answer(standing).commits == (named(17),) and answer(standing).confirmed
     assert answer(standing).posterior >= 0.95
@@ -335,14 +333,14 @@ def test_a_culprit_is_named_and_confirmed_on_fresh_seeds() -> None:
 
 def test_no_two_commits_are_probed_on_the_same_seed() -> None:
     """Or what a seed has in all kernels would be taken for what the kernel does."""
-    world = noisy(history(line(30)), 17, 2.5)
+    world = noisy(graph_of(line(30)), 17, 2.5)
     world.play()
     probes = [w.seed for w in world.log if w.commit not in ("good", named(29)) and w.seed < PHASE]
     assert len(probes) == len(set(probes))
 
 
 def test_what_is_asked_for_depends_on_the_samples_and_not_on_their_order() -> None:
-    world = noisy(history(line(30)), 17, 2.5)
+    world = noisy(graph_of(line(30)), 17, 2.5)
     while not (standing := world.step(RATE)).answer:
         before = replace(world.state, samples=world.state.samples[::-1])
         assert assess(before, RATE) == assess(world.state, RATE)
@@ -350,21 +348,21 @@ def test_what_is_asked_for_depends_on_the_samples_and_not_on_their_order() -> No
 
 
 def test_no_difference_names_nobody() -> None:
-    world = noisy(history(line(30)), 17, 0.0)
+    world = noisy(graph_of(line(30)), 17, 0.0)
     standing = world.play(rules=Rules(gate_pairs=20))
     assert answer(standing).commits == () and "20 pairs show no difference" in answer(standing).reason
     assert {wanted.commit for wanted in world.log} == {"good", named(29)}
 
 
 def test_a_difference_within_the_margin_is_said_early() -> None:
-    world = noisy(history(line(30)), 17, 0.0, spread=0.1)
+    world = noisy(graph_of(line(30)), 17, 0.0, spread=0.1)
     standing = world.play(Measured("rate", "lower", 0.05))
     assert "do not differ by more than the margin" in answer(standing).reason
     assert len(world.log) < 40
 
 
 def test_equal_kernels_at_both_ends_take_no_trial() -> None:
-    world = noisy(history(line(5)), 2, 2.0)
+    world = noisy(graph_of(line(5)), 2, 2.0)
     world.kernels = {"good": "same", named(4): "same"}
     for end in ("good", named(4)):
         world.build(end)
@@ -372,19 +370,19 @@ def test_equal_kernels_at_both_ends_take_no_trial() -> None:
 
 
 def test_an_end_that_cannot_be_tested_ends_it() -> None:
-    world = World(history(line(5)), lambda commit, _: None if commit == "good" else 1.0)
+    world = World(graph_of(line(5)), lambda commit, _: None if commit == "good" else 1.0)
     assert answer(world.play()).reason == "the good end cannot be tested: panic"
 
 
 def test_values_without_noise_find_their_culprit() -> None:
-    graph = history(line(64))
+    graph = graph_of(line(64))
     bad = {commit.id for commit in graph.commits[40:]}
     standing = World(graph, lambda commit, _: 7.0 if commit in bad else 5.0).play()
     assert answer(standing).commits == (named(40),) and answer(standing).confirmed
 
 
 def test_zeros_before_and_hundreds_after_find_their_culprit() -> None:
-    graph = history(line(64))
+    graph = graph_of(line(64))
     bad = {commit.id for commit in graph.commits[40:]}
     rng = np.random.default_rng(2)
     world = World(graph, lambda commit, _: float(rng.poisson(300)) if commit in bad else 0.0)
@@ -393,7 +391,7 @@ def test_zeros_before_and_hundreds_after_find_their_culprit() -> None:
 
 
 def test_a_crash_now_and_then_is_bisected() -> None:
-    graph = history(line(32))
+    graph = graph_of(line(32))
     bad = {commit.id for commit in graph.commits[11:]}
     rng = np.random.default_rng(5)
     world = World(graph, lambda commit, _: float(commit in bad and rng.random() < 0.5))
@@ -403,7 +401,7 @@ def test_a_crash_now_and_then_is_bisected() -> None:
 
 def test_equal_kernels_share_their_samples_and_are_innocent() -> None:
     """Comments: commits 5 to 9 give the kernel of 4, and only 10 can be the culprit."""
-    world = noisy(history(line(12), [1.0] * 8 + [100.0] + [1.0] * 3), 10, 4.0)
+    world = noisy(graph_of(line(12), [1.0] * 8 + [100.0] + [1.0] * 3), 10, 4.0)
     world.kernels = {named(n): "of four" for n in range(4, 10)}
     for n in (4, 9):
         world.build(named(n))
@@ -414,7 +412,7 @@ def test_equal_kernels_share_their_samples_and_are_innocent() -> None:
 
 
 def test_what_cannot_be_built_is_not_innocent() -> None:
-    world = noisy(history(line(20)), 9, 4.0)
+    world = noisy(graph_of(line(20)), 9, 4.0)
     world.broken = {named(8): "does not build", named(9): "does not build"}
     standing = world.play()
     assert answer(standing).commits == (named(8), named(9), named(10))
@@ -425,19 +423,19 @@ def test_what_cannot_be_built_is_not_innocent() -> None:
 
 
 def test_what_panics_is_neither_good_nor_bad() -> None:
-    world = noisy(history(line(20)), 9, 4.0)
+    world = noisy(graph_of(line(20)), 9, 4.0)
     values = world.value
     world.value = lambda commit, seed: None if commit in (named(9), named(10)) else values(commit, seed)
     standing = world.play()
     assert answer(standing).commits == (named(9), named(10), named(11))
     assert standing.untestable[named(9)] == "panic"
-    assert sum(wanted.commit == named(9) for wanted in world.log) == bisect.FAILURES
+    assert sum(wanted.commit == named(9) for wanted in world.log) == search.FAILURES
 
 
 def test_a_merge_is_confirmed_against_all_its_parents() -> None:
     # 0 - 1 - 2 - 5 - 6, and 3 - 4 that joins in 5, from before good.
     links = [[], [0], [1], [], [3], [2, 4], [5]]
-    world = noisy(history(links), 5, 4.0)
+    world = noisy(graph_of(links), 5, 4.0)
     standing = world.play()
     assert answer(standing).commits == (named(5),) and answer(standing).confirmed
     assert {c.before for c in standing.contrasts} == {named(2), named(4)}
@@ -445,7 +443,7 @@ def test_a_merge_is_confirmed_against_all_its_parents() -> None:
 
 def test_a_culprit_on_a_side_branch_is_found() -> None:
     links = [[], [0], [1], [], [3], [2, 4], [5]]
-    graph = history(links)
+    graph = graph_of(links)
     rng = np.random.default_rng(1)
     bad = {named(n) for n in (3, 4, 5, 6)}
     world = World(graph, lambda commit, _: 100 * math.exp(0.1 * (4 * (commit in bad) + rng.normal())))
@@ -455,7 +453,7 @@ def test_a_culprit_on_a_side_branch_is_found() -> None:
 
 
 def test_the_bad_end_need_not_be_a_candidate() -> None:
-    graph = replace(history(line(20)), bad="tip")
+    graph = replace(graph_of(line(20)), bad="tip")
     rng = np.random.default_rng(1)
     bad = {"tip", *(named(n) for n in range(19, 20))}
     world = World(graph, lambda commit, _: 100 * math.exp(0.1 * (4 * (commit in bad) + rng.normal())))
@@ -464,7 +462,7 @@ def test_the_bad_end_need_not_be_a_candidate() -> None:
 
 def test_who_is_not_confirmed_is_searched_for_again_and_not_called_confirmed() -> None:
     """A world where fresh seeds show nothing: what was seen in the first search was luck."""
-    graph = history(line(10))
+    graph = graph_of(line(10))
     rng = np.random.default_rng(1)
     world = World(
         graph,
@@ -480,7 +478,7 @@ def test_who_is_not_confirmed_is_searched_for_again_and_not_called_confirmed() -
 
 def test_a_search_that_was_misled_is_put_right_by_its_confirmation() -> None:
     """What the search saw of commit 6 was one seed's luck; on fresh ones it is as good as 5, and 7 is bad."""
-    graph = history(line(10))
+    graph = graph_of(line(10))
     rng = np.random.default_rng(1)
 
     def value(commit: str, seed: int) -> float:
@@ -496,7 +494,7 @@ def test_a_search_that_was_misled_is_put_right_by_its_confirmation() -> None:
 
 
 def test_kernels_that_go_back_and_forth_name_nobody() -> None:
-    world = noisy(history(line(3)), 2, 0.0)
+    world = noisy(graph_of(line(3)), 2, 0.0)
     values = {"good": 100.0, named(0): 200.0, named(1): 100.0, named(2): 200.0}
     world.kernels = {"good": "a", named(0): "b", named(1): "a", named(2): "b"}
     rng = np.random.default_rng(1)
@@ -507,7 +505,7 @@ def test_kernels_that_go_back_and_forth_name_nobody() -> None:
 
 
 def test_trials_are_capped() -> None:
-    standing = noisy(history(line(200)), 100, 1.0).play(rules=Rules(trials=60, gate_alpha=0.1))
+    standing = noisy(graph_of(line(200)), 100, 1.0).play(rules=Rules(trials=60, gate_alpha=0.1))
     assert answer(standing).commits == () and "60 trials leave" in answer(standing).reason
 
 
@@ -516,7 +514,7 @@ def test_trials_are_capped() -> None:
 
 def searching(size: float) -> World:
     """At the first step of the search."""
-    world = noisy(history(line(100)), 50, size, seed=4)
+    world = noisy(graph_of(line(100)), 50, size, seed=4)
     while assess(world.state, RATE).step == "gate":
         world.step(RATE)
     return world
@@ -525,7 +523,7 @@ def searching(size: float) -> World:
 def test_of_little_evidence_all_workers_take_one_commit_and_both_quartiles_are_built() -> None:
     world = searching(0.8)
     standing = assess(world.state, RATE, workers=4)
-    assert standing.d <= bisect.CLEAR
+    assert standing.d <= posterior.CLEAR
     assert len(standing.trials) == 4 and len({wanted.commit for wanted in standing.trials}) == 1
     assert len({wanted.seed for wanted in standing.trials}) == 4
     first, *ahead = (standing.bad[int(commit[1:])] for commit in standing.builds)
@@ -536,7 +534,7 @@ def test_of_little_evidence_all_workers_take_one_commit_and_both_quartiles_are_b
 def test_of_clear_evidence_workers_are_spread_over_the_quartiles() -> None:
     world = searching(3.0)
     standing = assess(world.state, RATE, workers=3)
-    assert standing.d > bisect.CLEAR
+    assert standing.d > posterior.CLEAR
     at = sorted(standing.bad[int(wanted.commit[1:])] for wanted in standing.trials)
     assert at == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
 
@@ -553,5 +551,5 @@ def test_pending_trials_are_not_asked_for_again() -> None:
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 29), st.integers(1, 6), st.integers(0, 1000))
 def test_any_number_of_workers_comes_to_the_same_culprit(culprit: int, workers: int, seed: int) -> None:
-    standing = noisy(history(line(30)), culprit, 5.0, seed=seed).play(workers=workers)
+    standing = noisy(graph_of(line(30)), culprit, 5.0, seed=seed).play(workers=workers)
     assert answer(standing).commits == (named(culprit),) and answer(standing).confirmed

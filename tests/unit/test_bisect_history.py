@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from testbed.kernel import commits as history
+from testbed.kernel import commits
 from testbed.kernel.source import Unpacked
 from tests.unit.recorded import REPOSITORY
 
@@ -54,7 +54,7 @@ def test_a_history_has_what_real_ones_have(pristine: Path, tmp_path: Path) -> No
     top = tmp_path / "history.git"
     tags = grown(pristine, top, "watermark", tmp_path / "scratch")
     assert set(tags) == {"good", "bad", "culprit", "no-build", "no-boot"}
-    found = history.between(top, tags["good"], tags["bad"])
+    found = commits.between(top, tags["good"], tags["bad"])
     assert len(found.changes) >= 60
     kinds = [change.kind(()) for change in found.changes]
     assert kinds.count("merge") == 1 and kinds.count("mm") >= 20 and kinds.count("not compiled") >= 5
@@ -80,3 +80,11 @@ def test_the_same_words_make_the_same_hashes(pristine: Path, tmp_path: Path) -> 
     )
     assert one["good"] == two["good"] and one["no-build"] == two["no-build"]
     assert "culprit" not in one and one["bad"] != two["bad"]
+
+
+def test_the_directory_may_be_relative(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tags = grown(pristine, Path("history.git"), "watermark", tmp_path / "scratch")
+    assert git(tmp_path / "history.git", "rev-parse", f"{tags['culprit']}^{{commit}}") == tags["culprit"]

@@ -16,19 +16,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 
 from testbed import cli
-from testbed.analysis.bisect import PHASE, Answer, Rules, Wanted
+from testbed.analysis.bisect.search import PHASE, Answer, Rules, Wanted
+from testbed.analysis.parse import parse
 from testbed.experiment import ArmSpec, expand
 from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
-from testbed.kernel import build
-from testbed.kernel import commits as history
+from testbed.kernel import build, commits
+from testbed.ledger.document import parsed
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.ledger.plan import Accelerator, GuestFacts
+from testbed.ledger.record import LOST, MEASURED
+from testbed.report.bisection import BisectionReport
+from testbed.report.schema import schema
 from testbed.trials import pool
+from testbed.trials.commits import Broken, Built, CommitTester
+from testbed.trials.pool import TrialJob
+from testbed.trials.trial import Attempt
 from testbed.verbs import bisect
-from testbed.verbs.bisect import Asked, Broken, Built
-from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, record, span, with_frame
+from testbed.verbs.bisect import Question
+from testbed.verbs.quantity import quantity
+from tests.unit.recorded import EXPERIMENT, REPOSITORY, UNPATCHED, guest_facts, plan, record, span, with_frame
 
 RULES = Rules()
 MAKEFILE = "VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 1\n"
@@ -88,7 +97,7 @@ class Killed(BaseException):
 
 @dataclass
 class Stand:
-    """A Bench. `bad` says which commits are; what a trial gives depends on commit and seed alone."""
+    """A Tester. `bad` says which commits are; what a trial gives depends on commit and seed alone."""
 
     names: dict[str, str]
     bad: Callable[[str], bool]
@@ -119,7 +128,13 @@ class Stand:
             raise Broken(self.broken[name], "error: expected `;'")
         return Built(self.kernels.get(name, name), 50.0)
 
-    def run(self, wanted: Wanted, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
+    def job(self, wanted: Wanted, then: Callable[[Attempt], None]) -> TrialJob:
+        def run(attempt: int, _cancel: threading.Event) -> Attempt:
+            return self.run(wanted, attempt)
+
+        return TrialJob(f"{wanted.commit[:8]}-{wanted.seed}", wanted.commit, wanted.seed, run, then)
+
+    def run(self, wanted: Wanted, attempt: int) -> Attempt:
         self.interrupt("run")
         self.busy["run"] += 1
         self.together.add("+".join(sorted(+self.busy)))
@@ -131,16 +146,14 @@ class Stand:
         made = record(wanted.commit, wanted.seed, outcome, "as it was told")
         made = replace(made, trial=f"{wanted.commit[:8]}-{wanted.seed}", attempt=attempt, stages=self.stages)
         self.busy["run"] -= 1
-        return made, log_of(value) if outcome == MEASURED and not self.mute else b""
+        log = log_of(value) if outcome == MEASURED and not self.mute else b""
+        return Attempt(made, log, parse(log))
 
     def compiled(self, _commit: str) -> frozenset[str]:
         return frozenset({"mm/vmscan.c", "lib/0.c"})
 
-    def facts(self) -> dict[str, Any]:
-        host = {"cores": 2, "cpu": "a CPU", "kernel": "6.1"}
-        accelerator = {"name": "icount", "reason": "the default"}
-        same = {"qemu_family": "9.2", "fallback": "", "qemu": "QEMU 9"}
-        return {**same, "accelerator": accelerator, "initramfs": {"sha256": "ab"}, "host": host}
+    def facts(self) -> GuestFacts:
+        return guest_facts(["unpatched"], accelerator=Accelerator(name="icount", reason="the default"))
 
 
 @pytest.fixture
@@ -150,16 +163,16 @@ def stand(repository: Path) -> Stand:
     return Stand(names, lambda name: name != "start" and int(name.split()[1]) >= 8)
 
 
-def question(repository: Path, name: str = "pgscan_direct", paths: tuple[str, ...] = ()) -> Asked:
+def question_of(repository: Path, name: str = "pgscan_direct", paths: tuple[str, ...] = ()) -> Question:
     experiment = expand(EXPERIMENT, {}, [])[0].experiment
-    return bisect.asked(repository, ("good", "main"), paths, experiment, name)
+    return bisect.question(repository, ("good", "main"), paths, experiment, name)
 
 
 def search(
-    asked: Asked, stand: Stand, directory: Path, rules: Rules = RULES, notes: list[str] | None = None
+    question: Question, stand: Stand, directory: Path, rules: Rules = RULES, notes: list[str] | None = None
 ) -> Answer:
     with Ledger.create(directory) as ledger:
-        standing = bisect.bisect(asked, rules, stand, ledger, (notes if notes is not None else []).append)
+        standing = bisect.bisect(question, rules, stand, ledger, (notes if notes is not None else []).append)
     assert standing.answer
     return standing.answer
 
@@ -175,7 +188,7 @@ def kept(directory: Path) -> list[tuple[str, int, str]]:
 
 def test_the_culprit_is_found_and_confirmed(repository: Path, stand: Stand, tmp_path: Path) -> None:
     notes: list[str] = []
-    answer = search(question(repository), stand, tmp_path / "r", notes=notes)
+    answer = search(question_of(repository), stand, tmp_path / "r", notes=notes)
     assert named(answer, stand) == ["change 8"] and answer.confirmed
     assert max(stand.built.values()) == 1 and max(stand.ran.values()) == 1
     assert "confirmed on fresh seeds" in notes[-1] and any("seed 1:" in note for note in notes)
@@ -184,9 +197,9 @@ def test_the_culprit_is_found_and_confirmed(repository: Path, stand: Stand, tmp_
 
 
 def test_weights_are_of_what_is_compiled(repository: Path, stand: Stand, tmp_path: Path) -> None:
-    search(question(repository), stand, tmp_path / "r")
+    search(question_of(repository), stand, tmp_path / "r")
     made, _ = bisect.status(tmp_path / "r")
-    kinds = {commit["subject"]: commit["kind"] for commit in made["commits"]}
+    kinds = {commit.subject: commit.kind for commit in made.commits}
     assert (kinds["change 3"], kinds["change 4"], kinds["change 5"]) == ("mm", "compiled", "not compiled")
 
 
@@ -195,8 +208,8 @@ def test_killed_at_any_moment_it_goes_on(
     repository: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at every third of such moments, again and again: it comes to what it had come to."""
-    asked, stand = question(repository, "outcome:panic"), mute_stand(repository)
-    undisturbed = search(asked, mute_stand(repository), tmp_path / "whole")
+    question, stand = question_of(repository, "outcome:panic"), mute_stand(repository)
+    undisturbed = search(question, mute_stand(repository), tmp_path / "whole")
     passed = Counter[str]()
 
     def moment(name: str) -> None:
@@ -220,7 +233,7 @@ def test_killed_at_any_moment_it_goes_on(
     while True:
         lives += 1
         try:
-            answer = search(asked, stand, tmp_path / "r")
+            answer = search(question, stand, tmp_path / "r")
             break
         except Killed:
             assert lives < 200
@@ -251,12 +264,12 @@ def live(repository: Path, directory: Path) -> None:
         sys.stdin.readline()
 
     stand.interrupt = ask
-    print(search(question(repository, "outcome:panic"), stand, directory).commits)
+    print(search(question_of(repository, "outcome:panic"), stand, directory).commits)
 
 
 def test_kill_9_and_the_same_command(repository: Path, tmp_path: Path) -> None:
-    asked, whole = question(repository, "outcome:panic"), mute_stand(repository)
-    undisturbed = search(asked, whole, tmp_path / "whole")
+    question, whole = question_of(repository, "outcome:panic"), mute_stand(repository)
+    undisturbed = search(question, whole, tmp_path / "whole")
     program = (
         "import sys; from pathlib import Path; from tests.unit.test_bisect_loop import live;"
         "live(Path(sys.argv[1]), Path(sys.argv[2]))"
@@ -285,16 +298,16 @@ def test_kill_9_and_the_same_command(repository: Path, tmp_path: Path) -> None:
 def test_an_answer_is_given_again_without_doing_anything(
     repository: Path, stand: Stand, tmp_path: Path
 ) -> None:
-    first = search(question(repository), stand, tmp_path / "r")
+    first = search(question_of(repository), stand, tmp_path / "r")
     before = stand.built.total(), stand.ran.total()
-    assert search(question(repository), stand, tmp_path / "r") == first
+    assert search(question_of(repository), stand, tmp_path / "r") == first
     assert (stand.built.total(), stand.ran.total()) == before
 
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_side_by_side(repository: Path, stand: Stand, tmp_path: Path, workers: int) -> None:
     stand.workers = workers
-    answer = search(question(repository), stand, tmp_path / "r")
+    answer = search(question_of(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 8"] and answer.confirmed
     assert max(stand.built.values()) == 1 and max(stand.ran.values()) == 1
 
@@ -304,9 +317,9 @@ def test_in_real_time_nothing_is_built_while_something_is_measured(
 ) -> None:
     stand.deterministic, stand.workers = False, 3
     ahead = replace(stand, deterministic=True, built=Counter(), ran=Counter(), together=set())
-    assert named(search(question(repository), stand, tmp_path / "r"), stand) == ["change 8"]
+    assert named(search(question_of(repository), stand, tmp_path / "r"), stand) == ["change 8"]
     assert "build+run" not in stand.together
-    search(question(repository), ahead, tmp_path / "ahead")
+    search(question_of(repository), ahead, tmp_path / "ahead")
     assert ahead.built.total() >= stand.built.total()
 
 
@@ -314,10 +327,10 @@ def test_what_does_not_build_is_told_and_not_good_or_bad(
     repository: Path, stand: Stand, tmp_path: Path
 ) -> None:
     stand.broken = {"change 7": "does not build", "change 8": "does not build"}
-    answer = search(question(repository), stand, tmp_path / "r")
+    answer = search(question_of(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 7", "change 8", "change 9"] and answer.confirmed
     made, said = bisect.status(tmp_path / "r")
-    untestable = {c["subject"]: c["untestable"] for c in made["commits"] if c["untestable"]}
+    untestable = {c.subject: c.untestable for c in made.commits if c.untestable}
     assert untestable and set(untestable.values()) == {"does not build"}
     assert "which no commit that can be tested tells apart" in said
 
@@ -327,34 +340,36 @@ def test_what_does_not_boot_is_tried_once(repository: Path, stand: Stand, tmp_pa
     stages = stand.stages
     run = stand.run
 
-    def without_a_boot(wanted: Wanted, attempt: int, cancel: threading.Event) -> tuple[Record, bytes]:
-        made, log = run(wanted, attempt, cancel)
-        return (replace(made, stages={"snapshot": 120.0}), b"") if made.outcome == "hang" else (made, log)
+    def without_a_boot(wanted: Wanted, attempt: int) -> Attempt:
+        ended = run(wanted, attempt)
+        if ended.record.outcome != "hang":
+            return ended
+        return Attempt(replace(ended.record, stages={"snapshot": 120.0}), b"", parse(b""))
 
     stand.run = without_a_boot  # type: ignore[method-assign]
-    answer = search(question(repository), stand, tmp_path / "r")
+    answer = search(question_of(repository), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 8"] and stages == stand.stages
     made, _ = bisect.status(tmp_path / "r")
-    six = next(c for c in made["commits"] if c["subject"] == "change 6")
-    assert six["untestable"] in (None, "does not boot (hang)") and sum(six["outcomes"].values()) <= 1
+    six = next(c for c in made.commits if c.subject == "change 6")
+    assert six.untestable in (None, "does not boot (hang)") and sum(six.outcomes.values()) <= 1
 
 
 def test_panics_are_counted_where_they_are_asked_for(repository: Path, stand: Stand, tmp_path: Path) -> None:
     bad = stand.bad
     stand.outcome = lambda name, seed: "panic" if bad(name) and seed % 3 else MEASURED
-    asked = question(repository, "outcome:panic")
-    answer = search(asked, stand, tmp_path / "r")
+    question = question_of(repository, "outcome:panic")
+    answer = search(question, stand, tmp_path / "r")
     assert named(answer, stand) == ["change 8"] and answer.confirmed
     stand.ran.clear()
     stand.built.clear()
-    other = search(question(repository, "outcome:oom"), stand, tmp_path / "oom")
+    other = search(question_of(repository, "outcome:oom"), stand, tmp_path / "oom")
     assert other.reason == "the bad end cannot be tested: panics"
 
 
 def test_equal_kernels_take_no_trials(repository: Path, stand: Stand, tmp_path: Path) -> None:
     stand.kernels = {f"change {n}": "seven" for n in (4, 5, 6, 7)}
     notes: list[str] = []
-    answer = search(question(repository), stand, tmp_path / "r", notes=notes)
+    answer = search(question_of(repository), stand, tmp_path / "r", notes=notes)
     assert named(answer, stand) == ["change 8"]
     measured = {stand.names[wanted.commit] for wanted in stand.ran}
     assert len(measured & stand.kernels.keys()) == 1
@@ -364,10 +379,10 @@ def test_equal_kernels_take_no_trials(repository: Path, stand: Stand, tmp_path: 
 
 def test_path_limits(repository: Path, stand: Stand, tmp_path: Path) -> None:
     stand.bad = lambda name: name != "start" and int(name.split()[1]) >= 9
-    answer = search(question(repository, paths=("mm",)), stand, tmp_path / "r")
+    answer = search(question_of(repository, paths=("mm",)), stand, tmp_path / "r")
     assert named(answer, stand) == ["change 9"] and answer.confirmed
     made, _ = bisect.status(tmp_path / "r")
-    assert [commit["subject"] for commit in made["commits"]] == [f"change {n}" for n in (3, 6, 9, 12)]
+    assert [commit.subject for commit in made.commits] == [f"change {n}" for n in (3, 6, 9, 12)]
 
 
 def test_what_is_lost_is_tried_again_and_then_given_up(
@@ -380,21 +395,22 @@ def test_what_is_lost_is_tried_again_and_then_given_up(
         return LOST if seed == 2 and lost[name, seed] < pool.ATTEMPTS else MEASURED
 
     stand.outcome = outcome
-    assert named(search(question(repository), stand, tmp_path / "r"), stand) == ["change 8"]
+    assert named(search(question_of(repository), stand, tmp_path / "r"), stand) == ["change 8"]
     stand.outcome = lambda _name, seed: LOST if seed == 2 else MEASURED
     with pytest.raises(GuestLost, match="seed 2"):
-        search(question(repository), stand, tmp_path / "lost")
+        search(question_of(repository), stand, tmp_path / "lost")
 
 
 def test_another_question_is_not_mixed_in(repository: Path, stand: Stand, tmp_path: Path) -> None:
-    search(question(repository), stand, tmp_path / "r")
+    search(question_of(repository), stand, tmp_path / "r")
     with pytest.raises(SpecError, match="holds another bisection: its metric is not the same"):
-        search(question(repository, "pgsteal_direct"), stand, tmp_path / "r")
+        search(question_of(repository, "pgsteal_direct"), stand, tmp_path / "r")
     with pytest.raises(SpecError, match="its paths is not the same"):
-        search(question(repository, paths=("mm",)), stand, tmp_path / "r")
-    stand.facts = lambda: {"qemu_family": "8.2"}  # type: ignore[method-assign]
+        search(question_of(repository, paths=("mm",)), stand, tmp_path / "r")
+    facts = stand.facts().model_copy(update={"qemu_family": "8.2"})
+    stand.facts = lambda: facts  # type: ignore[method-assign]
     with pytest.raises(SpecError, match="measured with another qemu family"):
-        search(question(repository), stand, tmp_path / "r")
+        search(question_of(repository), stand, tmp_path / "r")
 
 
 def test_an_error_of_a_build_machine_ends_it(repository: Path, stand: Stand, tmp_path: Path) -> None:
@@ -404,9 +420,9 @@ def test_an_error_of_a_build_machine_ends_it(repository: Path, stand: Stand, tmp
 
     stand.interrupt = full
     with pytest.raises(HostError, match="no space"):
-        search(question(repository), stand, tmp_path / "r")
+        search(question_of(repository), stand, tmp_path / "r")
     stand.interrupt = lambda _: None
-    assert named(search(question(repository), stand, tmp_path / "r"), stand) == ["change 8"]
+    assert named(search(question_of(repository), stand, tmp_path / "r"), stand) == ["change 8"]
 
 
 # --- what is asked ---------------------------------------------------------------------------------
@@ -414,14 +430,14 @@ def test_an_error_of_a_build_machine_ends_it(repository: Path, stand: Stand, tmp
 
 def test_the_metric_is_the_first_primary() -> None:
     experiment = expand(EXPERIMENT, {}, [])[0].experiment
-    chosen = bisect.metric(None, experiment)
+    chosen = quantity(None, experiment)
     assert (chosen.name, chosen.measured.margin) == ("misses", 0.05)
     with pytest.raises(SpecError, match="no primary"):
-        bisect.metric(None, experiment.model_copy(update={"primary": {}}))
+        quantity(None, experiment.model_copy(update={"primary": {}}))
     with pytest.raises(SpecError, match="no metric `misess`"):
-        bisect.metric("misess", experiment)
+        quantity("misess", experiment)
     with pytest.raises(SpecError, match="outcome:panic, outcome:hang"):
-        bisect.metric("outcome:crash", experiment)
+        quantity("outcome:crash", experiment)
 
 
 def test_revisions_that_cannot_be(repository: Path, tmp_path: Path) -> None:
@@ -431,11 +447,11 @@ def test_revisions_that_cannot_be(repository: Path, tmp_path: Path) -> None:
         (("main", "main"), "no commits between"),
     ):
         with pytest.raises(SpecError, match=said):
-            history.between(repository, *ends)
+            commits.between(repository, *ends)
     with pytest.raises(SpecError, match="not a git repository"):
-        history.between(tmp_path, "a", "b")
+        commits.between(tmp_path, "a", "b")
     with pytest.raises(SpecError, match="no commits between"):
-        history.between(repository, "good", "main", ["drivers"])
+        commits.between(repository, "good", "main", ["drivers"])
 
 
 def test_merges_and_kinds(tmp_path: Path) -> None:
@@ -449,7 +465,7 @@ def test_merges_and_kinds(tmp_path: Path) -> None:
     commit(top, "option", "lib/Kconfig")
     (top / "lib/Kconfig").write_text("config NEW_ONE\n\tbool\nmenuconfig A_MENU\n")
     git(top, "commit", "--quiet", "--all", "-m", "options")
-    found = history.between(top, base, "main")
+    found = commits.between(top, base, "main")
     at = {change.subject: change for change in found.changes}
     assert set(at["merge"].links) == {docs, main} and set(at["merge"].parents) == {docs, main}
     assert at["docs"].links == () and at["docs"].parents == (base,)
@@ -462,11 +478,11 @@ def test_merges_and_kinds(tmp_path: Path) -> None:
         "options": "compiled",
     }
     assert at["reclaim"].kind({"mm/page_alloc.c"}) == "not compiled"
-    assert history.symbols(top, "main") == {"CONFIG_NEW_ONE", "CONFIG_A_MENU"}
-    assert history.symbols(top, base) == frozenset()
+    assert commits.symbols(top, "main") == {"CONFIG_NEW_ONE", "CONFIG_A_MENU"}
+    assert commits.symbols(top, base) == frozenset()
 
 
-# --- a machine -------------------------------------------------------------------------------------
+# --- a tester --------------------------------------------------------------------------------------
 
 FIX = """\
 --- a/lib/new.c
@@ -479,9 +495,9 @@ FIX = """\
 
 @dataclass
 class Bare:
-    """A machine for a repository of two commits, `before` and `after` there was an option and a file."""
+    """A tester for a repository of two commits, `before` and `after` there was an option and a file."""
 
-    machine: bisect.Machine
+    tester: CommitTester
     before: str
     after: str
 
@@ -494,39 +510,39 @@ def bare(tmp_path: Path) -> Bare:
     after = commit(top, "a file", "lib/new.c")
     (tmp_path / "fix.patch").write_text(FIX)
     (tmp_path / "extra.config").write_text("CONFIG_NEW=y\n# CONFIG_OLD is not set\n")
-    return Bare(machine(tmp_path, str(tmp_path / "fix.patch")), before, after)
+    return Bare(real_tester(tmp_path, str(tmp_path / "fix.patch")), before, after)
 
 
-def machine(tmp_path: Path, *patches: str) -> bisect.Machine:
+def real_tester(tmp_path: Path, *patches: str) -> CommitTester:
     experiment = expand(EXPERIMENT, {}, [])[0].experiment
     kernel = experiment.kernel.model_copy(update={"config": (str(tmp_path / "extra.config"),)})
     arms = {"a": ArmSpec(patches=patches)}
     experiment = experiment.model_copy(update={"arms": arms, "kernel": kernel})
-    return bisect.Machine(experiment, tmp_path / "linux", tmp_path / "cache", None, lambda _: None)
+    return CommitTester(experiment, tmp_path / "linux", tmp_path / "cache", None, lambda _: None)
 
 
 def test_a_commit_does_without_what_it_does_not_know(bare: Bare) -> None:
-    plan, remarks = bare.machine.plan(bare.before)
+    plan, remarks = bare.tester.plan(bare.before)
     assert remarks == ("without fix.patch", "without CONFIG_NEW")
     assert (plan.files, dict(plan.config)) == ({}, {"CONFIG_OLD": "# CONFIG_OLD is not set"})
-    plan, remarks = bare.machine.plan(bare.after)
+    plan, remarks = bare.tester.plan(bare.after)
     assert remarks == () and plan.files == {"lib/new.c": b"/* a file */\n/* fixed */\n"}
     assert plan.config["CONFIG_NEW"] == "CONFIG_NEW=y"
 
 
 def test_what_is_compiled_is_read_from_what_kbuild_left(bare: Bare) -> None:
-    assert bare.machine.compiled(bare.after) == frozenset()
-    words = build.command(bare.machine.plan(bare.after)[0])
+    assert bare.tester.compiled(bare.after) == frozenset()
+    words = build.command(bare.tester.plan(bare.after)[0])
     source = Path(words[words.index("-C") + 1])
     note = source.parent / "obj/mm/.vmscan.o.cmd"
     note.parent.mkdir(parents=True)
     note.write_text(f"source_mm/vmscan.o := {source}/mm/vmscan.c\n\n  {source}/include/a.h \\\n  other/b.h\n")
-    assert bare.machine.compiled(bare.after) == {"mm/vmscan.c", "include/a.h"}
+    assert bare.tester.compiled(bare.after) == {"mm/vmscan.c", "include/a.h"}
 
 
 def test_a_series_has_to_apply(bare: Bare, tmp_path: Path) -> None:
     with pytest.raises(Broken, match="its patches or options do not fit"):
-        machine(tmp_path, "instrumentation").build(bare.after)
+        real_tester(tmp_path, "instrumentation").build(bare.after)
 
 
 def test_what_becomes_of_a_build(bare: Bare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -546,14 +562,14 @@ def test_what_becomes_of_a_build(bare: Bare, monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(build, "build", built)
     with pytest.raises(Broken, match="does not build"):
-        bare.machine.build(bare.after)
+        bare.tester.build(bare.after)
     with pytest.raises(Broken, match="its options do not fit"):
-        bare.machine.build(bare.after)
+        bare.tester.build(bare.after)
     with pytest.raises(BuildError, match="make failed"):
-        bare.machine.build(bare.after)
-    assert bare.machine.build(bare.after) == Built("a hash", 61.0)
+        bare.tester.build(bare.after)
+    assert bare.tester.build(bare.after) == Built("a hash", 61.0)
     with pytest.raises(HostError, match="not the one that was measured before"):
-        bare.machine.build(bare.after)
+        bare.tester.build(bare.after)
 
 
 def test_what_does_not_fit_an_end_is_a_mistake(
@@ -564,7 +580,7 @@ def test_what_does_not_fit_an_end_is_a_mistake(
 
     monkeypatch.setattr(stand, "build", build)
     with pytest.raises(SpecError, match="does not apply"):
-        search(question(repository), stand, tmp_path / "r")
+        search(question_of(repository), stand, tmp_path / "r")
 
 
 # --- looking at it ---------------------------------------------------------------------------------
@@ -575,7 +591,7 @@ def test_status_log_and_replay(
 ) -> None:
     directory = tmp_path / "r"
     stand.broken = {"change 5": "does not build"}
-    answer = search(question(repository), stand, directory)
+    answer = search(question_of(repository), stand, directory)
     assert answer.confirmed
     before = kept(directory), stand.built.total()
     assert cli.main(["bisect", "status", str(directory)]) == 0
@@ -584,7 +600,10 @@ def test_status_log_and_replay(
     assert "good end" in shown and "bad end" in shown
     assert (directory / "pictures/posterior.svg").read_bytes().startswith(b"<?xml")
     assert "**" in (directory / "report.md").read_text()
-    assert json.loads((directory / "report.json").read_text())["answer"]["confirmed"]
+    written = (directory / "report.json").read_text()
+    read = parsed(BisectionReport, written)
+    assert read.answer and read.answer.confirmed and read.text(indent=2) + "\n" == written
+    Draft202012Validator(dict(schema())).validate(json.loads(written))
     page = (directory / "report.html").read_text()
     assert "(change 8), confirmed on fresh seeds" in page and "data:image/svg+xml;base64," in page
     assert "<script" not in page and "bad end" in page
@@ -602,12 +621,12 @@ def test_status_log_and_replay(
 def test_a_bisection_is_no_comparison_and_the_other_way_round(
     repository: Path, stand: Stand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search(question(repository), stand, tmp_path / "r")
+    search(question_of(repository), stand, tmp_path / "r")
     for words in (["report"], ["report", "--manifest"], ["parse"], ["verify"]):
         assert cli.main([words[0], str(tmp_path / "r"), *words[1:]]) == 2
         assert "not the result of a comparison" in capsys.readouterr().err
     with Ledger.create(tmp_path / "c") as ledger:
-        ledger.set_plan({"trials": {}})
+        ledger.set_plan(plan())
     assert cli.main(["bisect", "status", str(tmp_path / "c")]) == 2
     assert "not the result of a bisection" in capsys.readouterr().err
 
@@ -625,6 +644,6 @@ def test_what_is_missing_is_said(words: list[str], capsys: pytest.CaptureFixture
 
 
 def test_seeds_of_a_confirmation_are_fresh(repository: Path, stand: Stand, tmp_path: Path) -> None:
-    search(question(repository), stand, tmp_path / "r")
+    search(question_of(repository), stand, tmp_path / "r")
     fresh = {stand.names[wanted.commit] for wanted in stand.ran if wanted.seed >= PHASE}
     assert fresh == {"change 7", "change 8"}

@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 
 from testbed import cli
-from testbed.analysis.bisect import suspicion
+from testbed.analysis.bisect.posterior import suspicion
+from testbed.analysis.parse import parse
 from testbed.host.errors import BuildError, SpecError
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import prepare
 from testbed.trials.prepare import Campaign
-from testbed.trials.trial import Trial
-from tests.unit.recorded import EXPERIMENT, plan, record
+from testbed.trials.trial import Attempt, Trial
+from tests.unit.recorded import EXPERIMENT, edited, plan, planned, record
 from tests.unit.test_bisect_loop import log_of
 from tests.unit.test_guest_faults import make_trial
 
@@ -61,13 +62,12 @@ def check(sides: list[str], monkeypatch: pytest.MonkeyPatch) -> Check:
                 replace(make_trial("q"), arm="unpatched", seed=seed, vmlinux_sha256=f"{centre}{outcome}" * 3)
                 for seed in range(1, 6)
             ]
-            made = plan(("unpatched",), 5)
-            made["trials"] = {trial.id: {"arm": "unpatched", "seed": trial.seed} for trial in trials}
-            return Campaign(tuple(trials), made)
+            return Campaign(tuple(trials), planned(plan(("unpatched",), 5).experiment, trials))
 
-        def once(trial: Trial, attempt: int, _cancel: threading.Event) -> tuple[Record, bytes]:
+        def once(trial: Trial, attempt: int, _cancel: threading.Event) -> Attempt:
             ended = record("unpatched", trial.seed, outcome, "as it was told")
-            return replace(ended, trial=trial.id, attempt=attempt), log_of(drawn(3, trial.seed + 100, centre))
+            log = log_of(drawn(3, trial.seed + 100, centre))
+            return Attempt(replace(ended, trial=trial.id, attempt=attempt), log, parse(log))
 
         monkeypatch.setattr(prepare, "prepare", replaced)
         monkeypatch.setattr("testbed.trials.trial.run", once)
@@ -115,9 +115,7 @@ def test_results_that_were_not_measured_alike_are_refused(
     check: Check, sides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Ledger.create(tmp_path / "bad") as ledger:
-        other = ledger.plan()
-        other["experiment"]["guest"]["vcpus"] = 3
-        ledger.set_plan(other)
+        ledger.set_plan(edited(ledger.plan(), lambda data: data["experiment"]["guest"].update(vcpus=3)))
     assert check(GOOD) == 128 + 2
     assert "was not measured like this: guest.vcpus: 3" in capsys.readouterr().err
 

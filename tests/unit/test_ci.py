@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,10 @@ import yaml
 
 from ci import steps
 from testbed.experiment import Experiment, GitSource, KernelSpec, expand, load
-from testbed.host.errors import SpecError
+from testbed.host.errors import HostError, SpecError
+from testbed.terminal.arguments import parser
+from testbed.verbs import compare
+from testbed.verbs.compare import Compared, CompareRequest
 from tests.unit.recorded import EXPERIMENT, REPOSITORY
 
 ACTION = REPOSITORY / "action.yml"
@@ -68,7 +72,12 @@ def test_actionlint_would_find_something(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("schema", "paths"),
-    [("github-workflows", WORKFLOWS), ("github-actions", [ACTION]), ("gitlab-ci", [GITLAB])],
+    [
+        ("github-workflows", WORKFLOWS),
+        ("github-actions", [ACTION]),
+        ("gitlab-ci", [GITLAB]),
+        ("dependabot", [REPOSITORY / ".github" / "dependabot.yml"]),
+    ],
 )
 def test_the_files_keep_to_their_schemas(schema: str, paths: list[Path]) -> None:
     check(TOOLS / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *paths)
@@ -76,6 +85,36 @@ def test_the_files_keep_to_their_schemas(schema: str, paths: list[Path]) -> None
 
 def test_shellcheck_finds_nothing() -> None:
     check(TOOLS / "shellcheck", *SCRIPTS, REPOSITORY / ".ci" / "run")
+
+
+def test_the_cache_of_the_tests_is_what_the_steps_name_and_depends_on_what_they_do() -> None:
+    job = loaded(REPOSITORY / ".github" / "workflows" / "test.yml")["jobs"]["all"]
+    restore, save = (
+        step["with"] for step in job["steps"] if step.get("uses", "").startswith("actions/cache/")
+    )
+    home = f"{job['env']['XDG_CACHE_HOME']}/testbed"
+    assert save["path"] == restore["path"]
+    assert restore["path"].split() == [f"{home}/{name}" for name in steps.CACHED]
+    for path in steps.INGREDIENTS:
+        assert f"'{path.name}{'/**' if path.is_dir() else ''}'" in restore["key"]
+
+
+def test_commits_are_checked_by_what_lint_runs() -> None:
+    (hooks,) = (repository["hooks"] for repository in loaded(REPOSITORY / ".pre-commit-config.yaml")["repos"])
+    by_id = {hook["id"]: hook for hook in hooks}
+    assert (by_id["lint"]["entry"], by_id["lint"]["pass_filenames"]) == ("make lint", False)
+    # As pre-commit's own pygrep looks at the message.
+    pattern = re.compile(by_id["subject"]["entry"], re.MULTILINE | re.DOTALL)
+    assert by_id["subject"]["args"] == ["--multiline", "--negate"]
+    for message in (
+        "report: one table type\n\nA body of any length: " + "x" * 100,
+        "docs: " + "x" * 66,
+        "Merge branch 'docs'\n",
+        "fixup! report: one table type",
+    ):
+        assert pattern.search(message), message
+    for message in ("One table type\n", "docs: " + "x" * 67, "\nreport: late\n", "report:\n", "report: \n"):
+        assert not pattern.search(message), message
 
 
 def commands() -> Iterator[str]:
@@ -169,6 +208,12 @@ def stubs(directory: Path) -> None:
     stub(directory, "sudo", 'shift; exec "$@"')
 
 
+def recorded_lab(directory: Path) -> Path:
+    """What stands in for Python: it does the steps where trials are recorded ones."""
+    stub(directory, "recorded-lab", f'exec {sys.executable} -m tests.recorded_lab "$@"')
+    return directory / "recorded-lab"
+
+
 def outputs_of(file: Path) -> dict[str, str]:
     found = re.findall(r"(?ms)^([a-z-]+)<<(\S+)\n(.*?)\n\2$", file.read_text())
     return {name: value for name, _, value in found}
@@ -187,9 +232,9 @@ def act(directory: Path, given: Mapping[str, str], fake: Mapping[str, Any]) -> J
     environment = {
         **os.environ,
         "PATH": f"{directory / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{REPOSITORY / 'tests' / 'fake_campaign'}:{REPOSITORY}",
+        "PYTHONPATH": str(REPOSITORY),
         "FAKE": json.dumps(fake),
-        "TESTBED_PYTHON": sys.executable,
+        "TESTBED_PYTHON": str(recorded_lab(directory / "bin")),
         "XDG_CACHE_HOME": str(directory / "cache"),
         "GITHUB_ACTIONS": "true",
         "GITHUB_ACTION_PATH": str(REPOSITORY),
@@ -286,15 +331,17 @@ def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) ->
         ({"experiment": ""}, "TESTBED_EXPERIMENT: which experiment?"),
         (
             {"experiment": "reclaim-captur"},
-            "reclaim-captur: no such file\n  testbed's own are direct-reclaim, mglru, ",
+            "reclaim-captur: no such file\n  testbed's own are direct-reclaim, example, ",
         ),
         ({"patches": "my.patch other.patch"}, "TESTBED_PATCHES: other.patch: no such file"),
         ({"patches": "*.diff"}, "TESTBED_PATCHES: *.diff: no such file"),
         ({"base": "HEAD^1"}, "TESTBED_BASE: a base is a revision of TESTBED_TREE"),
         ({"tree": ".", "line": "6.12"}, "both name a kernel source"),
         ({"tree": ".", "base": "v6.1", "patches": ""}, "TESTBED_BASE: .: "),
-        ({"mode": "fast"}, "argument --mode: invalid choice: 'fast'"),
-        ({"seeds": "many"}, "argument --seeds: 'many' is not a whole number"),
+        ({"mode": "fast"}, "TESTBED_MODE: `fast` is none of deterministic, realtime, auto"),
+        ({"seeds": "many"}, "TESTBED_SEEDS: 'many' is not a whole number"),
+        ({"jobs": "0"}, "TESTBED_JOBS: '0' is not a whole number"),
+        ({"line": "5.4"}, "there is no kernel line `5.4`: 6.1"),
         ({"fail-on": "any primary worse"}, "--fail-on: `worse` is no verdict"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
@@ -357,7 +404,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             monkeypatch.setenv(f"TESTBED_{name.upper()}", value)
         assert steps.prepare() == 0
         job = json.loads((tmp_path / "testbed-ci" / "job.json").read_text())
-        return load(Path(job["words"][1]))
+        return load(Path(job["experiment"]))
 
     return run
 
@@ -426,7 +473,7 @@ def test_a_tree_and_its_base_are_two_arms(prepare: Any, linux: Path, tmp_path: P
     assert [list(arm.patches) for arm in made.arms.values()] == [[], [str(patch)]]
     # It makes HEAD of the base, and has nothing of what main did meanwhile.
     git(linux, "checkout", "--quiet", "--detach", fork)
-    check("patch", "-p1", "-F0", "--batch", "-i", patch, cwd=linux)
+    git(linux, "apply", str(patch))
     git(linux, "add", ".")
     assert git(linux, "write-tree") == git(linux, "rev-parse", "pull^{tree}")
 
@@ -488,22 +535,35 @@ def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, 
 
 
 @pytest.mark.parametrize(
-    ("line", "results"),
-    [
-        ("", ["results/mglru"]),
-        ("6.12", ["results/mglru-6.12"]),
-        ("all", ["results/mglru-6.1", "results/mglru-6.12", "results/mglru-7.2"]),
-    ],
+    ("line", "lines"), [("", [None]), ("6.12", ["6.12"]), ("all", ["6.1", "6.12", "7.2"])]
 )
-def test_options_are_those_of_compare(prepare: Any, tmp_path: Path, line: str, results: list[str]) -> None:
+def test_options_are_those_of_compare(
+    prepare: Any, tmp_path: Path, line: str, lines: list[str | None], capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare(experiment="mglru", line=line, seeds="4", jobs="2", fail_on="\nany regressed\n\nmisses undecided")
-    job = json.loads((tmp_path / "testbed-ci" / "job.json").read_text())
-    assert job["words"][2:] == [
+    (said,) = [said for said in capsys.readouterr().err.splitlines() if said.startswith("testbed: testbed")]
+    words = shlex.split(said)[2:]
+    assert words[2:] == [
         *("--mode", "auto"),
         *(["--line", line] if line else []),
         *("--seeds", "4", "--jobs", "2", "--fail-on", "any regressed", "--fail-on", "misses undecided"),
     ]
-    assert job["results"] == results
+    # It is what a person would type, and what is done is what `testbed compare` would do.
+    arguments = parser().parse_args(words)
+    job = steps.Job(**json.loads((tmp_path / "testbed-ci" / "job.json").read_text()))
+    assert (job.request.run.experiment.mode, job.request.run.jobs) == (arguments.mode, arguments.jobs)
+    assert [str(met) for met in job.request.fail_on] == arguments.fail_on
+    ran: list[str | None] = []
+
+    def replaced(request: CompareRequest, *_: object) -> Compared:
+        ran.append(request.run.experiment.line)
+        raise HostError("not to be had")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "compare", replaced)
+        patch.setattr(steps, "compare_arms", replaced)
+        assert steps.main(["compare"]) == 3
+    assert ran == lines
 
 
 # --- caches -----------------------------------------------------------------------------------------
@@ -657,9 +717,9 @@ def test_all_of_it_in_one(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{REPOSITORY / 'tests' / 'fake_campaign'}:{REPOSITORY}",
+        "PYTHONPATH": str(REPOSITORY),
         "FAKE": json.dumps({"counts": WORSE, "kvm": "none"}),
-        "TESTBED_PYTHON": sys.executable,
+        "TESTBED_PYTHON": str(recorded_lab(tmp_path / "bin")),
         "TESTBED_EXPERIMENT": "reclaim-capture",
         "TESTBED_PATCHES": "my.patch",
         "TESTBED_FAIL_ON": "any primary regressed",

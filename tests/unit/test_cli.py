@@ -32,6 +32,7 @@ from testbed.report import interchange as machine
 from testbed.report import schema as report_schema
 from testbed.setup import doctor
 from testbed.setup.doctor import Need
+from testbed.terminal import show
 from testbed.trials import pool, prepare
 from testbed.trials.prepare import Campaign
 from testbed.verbs import reproduce, results
@@ -41,6 +42,8 @@ from tests.unit.recorded import (
     PATCHED,
     REPOSITORY,
     UNPATCHED,
+    edited,
+    manifest_of,
     measured,
     pair,
     plan,
@@ -237,7 +240,7 @@ def test_a_report_is_on_standard_output_and_the_rest_is_not(testbed: Testbed, re
     ran = testbed("report", result)
     assert ran.status == 0
     assert ran.out.startswith("recorded\nWhat a test recorded.\n")
-    assert "\x1b" not in ran.out and max(map(len, ran.out.splitlines())) <= cli.PIPE_COLUMNS
+    assert "\x1b" not in ran.out and max(map(len, ran.out.splitlines())) <= show.PIPE_COLUMNS
     assert ran.err.startswith(f"also in {result}: report.html")
 
 
@@ -383,10 +386,11 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(experiment)
         return Campaign((), plan())
 
-    def run(_trials: object, ledger: Ledger, _jobs: int, _progress: object) -> None:
+    def run(_trials: object, ledger: Ledger, _jobs: int, _progress: object) -> dict[str, Measurement]:
         if not ledger.records():
             ledger.add(record("unpatched", 1), UNPATCHED)
             ledger.add(record("patched", 1), PATCHED)
+        return {}
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     monkeypatch.setattr(pool, "run", run)
@@ -411,8 +415,8 @@ def test_mode_auto_is_deterministic_where_kvm_does_not_work(
         if experiment.accel == "kvm":
             raise NoKvm("KVM does not work here: it is tired")
         made = works(experiment, *words)
-        document = {**made.document, "provenance": {**made.document["provenance"], "fallback": there}}
-        return Campaign(made.trials, document)
+        plan = edited(made.plan, lambda data: data["provenance"].update(fallback=there))
+        return Campaign(made.trials, plan)
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     ran = testbed("compare", EXPERIMENT, "--json", "--mode", "auto")
@@ -548,11 +552,12 @@ def test_a_trial_that_was_lost_is_no_other_result(
 ) -> None:
     trial = make_trial("qemu")
     digest = hashlib.sha256(UNPATCHED).hexdigest()
-    expected = reproduce.Expected(trial.id, trial.arm, trial.seed, "measured", digest)
-    repeat = reproduce.Repeat({}, (trial,), {trial.id: expected})
+    expected = record(trial.arm, trial.seed, trial=trial.id, log_sha256=digest)
+    repeat = reproduce.Repeat(manifest_of(trial.arm, expected), (trial,))
 
-    def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> None:
+    def run(_trials: object, ledger: Ledger, _jobs: int | None, _progress: object) -> dict[str, Measurement]:
         ledger.add(record(trial.arm, trial.seed, outcome, trial=trial.id), log)
+        return {}
 
     monkeypatch.setattr(reproduce, "load", lambda *_: repeat)
     monkeypatch.setattr(pool, "run", run)
@@ -927,5 +932,5 @@ def calls(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "testbed").rglob("*.py")), ids=lambda path: path.name)
 def test_only_the_doors_print_and_exit(path: Path) -> None:
     allowed = {"cli.py": {"print", "sys.exit"}, "bootstrap.py": {"print", "sys.exit"}}
-    allowed["__main__.py"] = {"sys.exit"}
+    allowed |= {"__main__.py": {"sys.exit"}, "show.py": {"print"}}
     assert calls(path) <= allowed.get(path.name, set())

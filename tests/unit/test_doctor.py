@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -51,17 +52,17 @@ def test_a_compiler_that_cannot_be_started_is_no_traceback(no_programs: Path, tm
     [
         (
             "debian",
-            "apt-get install -y --no-install-recommends bc binutils bison busybox-static flex gcc libc6-dev "
-            "libelf-dev make patch perl qemu-system-x86 tar util-linux xz-utils",
+            "apt-get install -y --no-install-recommends bc binutils bison busybox-static flex gcc git "
+            "libc6-dev libelf-dev make perl qemu-system-x86 tar util-linux xz-utils",
         ),
         (
             "fedora",
-            "dnf install -y bc binutils bison busybox elfutils-libelf-devel flex gcc glibc-static make patch "
+            "dnf install -y bc binutils bison busybox elfutils-libelf-devel flex gcc git glibc-static make "
             "perl qemu-system-x86-core tar util-linux xz",
         ),
         (
             "arch",
-            "pacman -S --needed --noconfirm bc binutils bison busybox flex gcc glibc libelf make patch perl "
+            "pacman -S --needed --noconfirm bc binutils bison busybox flex gcc git glibc libelf make perl "
             "qemu-system-x86 tar util-linux xz",
         ),
     ],
@@ -89,26 +90,38 @@ def test_a_package_of_one_distribution_is_not_asked_of_another() -> None:
 @pytest.mark.parametrize(
     ("release", "family"),
     [
-        ("ID=debian\nVERSION_CODENAME=bookworm", "debian"),
-        ("ID=ubuntu\nID_LIKE=debian", "debian"),
-        ("ID=ubuntu", "debian"),
-        ('ID=linuxmint\nID_LIKE="ubuntu debian"', "debian"),
-        ("NAME='Fedora Linux'\nID=fedora", "fedora"),
-        ('ID="rocky"\nID_LIKE="rhel centos fedora"', "fedora"),
-        ('ID="rhel"', "fedora"),
-        ("ID=arch", "arch"),
-        ("ID=manjaro\nID_LIKE=arch", "arch"),
-        ("ID=archlinux", "arch"),
-        ("ID=nixos", None),
-        ("ID=alpine\n# a comment\n\nnonsense", None),
-        ("", None),
+        ({"ID": "debian", "VERSION_CODENAME": "bookworm"}, "debian"),
+        ({"ID": "ubuntu", "ID_LIKE": "debian"}, "debian"),
+        ({"ID": "ubuntu"}, "debian"),
+        ({"ID": "linuxmint", "ID_LIKE": "ubuntu debian"}, "debian"),
+        ({"ID": "fedora"}, "fedora"),
+        ({"ID": "rocky", "ID_LIKE": "rhel centos fedora"}, "fedora"),
+        ({"ID": "rhel"}, "fedora"),
+        ({"ID": "arch"}, "arch"),
+        ({"ID": "manjaro", "ID_LIKE": "arch"}, "arch"),
+        ({"ID": "archlinux"}, "arch"),
+        ({"ID": "nixos"}, None),
+        # What the library gives where the file does not say.
+        ({"ID": "linux"}, None),
     ],
 )
 def test_the_family_of_a_distribution(
-    monkeypatch: pytest.MonkeyPatch, release: str, family: str | None
+    monkeypatch: pytest.MonkeyPatch, release: dict[str, str], family: str | None
 ) -> None:
-    monkeypatch.setattr(doctor, "_lines", lambda _path: release.splitlines())
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: release)
     assert doctor.family() == family
+
+
+@pytest.mark.parametrize("missing", ["the file", "the function"])
+def test_a_machine_that_does_not_say_what_it_is(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def absent() -> dict[str, str]:
+        raise FileNotFoundError("/etc/os-release")
+
+    if missing == "the file":
+        monkeypatch.setattr(platform, "freedesktop_os_release", absent)
+    else:
+        monkeypatch.delattr(platform, "freedesktop_os_release")
+    assert doctor.family() is None
 
 
 @pytest.mark.parametrize(("mirror", "problem"), [(None, True), ("http://mirror/debian", False)])

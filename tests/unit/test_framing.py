@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from testbed import wire
-from testbed.analysis.metrics import METRICS, Series
+from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, Reading, parse
+from testbed.analysis.views import Series
 from tests.unit.recorded import frame
 
 Json = dict[str, Any]

@@ -15,10 +15,11 @@ import pytest
 
 from testbed.experiment import ArmSpec, DeadlineSpec, Experiment, KernelSpec, MiB
 from testbed.experiment.script import script
-from testbed.guest.machine import Guest
+from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
+from testbed.host.process import Deadline
 from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import trial as trials
 from testbed.trials.trial import Trial
@@ -78,7 +79,7 @@ def test_a_fault_becomes_an_outcome_in_time(
     qemu: Callable[[str], str], fault: str, outcome: str, message: str
 ) -> None:
     began = time.monotonic()
-    record, _ = trials.run(make_trial(qemu(fault)), 1, threading.Event())
+    record = trials.run(make_trial(qemu(fault)), 1, threading.Event()).record
     assert (record.outcome, time.monotonic() - began < 12) == (outcome, True)
     assert message in record.detail
     assert children_of(os.getpid()) == {}
@@ -86,7 +87,7 @@ def test_a_fault_becomes_an_outcome_in_time(
 
 @pytest.mark.parametrize("fault", ["die-at-start", "die-at-boot", "stop"])
 def test_a_lost_guest_tells_what_qemu_said_and_how_to_run_it(qemu: Callable[[str], str], fault: str) -> None:
-    record, _ = trials.run(make_trial(qemu(fault)), 1, threading.Event())
+    record = trials.run(make_trial(qemu(fault)), 1, threading.Event()).record
     said = {"die-at-start": "no such luck", "die-at-boot": "out of luck", "stop": "KVM internal error"}
     assert said[fault] in record.detail
     assert f"to run it by hand: {qemu(fault)}" in record.detail
@@ -97,7 +98,7 @@ def test_a_mute_monitor_is_given_up(qemu: Callable[[str], str], monkeypatch: pyt
     began = time.monotonic()
     with (
         pytest.raises(GuestLost, match="within"),
-        Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("mute")),
+        LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("mute")),
     ):
         pass
     assert time.monotonic() - began < 10
@@ -108,7 +109,7 @@ def test_a_process_that_ignores_quit_and_term_is_killed(
     qemu: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("testbed.host.process.GRACE_SECONDS", 0.5)
-    with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("stubborn")) as guest:
+    with LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("stubborn")) as guest:
         guest.boot(5)
         assert len(children_of(os.getpid())) == 1
     assert children_of(os.getpid()) == {}
@@ -117,7 +118,7 @@ def test_a_process_that_ignores_quit_and_term_is_killed(
 def test_an_error_in_the_body_leaves_no_process(qemu: Callable[[str], str]) -> None:
     with (
         pytest.raises(ZeroDivisionError),
-        Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest,
+        LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest,
     ):
         guest.boot(5)
         raise ZeroDivisionError
@@ -135,7 +136,7 @@ def test_cancelling_interrupts_a_wait_at_once(qemu: Callable[[str], str]) -> Non
 
 
 def test_the_log_is_whole_after_leaving(qemu: Callable[[str], str]) -> None:
-    with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
+    with LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
         guest.boot(5)
         guest.command("run mmap_test anon 1 1 64 1", "end", 5)
     assert guest.log.startswith(b"Linux version")
@@ -143,10 +144,18 @@ def test_the_log_is_whole_after_leaving(qemu: Callable[[str], str]) -> None:
 
 
 def test_silence_is_a_hang_with_the_stage_and_the_deadline(qemu: Callable[[str], str]) -> None:
-    with Guest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
+    with LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
         guest.boot(5)
         with pytest.raises(Hang, match=r"`memory`: no elephant or error within 1 s"):
             guest.command("memory", "elephant", 1)
+
+
+def test_a_deadline_that_begins_anew() -> None:
+    deadline = Deadline(0.1)
+    time.sleep(0.1)
+    assert deadline.expired
+    deadline.restart()
+    assert 0 < deadline.remaining <= 0.1
 
 
 def test_what_is_not_found_is_named() -> None:

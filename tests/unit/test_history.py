@@ -98,7 +98,7 @@ def test_the_table_has_a_row_per_kernel() -> None:
     points = [point("6.1 a", LOW), point("6.6 \x1b[2J", HIGH), Point("6.12 c", {})]
     found = changes(points, METRIC, alpha=0.05, margin=0.05)
     out = io.StringIO()
-    Console(file=out, width=150).print(timeline.render("direct reclaims", "count", points, found))
+    Console(file=out, width=150).print(timeline.table("direct reclaims", "count", points, found).terminal())
     lines = [line.split() for line in out.getvalue().splitlines()]
     assert ["direct", "reclaims", "(count)"] in lines
     one, two, three = (line for line in lines if line and line[0].startswith("6."))

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -139,8 +141,31 @@ def test_git_patches_with_prose_and_signature_are_understood(tmp_path: Path) -> 
         + "diff --git a/mm/empty.c b/mm/empty.c\nnew file mode 100644\nindex 0000000..e69de29\n-- \n2.39.5\n"
     )
     loaded = load(tmp_path, text)
-    assert loaded[0].files == ("mm/vmscan.c", "mm/empty.c")
+    assert dict(loaded[0].diffstat) == {"mm/vmscan.c": (2, 2), "mm/empty.c": (0, 0)}
     assert series.apply(loaded, TREE.get) == {"mm/vmscan.c": NEW.encode(), "mm/empty.c": b""}
+
+
+def test_what_the_users_git_is_set_to_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor does it matter that there is a repository around, of which a patch would change nothing."""
+    scratch = tmp_path / "repository" / "scratch"
+    scratch.mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", scratch.parent], check=True)
+    (tmp_path / "config").write_text("[apply]\nignoreWhitespace = change\nwhitespace = fix\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    spaced = NEW.replace("line five", "line five  ")
+    loaded = load(tmp_path, diff("mm/vmscan.c", OLD, spaced))
+    assert series.apply(loaded, TREE.get) == {"mm/vmscan.c": spaced.encode()}
+    with pytest.raises(SpecError, match=r"mm/vmscan\.c: the hunk at line 2$"):
+        series.apply(loaded, {"mm/vmscan.c": OLD.replace("line 4", "line  4").encode()}.get)
+
+
+def test_a_file_may_be_changed_twice_by_one_patch(tmp_path: Path) -> None:
+    third = NEW.replace("line five", "line 5, again")
+    loaded = load(tmp_path, diff("mm/vmscan.c", OLD, NEW) + diff("mm/vmscan.c", NEW, third))
+    assert dict(loaded[0].diffstat) == {"mm/vmscan.c": (3, 3)}
+    assert series.apply(loaded, TREE.get) == {"mm/vmscan.c": third.encode()}
 
 
 def test_lines_may_have_moved(tmp_path: Path) -> None:
@@ -149,11 +174,11 @@ def test_lines_may_have_moved(tmp_path: Path) -> None:
     assert result == ("// moved\n" * 7 + NEW).encode()
 
 
-def test_context_that_differs_is_a_reject_naming_patch_file_hunk_and_line(tmp_path: Path) -> None:
+def test_context_that_differs_is_a_reject_naming_patch_file_and_line(tmp_path: Path) -> None:
     # One line of context at the edge of the second hunk: patch(1) by itself would let that pass.
     other = {"mm/vmscan.c": OLD.replace("line 27\n", "line 27, changed\n").encode()}
     loaded = load(tmp_path, diff("mm/vmscan.c", OLD, NEW))
-    with pytest.raises(SpecError, match=r"0\.patch: does not apply: mm/vmscan\.c: hunk 2, at line 27"):
+    with pytest.raises(SpecError, match=r"0\.patch: does not apply: mm/vmscan\.c: the hunk at line 27$"):
         series.apply(loaded, other.get)
 
 
@@ -165,21 +190,21 @@ def test_a_file_that_should_or_should_not_be_there(tmp_path: Path, text: str) ->
 
 def test_a_patch_that_is_in_already_is_not_reverted(tmp_path: Path) -> None:
     loaded = load(tmp_path, *[diff("mm/vmscan.c", OLD, NEW)] * 2)
-    with pytest.raises(SpecError, match=r"1\.patch: does not apply: mm/vmscan\.c: hunk 1"):
+    with pytest.raises(SpecError, match=r"1\.patch: does not apply: mm/vmscan\.c: the hunk at line 2$"):
         series.apply(loaded, TREE.get)
 
 
 def test_a_truncated_patch_is_refused(tmp_path: Path) -> None:
     text = diff("mm/vmscan.c", OLD, NEW)
-    with pytest.raises(SpecError, match=r"0\.patch: does not apply"):
-        series.apply(load(tmp_path, text[: text.rindex("+line thirty")]), TREE.get)
+    with pytest.raises(SpecError, match=r"0\.patch: not a patch that git can read: corrupt patch"):
+        load(tmp_path, text[: text.rindex("+line thirty")])
 
 
 def test_lines_of_a_hunk_that_look_like_a_header_are_not_one(tmp_path: Path) -> None:
     old = "-- a/etc/passwd\nkeep\n"
     new = "++ b/etc/passwd\nkeep\n"
     loaded = load(tmp_path, diff("mm/odd.txt", old, new))
-    assert loaded[0].files == ("mm/odd.txt",)
+    assert dict(loaded[0].diffstat) == {"mm/odd.txt": (1, 1)}
     assert series.apply(loaded, {"mm/odd.txt": old.encode()}.get) == {"mm/odd.txt": new.encode()}
 
 
@@ -188,10 +213,12 @@ def test_lines_of_a_hunk_that_look_like_a_header_are_not_one(tmp_path: Path) -> 
     [
         "--- a/../../etc/passwd\n+++ b/../../etc/passwd\n@@ -0,0 +1 @@\n+x\n",
         "--- /dev/null\n+++ b//etc/passwd\n@@ -0,0 +1 @@\n+x\n",
-        "--- a/mm/x.c\n+++ b/mm/y.c\n@@ -0,0 +1 @@\n+x\n",
         "--- x.c\n+++ x.c\n@@ -0,0 +1 @@\n+x\n",
         "diff --git a/mm/x.c b/mm/y.c\nrename from mm/x.c\nrename to mm/y.c\n",
         "diff --git a/x b/x\nGIT binary patch\nliteral 0\n",
+        "diff --git a/x b/x\nnew file mode 100644\nBinary files /dev/null and b/x differ\n",
+        "diff --git a/x b/x\nold mode 100644\nnew mode 120000\n",
+        "diff --git a/mm/x.c b/mm/y.c\ncopy from mm/x.c\ncopy to mm/y.c\n",
         "diff --git a/x b/x\nnew file mode 120000\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+/etc\n",
         "not a patch at all\n",
     ],

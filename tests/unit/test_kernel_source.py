@@ -140,9 +140,11 @@ def test_what_a_killed_process_left_of_unpacking_is_no_obstacle(
     tarball: Path, tree: Path, cache: Path
 ) -> None:
     sha256 = digest(tarball)
-    grow(cache / "sources" / f"{sha256}.tmp" / "half", {**FILES, "mm/vmscan.c": "int vms"})
+    left = cache / "sources" / f"{sha256}.killed.tmp"
+    grow(left / "half", {**FILES, "mm/vmscan.c": "int vms"})
     from_tarball(tarball, sha256, cache).checkout(cache / "work")
     assert contents(cache / "work") == contents(tree)
+    assert not left.exists()
 
 
 def test_a_wrong_hash_is_refused_with_the_actual_one(tarball: Path, cache: Path) -> None:

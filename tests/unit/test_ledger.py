@@ -15,16 +15,17 @@ import pytest
 
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger.ledger import LEDGER, Ledger, set_aside
+from testbed.ledger.plan import BuildNote
 from testbed.ledger.record import LOST, MEASURED, final
-from tests.unit.recorded import REPOSITORY, record
+from tests.unit.recorded import REPOSITORY, plan, record
 
 WRITER = """
 import sys
 from pathlib import Path
 from testbed.ledger.ledger import Ledger
-from tests.unit.recorded import record
+from tests.unit.recorded import plan, record
 with Ledger.create(Path(sys.argv[1])) as ledger:
-    ledger.set_plan({"trials": {}})
+    ledger.set_plan(plan())
     for seed in range(1, 100000):
         ledger.add(record("a", seed), b"log of %d\\n" % seed * 1000)
         print(seed, flush=True)
@@ -33,11 +34,11 @@ with Ledger.create(Path(sys.argv[1])) as ledger:
 
 def test_what_was_added_is_read_back(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "r") as ledger:
-        ledger.set_plan({"b": 1, "a": 2})
+        ledger.set_plan(plan(["b", "a"]))
         ledger.add(record("a", 1), b"one\x00\xff")
         ledger.add(record("a", 2, "oom", "killed"), b"two")
     with Ledger.open(tmp_path / "r") as ledger:
-        assert list(ledger.plan()) == ["b", "a"]
+        assert ledger.plan() == plan(["b", "a"]) and list(ledger.plan().experiment.arms) == ["b", "a"]
         assert [(r.seed, r.outcome) for r in ledger.records()] == [(1, MEASURED), (2, "oom")]
         assert [ledger.log(r) for r in ledger.records()] == [b"one\x00\xff", b"two"]
 
@@ -93,22 +94,26 @@ def test_reading_is_possible_while_it_is_written(tmp_path: Path) -> None:
             assert len(reader.records()) == 1
 
 
+def note(commit: str) -> BuildNote:
+    return BuildNote(commit=commit, kernel="k", reason="", remarks=("without x",), seconds=1.5, detail="")
+
+
 def test_notes_know_their_place_among_the_trials(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "r") as ledger:
         assert ledger.notes() == []
-        ledger.note({"first": 1})
+        ledger.note(note("first"))
         ledger.add(record("a", 1), b"one")
         ledger.add(record("a", 2), b"two")
-        ledger.note({"second": 2})
+        ledger.note(note("second"))
     with Ledger.open(tmp_path / "r") as ledger:
-        assert ledger.notes() == [(0, {"first": 1}), (2, {"second": 2})]
+        assert ledger.notes() == [(0, note("first")), (2, note("second"))]
 
 
 def test_the_last_plan_counts_and_an_equal_one_is_not_kept_twice(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "r") as ledger:
-        for plan in ({"n": 1}, {"n": 1}, {"n": 2}):
-            ledger.set_plan(plan)
-        assert ledger.plan() == {"n": 2}
+        for seeds in (1, 1, 2):
+            ledger.set_plan(plan(seeds=seeds))
+        assert ledger.plan() == plan(seeds=2)
     rows = sqlite3.connect(tmp_path / "r" / LEDGER).execute("SELECT count(*) FROM plans").fetchone()
     assert rows == (2,)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,12 @@ import yaml
 
 from testbed.analysis.compare import Observation
 from testbed.analysis.parse import parse
-from testbed.experiment import Cell, Experiment, MiB, expand
+from testbed.experiment import Cell, Experiment, Json, MiB, expand
 from testbed.host.errors import BuildError, HostError, Interrupted, SpecError, StoreError
 from testbed.ledger import matrix as cells
+from testbed.ledger.document import parsed
 from testbed.report import matrix, plots
+from testbed.report.matrix import MatrixReport
 from tests.unit.recorded import PATCHED, UNPATCHED, documented, plan, record
 
 BASE = {
@@ -161,7 +162,7 @@ def test_a_damaged_index_is_named(tmp_path: Path, text: str) -> None:
 # --- table and picture ---------------------------------------------------------------------------
 
 
-def made(down: tuple[Any, ...] = (1, 2)) -> Any:
+def made(down: tuple[Json, ...] = (1, 2)) -> MatrixReport:
     """A matrix of two axes: recorded results in all cells but one, which failed."""
     measured = {"unpatched": UNPATCHED, "patched": PATCHED}
     observations = [Observation(record(arm, 1), parse(log)) for arm, log in measured.items()]
@@ -177,22 +178,23 @@ def made(down: tuple[Any, ...] = (1, 2)) -> Any:
 
 def test_the_table_has_a_row_per_cell(tmp_path: Path) -> None:
     found = made()
-    rows = list(matrix.rows(found))
+    rows = matrix.table(found).rows
     assert [row[0] for row in rows][:2] == ["vcpus=1, tasks=4", "vcpus=1, tasks=8"]
-    assert all(len(row) == len(matrix.headings(found)) for row in rows)
+    assert all(len(row) == len(matrix.table(found).headings) for row in rows)
     assert rows[1][1] == "no | QEMU"
     assert rows[0][1] != rows[0][2] != ""
     text = matrix.markdown(found)
     assert text.count("\n|") == 2 + len(rows)
     assert "no \\| QEMU" in text
-    assert json.loads(json.dumps(found)) == found
+    assert parsed(MatrixReport, found.text()) == found
 
 
 def test_the_ratio_is_that_of_the_medians(tmp_path: Path) -> None:
-    cell = made()["cells"][0]["values"]["pages_per_second"]
-    assert cell["unpatched"]["ratio"] == 1
-    percent = float(cell["patched"]["change"].rstrip("%")) / 100
-    assert cell["patched"]["ratio"] - 1 == pytest.approx(percent, abs=0.0006)
+    cell = made().cells[0].values["pages_per_second"]
+    assert cell["unpatched"].ratio == 1
+    percent = float(cell["patched"].change.rstrip("%")) / 100
+    ratio = cell["patched"].ratio
+    assert ratio and ratio - 1 == pytest.approx(percent, abs=0.0006)
 
 
 def test_a_heat_map_shows_every_cell_and_is_the_same_twice(tmp_path: Path) -> None:
@@ -213,4 +215,4 @@ def test_one_axis_makes_a_row(tmp_path: Path) -> None:
     outcomes = [matrix.Outcome({"seeds": n}, str(n), None, "failed") for n in (1, 2)]
     found = matrix.document("x", outcomes)
     assert matrix.grids(found) == []
-    assert [row[0] for row in matrix.rows(found)] == ["seeds=1", "seeds=2"]
+    assert [row[0] for row in matrix.table(found).rows] == ["seeds=1", "seeds=2"]

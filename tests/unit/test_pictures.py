@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from testbed.analysis.compare import Comparison, Observation
+from testbed.analysis.decision import Verdict
 from testbed.analysis.histogram import bucket
 from testbed.analysis.judge import judgements
 from testbed.analysis.parse import Samples, parse
-from testbed.analysis.verdict import Verdict
+from testbed.experiment.model import PrimarySpec
 from testbed.ledger.record import Record
 from testbed.report import html, pictures, plots
 from testbed.report.document import compared, document
@@ -42,10 +43,9 @@ def trials(counts: dict[str, list[int]]) -> list[Observation]:
 
 def drawn(observations: list[Observation], arms: list[str], primary: bool = True) -> list[Picture]:
     """The pictures of trials, with verdicts if there is something primary."""
-    said = plan(arms, seeds=6)
-    said["experiment"] |= {"alpha": 0.05, "sequential": False, "seeds": 6}
     margins = {"direct_reclaims": 0.05} if primary else {}
-    said["experiment"]["primary"] = {name: {"margin": margin} for name, margin in margins.items()}
+    declared = {name: PrimarySpec(margin=margin) for name, margin in margins.items()}
+    said = plan(arms, 6, sequential=False, primary=declared)
     comparison: Comparison = compared(said, observations)
     verdicts = judgements(comparison, margins, alpha=0.05, sequential=False)
     records: list[Record] = [o.record for o in observations]

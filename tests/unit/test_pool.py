@@ -11,19 +11,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from testbed.analysis.parse import parse
 from testbed.guest.shape import Shape
+from testbed.host.errors import GuestLost, HostError, Interrupted
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import LOST, MEASURED, Record
 from testbed.trials import pool
-from testbed.trials.trial import Trial
+from testbed.trials.pool import BuildJob, Job, TrialJob
+from testbed.trials.trial import Attempt, Trial
 from testbed.verbs import reproduce
 from tests.helpers import children_of
-from tests.unit.recorded import REPOSITORY
+from tests.unit.recorded import REPOSITORY, record
 from tests.unit.test_guest_faults import FAKE, make_trial
 
 MiB = 1 << 20
@@ -87,11 +91,14 @@ def test_a_sample_is_of_all_arms_alike(arms: str, seeds: int) -> None:
 def test_everything_is_run_once_and_not_again(tmp_path: Path, ledger: Ledger) -> None:
     trials = plan(script(tmp_path / "qemu", fake("none")))
     first, second = Watched(), Watched()
-    pool.run(trials, ledger, 2, first)
+    measurements = pool.run(trials, ledger, 2, first)
     assert {(r.arm, r.seed, r.outcome) for r in first.records} == {
         (arm, seed, MEASURED) for arm in "ab" for seed in (1, 2)
     }
-    pool.run(trials, ledger, 2, second)
+    assert (
+        measurements == {r.trial: parse(ledger.log(r)) for r in ledger.records()} and len(measurements) == 4
+    )
+    assert pool.run(trials, ledger, 2, second) == {}
     assert (second.begun, second.records) == ((4, 4, 2), [])
 
 
@@ -129,6 +136,82 @@ def test_a_failure_of_the_workload_is_a_result_and_not_tried_again(tmp_path: Pat
     pool.run(trials, ledger, 1, watched)
     assert [r.outcome for r in watched.records] == ["panic"]
 
+
+# --- any plan ------------------------------------------------------------------------------------
+
+
+def job(outcome: str, then: Callable[[Attempt], None], seed: int = 1) -> TrialJob:
+    """A trial that always ends so."""
+
+    def run(attempt: int, _cancel: threading.Event) -> Attempt:
+        ended = replace(record("a", seed, outcome, "as it was told"), trial=f"a-{seed}", attempt=attempt)
+        return Attempt(ended, b"", parse(b""))
+
+    return TrialJob(f"a-{seed}", "a", seed, run, then)
+
+
+def until_cancelled(begun: threading.Event) -> TrialJob:
+    def run(_attempt: int, cancel: threading.Event) -> Attempt:
+        begun.set()
+        assert cancel.wait(20)
+        raise Interrupted("stopped")
+
+    return TrialJob("b-1", "b", 1, run, lambda _: None)
+
+
+def test_who_asked_for_a_trial_hears_how_it_ended_and_may_have_enough(ledger: Ledger) -> None:
+    told: list[Record] = []
+    heard: list[Record] = []
+    waiting = [
+        job(LOST, lambda a: heard.append(a.record), 1),
+        job(MEASURED, lambda a: heard.append(a.record), 2),
+    ]
+
+    def in_turns(running: Sequence[Job]) -> Sequence[Job] | None:
+        if running:
+            return ()
+        return [waiting.pop(0)] if waiting else None
+
+    pool.work(in_turns, ledger, told.append)
+    assert [(r.seed, r.attempt) for r in told] == [(1, 1), (1, 2), (1, 3), (2, 1)]
+    assert [r.attempt for r in heard if r.seed == 1] == [pool.ATTEMPTS] and len(heard) == 2
+    assert [(r.seed, r.attempt) for r in ledger.records()] == [(r.seed, r.attempt) for r in told]
+
+    def enough(attempt: Attempt) -> None:
+        raise GuestLost(attempt.record.detail)
+
+    begun = threading.Event()
+    before = threading.active_count()
+    jobs = [until_cancelled(begun), job(LOST, enough, 3)]
+    with pytest.raises(GuestLost, match="as it was told"):
+        pool.work(lambda running: jobs if not running else (), ledger, told.append)
+    assert begun.is_set() and threading.active_count() == before
+
+
+def test_a_plan_is_asked_whenever_something_has_ended_and_ends_it(ledger: Ledger) -> None:
+    begun, seen = threading.Event(), list[list[Job]]()
+    built: list[int] = []
+    build = BuildJob(lambda: begun.wait(20) and 7, built.append)
+    trial = until_cancelled(begun)
+
+    def plan(running: Sequence[Job]) -> Sequence[Job] | None:
+        seen.append(list(running))
+        return None if built else [trial, build]
+
+    pool.work(plan, ledger, lambda _: None)
+    assert seen == [[], [trial]] and built == [7]
+    assert ledger.records() == []
+
+
+def test_a_build_that_cannot_be_made_ends_it(ledger: Ledger) -> None:
+    def full() -> None:
+        raise HostError("no space left")
+
+    with pytest.raises(HostError, match="no space left"):
+        pool.work(lambda _: [BuildJob(full, lambda _: None)], ledger, lambda _: None)
+
+
+# --- stopping ------------------------------------------------------------------------------------
 
 RUN = """
 import sys

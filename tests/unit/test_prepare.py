@@ -16,6 +16,8 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.kernel import build
+from testbed.ledger.document import parsed
+from testbed.ledger.plan import Plan
 from testbed.trials import prepare
 from testbed.trials.prepare import Campaign, Machine
 
@@ -96,9 +98,10 @@ def test_what_an_arms_kernel_is_told_is_part_of_its_trials_and_of_no_others(read
     starts = [{t.start.key for t in made.trials if t.arm == "b"} for made in (plain, told)]
     assert not ids[0] & ids[1] and len(starts[0] | starts[1]) == 2
     assert [t.id for t in plain.trials if t.arm == "a"] == [t.id for t in told.trials if t.arm == "a"]
-    lines = told.document["provenance"]["kernel_command_lines"]
+    lines = told.plan.provenance.kernel_command_lines
     assert lines["b"] == f"{lines['a']} transparent_hugepage=always quiet"
     # The last one counts, so it comes after testbed's own.
     assert lines["a"].startswith("console=ttyS0 ") and "transparent_hugepage=never" in lines["a"]
     assert {t.shape.kernel_cmdline for t in told.trials if t.arm == "b"} == {f"{lines['b']} testbed.boot=0"}
-    assert told.document["experiment"]["arms"]["b"]["command_line"] == list(words)
+    assert told.plan.experiment.arms["b"].command_line == words
+    assert parsed(Plan, told.plan.text()) == told.plan

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from testbed import progress
-from testbed.progress import Watcher, duration
+from testbed.report.words import duration
+from testbed.terminal import progress
+from testbed.terminal.progress import Watcher
 from tests.unit.recorded import record
 
 

@@ -13,15 +13,17 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from testbed.analysis import selfcheck as analysis
-from testbed.report import document, matrix
+from testbed.ledger.document import parsed
 from testbed.report import selfcheck as placebo
+from testbed.report.document import ComparisonReport
 from testbed.report.schema import schema
-from testbed.verbs import results
+from testbed.report.selfcheck import SelfcheckReport
+from testbed.verbs import reports, results
 from tests.unit.recorded import UNPATCHED, measured, pair, plan, record, write_result
 from tests.unit.test_matrix import made as made_matrix
 from tests.unit.test_selfcheck import outcome
 
-SCHEMA = schema()
+SCHEMA: Any = schema()
 VALIDATOR = Draft202012Validator(SCHEMA)
 LOW = [1000, 1010, 990, 1005, 995, 1008]
 HIGH = [count * 13 // 10 for count in LOW]
@@ -53,38 +55,44 @@ def test_a_comparison_is_valid_as_it_is_written(tmp_path: Path, name: str) -> No
     directory = RESULTS[name](tmp_path / "r")
     result = results.load(directory)
     made = results.report(result)
-    results.put(directory / "report.json", results.FORMS["json"][1](made), pytest.fail)
-    written = json.loads((directory / "report.json").read_text())
-    # What is read is what was made, but that JSON has no tuples.
-    assert written == json.loads(json.dumps(made))
-    assert results.FORMS["json"][1](written) == results.FORMS["json"][1](made)
-    of("Comparison").validate(written)
+    reports.put(directory / "report.json", reports.FORMS["json"][1](made), pytest.fail)
+    text = (directory / "report.json").read_text()
+    # What is read is what was made.
+    read = parsed(ComparisonReport, text)
+    assert read == made and read.text(indent=2) + "\n" == text
+    written = json.loads(text)
+    of("ComparisonReport").validate(written)
     VALIDATOR.validate(written)
 
 
 def test_a_matrix_is_valid() -> None:
-    made = json.loads(json.dumps(made_matrix()))
-    of("Matrix").validate(made)
+    made = json.loads(made_matrix().text())
+    of("MatrixReport").validate(made)
     VALIDATOR.validate(made)
 
 
 def test_a_selfcheck_is_valid() -> None:
     outcomes = [outcome("one", True, False), outcome("other", None, False)]
-    made = placebo.document(
+    report = placebo.document(
         "x", analysis.check(outcomes, 0.05), outcomes, failures={"03": "why"}, pairs=6, titles={"0": "t"}
     )
-    made = json.loads(json.dumps(made))
-    of("Selfcheck").validate(made)
+    assert parsed(SelfcheckReport, report.text()) == report
+    made = json.loads(report.text())
+    of("SelfcheckReport").validate(made)
     VALIDATOR.validate(made)
 
 
-def test_the_versions_are_those_that_are_written() -> None:
-    versions = {
-        part: SCHEMA["$defs"][part]["properties"]["schema"]["const"]
-        for part in ("Comparison", "Matrix", "Selfcheck")
-    }
-    written = {"Comparison": document.SCHEMA, "Matrix": matrix.SCHEMA, "Selfcheck": placebo.SCHEMA}
-    assert versions == written
+def test_two_results_beside_each_other_are_valid_whatever_they_are_called(tmp_path: Path) -> None:
+    paths = [measured(tmp_path / name, {"a": LOW}) for name in ("A result", "\udcff:")]
+    made = json.loads(results.report(results.joined(paths)).text())
+    assert list(made["arms"]) == [str(paths[0]), f"{tmp_path}/\\udcff:"]
+    VALIDATOR.validate(made)
+
+
+def test_every_kind_of_report_has_a_version() -> None:
+    kinds = [of["$ref"].rpartition("/")[2] for of in SCHEMA["anyOf"]]
+    versions = {kind: SCHEMA["$defs"][kind]["properties"]["schema"]["const"] for kind in kinds}
+    assert versions == {"ComparisonReport": 2, "BisectionReport": 1, "MatrixReport": 1, "SelfcheckReport": 1}
     Draft202012Validator.check_schema(SCHEMA)
 
 
@@ -115,10 +123,10 @@ def test_what_is_not_a_document_is_told_where(
     tmp_path: Path, place: tuple[str | int, ...], change: Callable[[Any], object]
 ) -> None:
     result = results.load(measured(tmp_path / "r", {"a": LOW, "b": HIGH}))
-    made = json.loads(json.dumps(results.report(result)))
+    made = json.loads(results.report(result).text())
     wrong = copy.deepcopy(made)
     change(wrong)
-    assert [tuple(error.absolute_path) for error in of("Comparison").iter_errors(wrong)] == [place]
+    assert [tuple(error.absolute_path) for error in of("ComparisonReport").iter_errors(wrong)] == [place]
     assert not VALIDATOR.is_valid(wrong)
 
 

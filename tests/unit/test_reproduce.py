@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from testbed.experiment import BalloonSpec, Experiment, MiB
 from testbed.guest import qemu
-from testbed.guest.machine import _HOST_TIME, _without_host_time
+from testbed.guest.deterministic import _HOST_TIME, _without_host_time
 from testbed.guest.qemu import Qemu
 from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv
@@ -29,10 +29,12 @@ from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.host import debian
 from testbed.host.debian import Package
 from testbed.host.errors import GuestLost, Hang, HostError, SpecError
-from testbed.ledger.record import MEASURED, Record
+from testbed.ledger.manifest import Expected
+from testbed.ledger.plan import Plan
+from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
 from testbed.verbs import reproduce
-from tests.unit.recorded import REPOSITORY
+from tests.unit.recorded import REPOSITORY, edited, manifest_of, plan, record
 from tests.unit.test_guest_faults import make_trial
 
 OURS = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)"
@@ -154,7 +156,7 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(
 
 def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
     shape = Shape("icount", 8, 512 * MiB)
-    wiring = Wiring(3, {"run": Path("/r")}, "/p.so,fd=4", incoming=True)
+    wiring = Wiring(3, {"run": Path("/r")}, Path("/p.so"), 4, incoming=True)
     words = " ".join(argv(shape, "qemu", Path("/k"), Path("/i"), wiring))
     for part in (
         "tcg,thread=single -icount shift=0,sleep=off",
@@ -290,9 +292,11 @@ def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
             place.wait(0.1)
         theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
         place.wait(5)
-        assert place.address == 0x1234
+        # It stands there until it is let go.
+        assert place.address == 0x1234 and place.here()
         place.break_at(7, 3)
         place.release()
+        assert not place.here()
         assert theirs.recv(100) == b"b" + (7).to_bytes(8, "little") + (3).to_bytes(8, "little")
         assert theirs.recv(100)[:1] == b"g"
         theirs.close()
@@ -328,31 +332,21 @@ def test_the_first_line_that_differs_is_shown() -> None:
     assert "\\x1b" in reproduce.first_difference(b"\x1b[2J\xff", b"")
 
 
-def plan(accelerator: str) -> dict[str, Any]:
-    facts = {
-        "accelerator": {"name": accelerator},
-        "qemu_family": "10.0",
-        "qemu": OURS,
-        "initramfs": {"sha256": "i"},
-        "kernels": {},
-    }
-    return {"experiment": {"name": "x"}, "trials": {"t": {}}, "provenance": facts}
-
-
-def record(outcome: str) -> Record:
-    return Record("t", "a", 1, 1, outcome, "", {}, {}, "", log_sha256="h")
+def ran_by(accelerator: str) -> Plan:
+    facts = {"accelerator": {"name": accelerator, "reason": ""}, "qemu": OURS, "qemu_family": "10.0"}
+    return edited(plan(["a"]), lambda data: data["provenance"].update(facts))
 
 
 def test_only_what_is_deterministic_and_has_ended_goes_into_a_manifest() -> None:
-    manifest = reproduce.manifest(plan("icount"), [record(MEASURED)], Path("r"))
-    assert manifest["trials"] == [
-        {"trial": "t", "arm": "a", "seed": 1, "outcome": MEASURED, "log_sha256": "h"}
-    ]
+    measured = record("a", 1, log_sha256="h")
+    manifest = reproduce.manifest(ran_by("icount"), [measured], Path("r"))
+    assert manifest.trials == (Expected(trial="a-1", arm="a", seed=1, outcome=MEASURED, log_sha256="h"),)
+    assert (manifest.qemu_family, manifest.booted_by) == ("10.0", OURS)
     with pytest.raises(SpecError, match=r"r: its guests ran in real time .kvm."):
-        reproduce.manifest(plan("kvm"), [record(MEASURED)], Path("r"))
+        reproduce.manifest(ran_by("kvm"), [measured], Path("r"))
     for outcome in ("lost", "hang"):
         with pytest.raises(SpecError, match="r: no trial of it has ended"):
-            reproduce.manifest(plan("icount"), [record(outcome)], Path("r"))
+            reproduce.manifest(ran_by("icount"), [record("a", 1, outcome)], Path("r"))
 
 
 def tar(**files: bytes) -> bytes:
@@ -463,7 +457,7 @@ def test_a_bundle_is_not_written_over_a_directory(tmp_path: Path) -> None:
 
 def test_a_trial_is_chosen_by_id_or_by_arm_and_seed() -> None:
     trial = make_trial("qemu")
-    repeat = reproduce.Repeat({}, (trial,), {})
+    repeat = reproduce.Repeat(manifest_of("a", record("a", 1)), (trial,))
     assert reproduce.only(repeat, trial.id).trials == reproduce.only(repeat, "a:1").trials == (trial,)
     with pytest.raises(SpecError, match=r"there is no trial `a:2`: .* .a:1."):
         reproduce.only(repeat, "a:2")

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from testbed.analysis.likeness import unlike
+from testbed.analysis.parse import Measurement, parse
 from testbed.host.errors import SpecError
-from testbed.ledger import matrix as cells
-from testbed.verbs import results
-from tests.unit.recorded import PATCHED, UNPATCHED, measured, pair, plan, record, write_result
+from testbed.ledger.document import parsed
+from testbed.ledger.ledger import Ledger
+from testbed.report.matrix import MatrixReport
+from testbed.verbs import reports, results
+from tests.unit.recorded import PATCHED, UNPATCHED, edited, measured, pair, plan, record, write_result
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -45,7 +48,7 @@ def test_a_result_and_its_arm_are_taken_apart(
     monkeypatch.chdir(tmp_path)
     for name in ("r", "x:y"):
         (tmp_path / name).mkdir()
-    assert results.chosen(Path(words)) == (Path(directory), arm)
+    assert results.result_and_arm(Path(words)) == (Path(directory), arm)
 
 
 def test_an_arm_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
@@ -54,6 +57,22 @@ def test_an_arm_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -
         with pytest.raises(SpecError) as caught:
             results.joined([first, Path(f"{first}:{arm}")])
         assert str(caught.value) == f"{first}: there is no arm `{arm}`: old, new"
+
+
+def test_what_was_parsed_is_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Ledger.open(measured(tmp_path / "a", {"old": LOW, "new": HIGH})) as ledger:
+        first = results.read(ledger)
+        measurements = {o.record.trial: o.measurement for o in first.observations}
+        del measurements[next(iter(measurements))]
+        parsed: list[bytes] = []
+
+        def counted(log: bytes) -> Measurement:
+            parsed.append(log)
+            return parse(log)
+
+        monkeypatch.setattr(results, "parse", counted)
+        assert results.read(ledger, measurements) == first
+    assert len(parsed) == 1
 
 
 # --- two results ---------------------------------------------------------------------------------
@@ -69,29 +88,29 @@ def test_two_results_become_one_comparison(tmp_path: Path) -> None:
     for name, counts in zip(names, (LOW, HIGH), strict=True):
         values = result.comparison.arms[name].values["direct_reclaims"]
         assert values == dict(enumerate(counts, start=1))
-    kernels = result.plan["provenance"]["kernels"]
-    assert {name: kernel["vmlinux_sha256"] for name, kernel in kernels.items()} == {
+    kernels = result.plan.provenance.kernels
+    assert {name: kernel.vmlinux_sha256 for name, kernel in kernels.items()} == {
         names[0]: "sha of old",
         names[1]: "sha of new",
     }
-    document = results.report(result)
-    assert document["sequential"] is False and document["name"] == " and ".join(names)
-    decision = document["verdicts"][names[1]]["primary"]["direct_reclaims"]
-    assert decision["verdict"] == "regressed" and decision["pairs"] == 6
-    assert decision["estimate"] == pytest.approx(0.3, abs=0.01)
-    assert document["trials"] == {"planned": 12, "ended": 12}
+    report = results.report(result)
+    assert report.sequential is False and report.name == " and ".join(names)
+    decision = report.verdicts[names[1]].primary["direct_reclaims"]
+    assert decision.verdict == "regressed" and decision.pairs == 6
+    assert decision.estimate == pytest.approx(0.3, abs=0.01)
+    assert (report.trials.planned, report.trials.ended) == (12, 12)
 
 
 def test_the_order_of_two_results_is_that_of_the_question(tmp_path: Path) -> None:
     paths = [measured(tmp_path / "a", {"x": LOW}), measured(tmp_path / "b", {"x": HIGH})]
-    (backwards,) = results.judged(results.joined(paths[::-1])).values()
+    (backwards,) = results.judgements(results.joined(paths[::-1])).values()
     assert backwards.primaries["direct_reclaims"].verdict == "improved"
 
 
 def test_two_arms_of_one_result_are_compared_but_none_with_itself(tmp_path: Path) -> None:
     first = measured(tmp_path / "a", {"old": LOW, "new": HIGH, "newer": LOW})
     joined = results.joined([Path(f"{first}:new"), Path(f"{first}:newer")])
-    (judgement,) = results.judged(joined).values()
+    (judgement,) = results.judgements(joined).values()
     assert judgement.primaries["direct_reclaims"].verdict == "improved"
     for again in (first, Path(f"{first}:old"), tmp_path / "b" / ".." / "a"):
         (tmp_path / "b").mkdir(exist_ok=True)
@@ -108,11 +127,11 @@ def workload(said: dict[str, Any]) -> None:
 
 
 def other_workload(said: dict[str, Any]) -> None:
-    said["experiment"]["workload"] = {"file_read": {"tasks": 8}}
+    said["experiment"]["workload"] |= {"mmap_test": None, "file_read": {"tasks": 8}}
 
 
 def mode(said: dict[str, Any]) -> None:
-    said["experiment"]["mode"] = "realtime"
+    said["experiment"] |= {"mode": "deterministic", "accel": "auto"}
 
 
 def initramfs(said: dict[str, Any]) -> None:
@@ -132,10 +151,10 @@ def accelerator(said: dict[str, Any]) -> None:
 
 
 UNLIKE: list[tuple[Change, str]] = [
-    (guest, "guest.vcpus: 8 and 4; guest.sysctl: None and {'vm.swappiness': 1}"),
+    (guest, "guest.vcpus: 8 and 4; guest.sysctl.vm.swappiness: None and 1"),
     (workload, "workload.mmap_test.tasks: 16 and 8"),
     (other_workload, "workload.mmap_test: "),
-    (mode, "mode: None and realtime"),
+    (mode, "mode: realtime and deterministic"),
     (initramfs, "initramfs: sha of the i and another imag"),
     (emulator, "QEMU: QEMU emulator version 7.2.22 and QEMU emulator version 10.0.0"),
     (host, "host: 2 x A CPU and 64 x A CPU"),
@@ -154,21 +173,26 @@ def test_what_was_measured_otherwise_is_refused_and_named(tmp_path: Path, change
 
 
 def test_a_deterministic_result_is_the_same_on_any_host() -> None:
-    one, other = plan(), plan()
-    for said in (one, other):
-        said["provenance"] |= {"accelerator": {"name": "icount", "reason": ""}, "qemu_family": "7.2"}
-    host(other)
-    other["provenance"]["qemu"] = "QEMU emulator version 7.2.1"
+    def deterministic(said: dict[str, Any]) -> None:
+        said["provenance"]["accelerator"] = {"name": "icount", "reason": ""}
+
+    def elsewhere(said: dict[str, Any]) -> None:
+        host(said)
+        said["provenance"]["qemu"] = "QEMU emulator version 7.2.1"
+
+    one = edited(plan(), deterministic)
+    other = edited(one, elsewhere)
     assert list(unlike(one, other)) == []
-    other["provenance"]["qemu_family"] = "10.0"
+    other = edited(one, lambda data: data["provenance"].update(qemu_family="10.0"))
     assert list(unlike(one, other)) == ["QEMU: 7.2 and 10.0"]
 
 
 def test_kernels_and_patches_may_differ() -> None:
-    other = plan(["another"])
-    other["provenance"]["kernels"]["another"] |= {"source": "linux 7.0", "config_sha256": "x"}
-    other["provenance"]["testbed"] = "another commit"
-    assert list(unlike(plan(), other)) == []
+    def another(said: dict[str, Any]) -> None:
+        said["provenance"]["kernels"]["another"] |= {"source": "linux 7.0", "config_sha256": "x"}
+        said["provenance"]["testbed"] = "another commit"
+
+    assert list(unlike(plan(), edited(plan(["another"]), another))) == []
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -176,12 +200,12 @@ def test_kernels_and_patches_may_differ() -> None:
 
 def test_without_a_primary_metric_nothing_is_judged(tmp_path: Path) -> None:
     result = results.load(pair(tmp_path / "r"))
-    assert results.judged(result) == {} and results.report(result)["verdicts"] == {}
+    assert results.judgements(result) == {} and results.report(result).verdicts == {}
 
 
 def test_alpha_is_shared_among_the_arms(tmp_path: Path) -> None:
     result = results.load(measured(tmp_path / "r", {"a": LOW, "b": HIGH, "c": HIGH}))
-    judged = results.judged(result)
+    judged = results.judgements(result)
     assert list(judged) == ["b", "c"]
     assert [judgement.alpha for judgement in judged.values()] == [0.025, 0.025]
 
@@ -209,7 +233,7 @@ def test_writing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for _ in range(2):
         result = results.load(directory)
-        results.write(directory, result, results.report(result), pytest.fail)
+        reports.write(directory, result, results.report(result), pytest.fail)
         files = [path for path in directory.rglob("*") if path.is_file() and "logs" not in path.parts]
         written.append({path.relative_to(directory).as_posix(): path.read_bytes() for path in files})
     assert written[0] == written[1]
@@ -222,10 +246,10 @@ def test_writing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_told_and_no_error(tmp_path: Path) -> None:
     told: list[str] = []
     (tmp_path / "taken").write_text("")
-    results.put(tmp_path / "taken" / "report.md", "text", told.append)
+    reports.put(tmp_path / "taken" / "report.md", "text", told.append)
     assert told == [f"{tmp_path}/taken/report.md: not written: File exists"]
-    results.put(tmp_path / "new" / "x.txt", "µ", told.append)
-    results.put(tmp_path / "new" / "x.bin", b"\0", told.append)
+    reports.put(tmp_path / "new" / "x.txt", "µ", told.append)
+    reports.put(tmp_path / "new" / "x.bin", b"\0", told.append)
     assert (tmp_path / "new" / "x.txt").read_bytes() == "µ".encode()
     assert (tmp_path / "new" / "x.bin").read_bytes() == b"\0" and len(told) == 1
 
@@ -238,13 +262,14 @@ def test_a_matrix_has_a_document_per_cell_and_heat_maps(tmp_path: Path) -> None:
         {"at": {"vcpus": n}, "name": f"n={n}", "failure": failure, "exit_status": status}
         for n, failure, status in ((1, "", 0), (2, "", 0), (3, "no source", 3))
     ]
-    index = {"schema": cells.SCHEMA, "name": "m", "cells": entries}
+    index = {"schema": 1, "name": "m", "cells": entries}
     (home / "matrix.json").write_text(json.dumps(index))
     assert results.is_matrix(home) and not results.is_matrix(home / "n=1")
-    made, documents, status = results.write_matrix(home, pytest.fail)
-    assert status == 3 and list(documents) == ["n=1", "n=2"]
-    assert [cell["failure"] for cell in made["cells"]] == ["", "", "no source"]
-    ratios = [cell["values"]["direct_reclaims"]["b"]["ratio"] for cell in made["cells"][:2]]
+    cells = {name: results.report(results.load(home / name)) for name in ("n=1", "n=2")}
+    made = results.matrix_report(home, cells)
+    reports.write_matrix(home, made, pytest.fail)
+    assert [cell.failure for cell in made.cells] == ["", "", "no source"]
+    ratios = [cell.values["direct_reclaims"]["b"].ratio for cell in made.cells[:2]]
     assert ratios == [pytest.approx(1.3, abs=0.01), 1.0]
     assert (home / "pictures" / "direct_reclaims.b.svg").exists()
-    assert json.loads((home / "report.json").read_text()) == made
+    assert parsed(MatrixReport, (home / "report.json").read_bytes()) == made

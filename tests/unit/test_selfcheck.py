@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 import yaml
 
-from testbed import cli
 from testbed.analysis import selfcheck as analysis
+from testbed.analysis.decision import Decision
+from testbed.analysis.parse import Measurement
 from testbed.analysis.selfcheck import Outcome
-from testbed.analysis.verdict import Decision
 from testbed.experiment import MOST_SEEDS, Experiment, load
 from testbed.experiment import selfcheck as placebo
 from testbed.host.errors import HostError, SpecError
 from testbed.kernel import series
 from testbed.ledger.ledger import Ledger
+from testbed.terminal.arguments import parser
 from testbed.trials import pool, prepare
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
 from tests.unit import test_cli
-from tests.unit.recorded import REPOSITORY, counted, plan, record
+from tests.unit.recorded import REPOSITORY, counted, planned, record
 from tests.unit.test_guest_faults import make_trial
 
 Testbed = test_cli.Testbed
@@ -80,7 +81,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
 @pytest.mark.parametrize("line", series.lines(), ids=lambda line: line.directory)
 def test_every_line_has_the_patch_and_it_adds_one_function(line: series.Line) -> None:
     (patch,) = series.load([placebo.SERIES], line.first)
-    assert series.diffstat(patch) == {"mm/filemap.c": (9, 0)}
+    assert patch.diffstat == {"mm/filemap.c": (9, 0)}
 
 
 # --- how the alarms are counted ------------------------------------------------------------------
@@ -136,8 +137,6 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     ran: list[tuple[str, int]] = []
 
     def replaced(experiment: Experiment, *_: object) -> Campaign:
-        made = plan(experiment.arms)
-        made["experiment"] = experiment.model_dump(mode="json")
         planted = json.loads(experiment.description or "{}")
         effect = planted.get(str(experiment.first_seed // MOST_SEEDS + 1), 1.0)
         one = make_trial("qemu")
@@ -146,10 +145,12 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             for arm in experiment.arms
             for seed in range(experiment.first_seed, experiment.first_seed + experiment.seeds)
         ]
-        made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
+        made = planned(experiment, trials)
         return Campaign(tuple(trials), made)
 
-    def run(wanted: Sequence[Trial], ledger: Ledger, _jobs: int | None, _progress: object) -> None:
+    def run(
+        wanted: Sequence[Trial], ledger: Ledger, _jobs: int | None, _progress: object
+    ) -> dict[str, Measurement]:
         done = {found.trial for found in ledger.records()}
         for trial in wanted:
             if trial.id not in done:
@@ -159,6 +160,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
                 )
                 ledger.add(record(trial.arm, trial.seed, trial=trial.id), log)
                 ran.append((trial.arm, trial.seed))
+        return {}
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     monkeypatch.setattr(pool, "run", run)
@@ -303,5 +305,5 @@ def test_bad_input_is_status_2(
 
 
 def test_without_a_file_it_is_the_repositorys_own() -> None:
-    arguments = cli._parser().parse_args(["selfcheck"])
+    arguments = parser().parse_args(["selfcheck"])
     assert (arguments.experiment, arguments.comparisons) == (SELFCHECK, 40)

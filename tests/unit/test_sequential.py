@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from testbed import cli
+from testbed.analysis.parse import Measurement
 from testbed.analysis.statistics import LEAST_PAIRS
 from testbed.experiment import LEAST_SEEDS, ArmSpec, Experiment, KernelSpec
 from testbed.experiment.model import PrimarySpec
 from testbed.ledger.ledger import Ledger
-from testbed.progress import Watcher
-from testbed.trials import pool
+from testbed.terminal.progress import Watcher
+from testbed.trials.pool import Progress
+from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
-from tests.unit.recorded import counted, plan, record
+from testbed.verbs.run import until_decided
+from tests.unit.recorded import counted, planned, record
 from tests.unit.test_guest_faults import make_trial
 
 SEEDS = 9
@@ -44,46 +46,57 @@ def experiment(**changes: Any) -> Experiment:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that have passed; every call of the runner takes 60."""
+    """Seconds that have passed; every run of the laboratory takes 60."""
     passed = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: passed[0])
     return passed
 
 
+@dataclass
+class Counting:
+    """A laboratory whose guests count so many direct reclaims, by arm and seed."""
+
+    counts: dict[str, list[int]]
+    clock: list[float]
+    cache: Path = Path("/nowhere")
+    # The highest seed after each run.
+    looks: list[int] = field(default_factory=list)
+
+    def prepare(self, experiment: Experiment, note: Callable[[str], None]) -> Campaign:
+        raise NotImplementedError
+
+    def run(
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    ) -> dict[str, Measurement]:
+        done = {found.trial for found in ledger.records()}
+        assert jobs == 3 and isinstance(progress, Watcher)
+        for trial in trials:
+            if trial.id not in done:
+                log = counted(allocstall_movable=self.counts[trial.arm][trial.seed - 1])
+                ledger.add(record(trial.arm, trial.seed, trial=trial.id), log)
+        seeds = {trial.seed for trial in trials}
+        assert seeds == set(range(1, max(seeds) + 1)) and len(trials) == len(seeds) * len(self.counts)
+        self.looks.append(max(seeds))
+        self.clock[0] += 60
+        return {}
+
+
 @pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float], capsys: pytest.CaptureFixture[str]
-) -> Iterator[Run]:
-    """Run an experiment whose arms count so many direct reclaims: the seeds after each call of the runner."""
+def run(tmp_path: Path, clock: list[float]) -> Run:
+    """Run an experiment whose arms count so many direct reclaims: the highest seed after each run."""
 
     def go(of: Experiment, counts: dict[str, list[int]]) -> list[int]:
-        looks: list[int] = []
-        made = plan(counts, seeds=of.seeds)
-        made["experiment"] |= of.model_dump(mode="json", include={"primary", "seeds", "sequential", "alpha"})
+        lab = Counting(counts, clock)
         one = make_trial("qemu")
         trials = [replace(one, arm=arm, seed=n) for arm in counts for n in range(1, of.seeds + 1)]
-        made["trials"] = {trial.id: {"arm": trial.arm, "seed": trial.seed} for trial in trials}
-
-        def fake(wanted: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: object) -> None:
-            done = {found.trial for found in ledger.records()}
-            assert jobs == 3 and isinstance(progress, Watcher)
-            for trial in wanted:
-                if trial.id not in done:
-                    log = counted(allocstall_movable=counts[trial.arm][trial.seed - 1])
-                    ledger.add(record(trial.arm, trial.seed, trial=trial.id), log)
-            seeds = {trial.seed for trial in wanted}
-            assert seeds == set(range(1, max(seeds) + 1)) and len(wanted) == len(seeds) * len(counts)
-            looks.append(max(seeds))
-            clock[0] += 60
-
-        monkeypatch.setattr(pool, "run", fake)
+        made = planned(of, trials)
         with Ledger.create(tmp_path / "r") as ledger:
             ledger.set_plan(made)
             watcher = Watcher(Console(width=200, force_terminal=False))
-            cli._run_until_decided(of, trials, ledger, 3, watcher)
-        return looks
+            until_decided(of, trials, ledger, lab=lab, jobs=3, watch=watcher)
+        return lab.looks
 
-    yield go
+    return go
 
 
 def test_nothing_can_be_decided_of_fewer_seeds() -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from testbed.analysis.decision import DECIDED, Decision, Verdict
 from testbed.analysis.metrics import Better, Kind
 from testbed.analysis.statistics import radius
-from testbed.analysis.verdict import DECIDED, Decision, Question, Verdict, decide, judge
+from testbed.analysis.verdict import Question, decide, judge
 from tests.error_rates import Values, by_seed
 from tests.unit.recorded import REPOSITORY
 

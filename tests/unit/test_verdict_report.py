@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from testbed.analysis.compare import Exclusion
+from testbed.analysis.decision import Decision
 from testbed.analysis.verdict import decide
+from testbed.ledger.document import parsed
 from testbed.report import gate, html, plots, words
 from testbed.report import interchange as machine
+from testbed.report.document import ComparisonReport, Judgement, Trace
 from testbed.report.html import Picture
 from tests.unit.recorded import DATA
 
@@ -28,9 +29,8 @@ def values(centre: float, spread: float = 0.0) -> dict[int, float]:
     return {seed: centre * (1 + spread * ((seed * 7) % 12 - 5.5) / 5.5) for seed in SEEDS}
 
 
-def decision(before: dict[int, float], after: dict[int, float], **changes: Any) -> dict[str, Any]:
-    asked: dict[str, Any] = {"kind": "count", "better": "lower", "alpha": 0.05, "margin": 0.01}
-    return asdict(decide(before, after, sequential=True, **{**asked, **changes}))
+def decision(before: dict[int, float], after: dict[int, float]) -> Decision:
+    return decide(before, after, sequential=True, kind="count", better="lower", alpha=0.05, margin=0.01)
 
 
 IMPROVED = decision(values(100, 0.02), {s: v * (0.8 + s / 1000) for s, v in values(100, 0.02).items()})
@@ -41,18 +41,15 @@ FEW = decision({1: 1.0}, {1: 2.0})
 GONE = decision(values(700, 0.1), dict.fromkeys(SEEDS, 0.0))
 
 
-def document(primary: dict[str, Any], exploratory: dict[str, Any] | None = None) -> Any:
-    made = copy.deepcopy(json.loads((DATA / "golden" / "document.json").read_text()))
-    made["verdicts"] = {
-        "patched": {
-            "decided": True,
-            "more_pairs": 0,
-            "primary": primary,
-            "exploratory": exploratory or {},
-        }
-    }
-    made["alpha"], made["sequential"] = 0.05, True
-    return made
+STORED = parsed(ComparisonReport, (DATA / "golden" / "document.json").read_bytes())
+
+
+def document(
+    primary: dict[str, Decision], exploratory: dict[str, Decision] | None = None, **changes: Any
+) -> ComparisonReport:
+    judgement = Judgement(decided=True, more_pairs=0, primary=primary, exploratory=exploratory or {})
+    judged = {"verdicts": {"patched": judgement}, "alpha": 0.05, "sequential": True}
+    return STORED.model_copy(update=judged | changes)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +67,8 @@ def document(primary: dict[str, Any], exploratory: dict[str, Any] | None = None)
         (GONE, "improved", r"^M: improved by -100 %"),
     ],
 )
-def test_a_verdict_is_said_with_its_figures(given: dict[str, Any], verdict: str, pattern: str) -> None:
-    assert given["verdict"] == verdict
+def test_a_verdict_is_said_with_its_figures(given: Decision, verdict: str, pattern: str) -> None:
+    assert given.verdict == verdict
     assert re.search(pattern, words.sentence("M", given)), words.sentence("M", given)
 
 
@@ -180,14 +177,17 @@ def test_the_page_says_the_verdict_and_loads_nothing() -> None:
     assert words.sentence("misses before the drain", IMPROVED) in found.text
     assert "script" not in found.tags and "link" not in found.tags
     assert found.sources and all(source.startswith("data:image/svg+xml;base64,") for source in found.sources)
-    assert made["arms"]["unpatched"]["trace"]["first"][0] in found.text
+    assert made.arms["unpatched"].trace.first[0] in found.text
 
 
 def test_nothing_that_a_guest_says_is_markup() -> None:
-    made = document({"misses": IMPROVED})
-    made["arms"]["patched"]["trace"] = {"count": 1, "first": [HOSTILE]}
-    made["excluded"] = [{"arm": HOSTILE, "seed": 1, "outcome": "oom", "reason": HOSTILE}]
-    made["description"] = HOSTILE
+    patched = STORED.arms["patched"].model_copy(update={"trace": Trace(count=1, first=(HOSTILE,))})
+    made = document(
+        {"misses": IMPROVED},
+        arms={**STORED.arms, "patched": patched},
+        excluded=(Exclusion(HOSTILE, 1, "oom", HOSTILE),),
+        description=HOSTILE,
+    )
     page = html.page(made, [])
     found = Page(page)
     assert "script" not in found.tags and "img" not in found.tags
@@ -196,8 +196,7 @@ def test_nothing_that_a_guest_says_is_markup() -> None:
 
 
 def test_without_a_primary_metric_the_page_says_so() -> None:
-    made = document({})
-    made["verdicts"] = {}
+    made = document({}, verdicts={})
     assert "No verdict: the experiment declares no primary metric." in Page(html.page(made, [])).text
 
 

@@ -12,13 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from testbed.ledger.record import LOST, Record
-from testbed.report.text import visible
-
-
-def duration(seconds: float) -> str:
-    """As in `48 s` or `3 min 05 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+from testbed.report.escape import visible
+from testbed.report.words import duration
 
 
 class Watcher:

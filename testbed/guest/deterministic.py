@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guests of which every instruction is the same every time.
+
+They are told everything beforehand, in files that they find in fw_cfg, and hear of the host at a rendezvous
+only, at which all vCPUs stand still. A guest boots once, up to a snapshot, from which trials go on:
+
+    with BootingGuest(shape, vmlinux, initramfs, given=given, plugin=plugin) as guest:
+        guest.boot(128 * MiB, 120)
+        guest.save(path, 60)
+
+    with ResumedGuest(shape, vmlinux, initramfs, given=given, plugin=plugin, snapshot=path) as guest:
+        guest.resume(60)
+
+`given` has files of the same names and sizes both times: the guest has seen their directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from testbed.guest.guest import COMMAND_SECONDS, Guest
+from testbed.guest.qemu import QEMU
+from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
+from testbed.guest.shape import Shape, Wiring
+from testbed.host.errors import GuestLost
+from testbed.host.process import Deadline
+
+# Between telling QEMU to stop and letting the vCPUs go on, so that they find themselves stopped.
+STOP_SECONDS = 0.3
+# What this is of a snapshot comes from the host's clock. No guest with icount can see it.
+_HOST_TIME = re.compile(rb"\x05timer\0{4}\0{3}\x02(.{8})\0{8}(.{8})", re.DOTALL)
+
+
+class DeterministicGuest(Guest):
+    """What they have in common: files that are given, and a rendezvous, which takes the plugin."""
+
+    incoming = False
+
+    def __init__(
+        self,
+        shape: Shape,
+        vmlinux: Path,
+        initramfs: Path,
+        *,
+        given: Mapping[str, bytes],
+        plugin: Path,
+        qemu: str = QEMU,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        super().__init__(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel)
+        self._given, self._plugin = given, plugin
+
+    @contextlib.contextmanager
+    def _wired(self, qmp_fd: int, stack: contextlib.ExitStack) -> Iterator[Wiring]:
+        meeting, plugged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.callback(meeting.close)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+        paths = {name: scratch / name for name in self._given}
+        for name, path in paths.items():
+            path.write_bytes(self._given[name])
+        self.rendezvous = Rendezvous(meeting, self.check_cancelled)
+        with plugged:
+            yield Wiring(qmp_fd, paths, self._plugin, plugged.fileno(), self.incoming)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Nobody comes to a rendezvous any more.
+        self.rendezvous.close()
+        super().__exit__(kind, error, trace)
+
+    def release(self, seconds: float = COMMAND_SECONDS) -> None:
+        """Let the guest go on from a rendezvous, once QEMU has done all that was asked of it."""
+        wait_until_quiet(self._child.pid, seconds)
+        self.rendezvous.release()
+
+    def change_memory(self, size: int, seconds: float) -> None:
+        """At a rendezvous: set the balloon's target to `size` bytes and let the guest go on."""
+        with self.explained():
+            self._meet(seconds)
+            self.monitor.execute("balloon", value=size)
+            self.release(seconds)
+
+    def _meet(self, seconds: float) -> None:
+        """Wait until the guest stands at a rendezvous."""
+        self.rendezvous.wait(seconds)
+
+    def _migrated(self, seconds: float) -> None:
+        deadline = Deadline(seconds)
+        while (status := self.monitor.execute("query-migrate").get("status")) != "completed":
+            self.check_cancelled()
+            if status == "failed" or deadline.expired:
+                raise GuestLost(f"the snapshot was not moved: {status}")
+            self.monitor.events(timeout=0.02)
+
+
+class BootingGuest(DeterministicGuest):
+    """A guest that boots, up to a snapshot."""
+
+    def boot(self, memory: int, seconds: float) -> None:
+        """Let it run up to init's `ready`, with the balloon's target at `memory` bytes from the first on.
+
+        Raises GuestFailed if fewer CPUs came up than the machine has.
+        """
+        with self.explained():
+            self.monitor.execute("balloon", value=memory)
+            self.monitor.execute("cont")
+            self._meet(seconds)
+            self.release(seconds)
+        self.require_all_cpus(self.answer("ready", seconds, "boot"))
+
+    def save(self, path: Path, seconds: float) -> None:
+        """Stop the guest at the rendezvous of init's `meet` and write it to a file.
+
+        The same guest gives the same content. That it got away raises GuestLost.
+        """
+        with self.explained():
+            self._meet(seconds)
+            with self.rendezvous.release_after(STOP_SECONDS):
+                self.monitor.execute("stop", timeout=STOP_SECONDS + seconds)
+            if self.rendezvous.here():
+                raise GuestLost("the guest was too quick to be stopped at the rendezvous")
+            self.monitor.execute("migrate", uri=f"file:{path}")
+            self._migrated(seconds)
+        path.write_bytes(_HOST_TIME.sub(_without_host_time, path.read_bytes(), count=1))
+
+
+class Onlooker(Protocol):
+    """Who looks at a guest while it stands still, and changes nothing. It goes on when they return."""
+
+    def at_start(self) -> None:
+        """It has not run yet: now breakpoints can be set."""
+
+    def at_breakpoint(self, address: int) -> None:
+        """It is about to execute what is there."""
+
+
+class ResumedGuest(DeterministicGuest):
+    """A guest that goes on from a snapshot; an `onlooker` is told where it stands on its way."""
+
+    incoming = True
+
+    def __init__(
+        self,
+        shape: Shape,
+        vmlinux: Path,
+        initramfs: Path,
+        *,
+        given: Mapping[str, bytes],
+        plugin: Path,
+        snapshot: Path,
+        onlooker: Onlooker | None = None,
+        qemu: str = QEMU,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        super().__init__(shape, vmlinux, initramfs, given=given, plugin=plugin, qemu=qemu, cancel=cancel)
+        self._snapshot, self._onlooker = snapshot, onlooker
+
+    def resume(self, seconds: float) -> None:
+        """Let the guest of the snapshot go on."""
+        with self.explained():
+            # After a migration QEMU tells the network, five times, by the host's clock. Whenever its main
+            # loop runs, it may run the guest's timers, and then vCPUs are interrupted elsewhere.
+            self.monitor.execute("migrate-set-parameters", **{"announce-rounds": 0})
+            self.monitor.execute("migrate-incoming", uri=f"file:{self._snapshot}")
+            self._migrated(seconds)
+            self.monitor.execute("cont")
+            self.rendezvous.wait(seconds)
+            if self._onlooker:
+                self._onlooker.at_start()
+            self.release(seconds)
+            # The second no-op of init's `meet`, in front of which it was stopped for the snapshot.
+            self._meet(seconds)
+            self.release(seconds)
+
+    def _meet(self, seconds: float) -> None:
+        super()._meet(seconds)
+        while self.rendezvous.address:
+            self._look(seconds)
+            super()._meet(seconds)
+
+    def _watch(self) -> None:
+        super()._watch()
+        # It may also stand at a meeting, of which the console has not told yet.
+        if self._onlooker and self.rendezvous.here() and self.rendezvous.address:
+            self._look(COMMAND_SECONDS)
+
+    def _look(self, seconds: float) -> None:
+        """Have it looked at where it stands at a breakpoint, and let it go on, with all of its time again."""
+        if self._onlooker:
+            self._onlooker.at_breakpoint(self.rendezvous.address)
+        self.release(seconds)
+        self._deadline.restart()
+
+
+def _without_host_time(match: re.Match[bytes]) -> bytes:
+    return match[0][: match.start(1) - match.start()] + bytes(24)

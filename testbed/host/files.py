@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Files that several processes share: put in place in one step, made once, locked. Standard library only.
+
+What is being made is in NAME.*.tmp beside it; a process that is killed may leave that behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from testbed.host.errors import HostError
+from testbed.host.process import Deadline
+
+WAIT_SECONDS = 7200.0  # for another process, which may build a kernel
+Progress = Callable[[str], None]
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Where to make a file or a directory that is to be `path`: it gets there in one step, after the body.
+
+    If that raises, there is nothing. A file that was there is replaced. Of a directory that somebody else has
+    put there meanwhile, theirs stays.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent) as scratch:
+        draft = Path(scratch) / path.name
+        yield draft
+        try:
+            draft.replace(path)
+        except OSError:
+            if not (draft.is_dir() and path.is_dir()):
+                raise
+
+
+def write(path: Path, content: str | bytes, *, mode: int | None = None, durable: bool = False) -> None:
+    """Give a file its content in one step: who reads it finds what was there or all of this.
+
+    `durable`: it is on the disk when this returns.
+    """
+    with staged(path) as draft:
+        with draft.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if mode is not None:
+            draft.chmod(mode)
+
+
+def once(
+    path: Path,
+    make: Callable[[Path], None],
+    *,
+    lock: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Path:
+    """A file or directory, made by `make`, where it is told to, unless it is there.
+
+    By one process at a time: others wait for the `lock`, NAME.lock beside it unless it is another.
+    """
+    if not path.exists():
+        with locked(lock or path.with_name(f"{path.name}.lock"), progress):
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                for left in path.parent.glob(f"{path.name}.*.tmp"):
+                    shutil.rmtree(left, ignore_errors=True)
+                with staged(path) as draft:
+                    make(draft)
+    return path
+
+
+@contextmanager
+def locked(
+    path: Path, progress: Progress = lambda _: None, check: Callable[[], None] = lambda: None
+) -> Iterator[IO[bytes]]:
+    """Hold the lock `path`, an open file, against other processes. Raises HostError after two hours.
+
+    `check` is called while it waits, and may raise to give up.
+
+    The lock is that of the open file. It is let go when this process and every child that has the file
+    as its standard output are gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = Deadline(WAIT_SECONDS)
+    waiting = False
+    with path.open("ab") as file:
+        while not _lock(file):
+            if deadline.expired:
+                raise HostError(f"{path}: another process has held this lock for hours")
+            if not waiting:
+                progress(f"waiting for another process that works in {path.parent}")
+                waiting = True
+            check()
+            time.sleep(0.1)
+        yield file
+
+
+@contextmanager
+def locked_at_once(path: Path) -> Iterator[None]:
+    """Hold a lock as locked() does. Raises BlockingIOError if another process has it."""
+    with path.open("ab") as file:
+        if not _lock(file):
+            raise BlockingIOError(f"{path}: another process has this lock")
+        yield
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a document is: a model that is written as JSON and read back, and one line on what is wrong with it.
+
+A document that can be read is whole: of what its model names nothing is missing, and there is nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Annotated, TypeVar
+
+from pydantic import ValidationError, WithJsonSchema
+
+from testbed.experiment import Model
+
+D = TypeVar("D", bound="Document")
+# A count stays a whole number.
+Number = Annotated[int | float, WithJsonSchema({"type": "number"})]
+
+
+class Document(Model):
+    """A model that is written by itself."""
+
+    def text(self, indent: int | None = None) -> str:
+        """It as JSON."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=indent)
+
+
+class OtherVersionError(ValueError):
+    """The document is of another version."""
+
+
+def parsed(kind: type[D], text: str | bytes) -> D:
+    """A document from JSON.
+
+    Raises ValueError that says in one line what is wrong, and where; of the version, OtherVersionError.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as invalid:
+        for error in invalid.errors(include_url=False):
+            if error["loc"] == ("schema",) and error["type"] == "literal_error":
+                version, ours = reprlib.repr(error["input"]), error["ctx"]["expected"]
+                raise OtherVersionError(f"of version {version}; this testbed reads {ours}") from invalid
+        raise ValueError(mistake(invalid)) from invalid
+
+
+def mistake(invalid: ValidationError) -> str:
+    """The first mistake, in a line."""
+    first = invalid.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    said = first["msg"].removeprefix("Value error, ").splitlines()[0]
+    return f"{place}: {said}" if place else said

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The manifest of a deterministic result: what fits into git of it, and is enough to do it again. Pure."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from testbed.experiment import Experiment, KernelSpec, Model
+from testbed.ledger.document import Document
+
+
+class ManifestKernel(Model):
+    """What a kernel was made of, and the hash of what it has to be."""
+
+    vmlinux_sha256: str
+    source: str
+    release: str
+    patches: tuple[str, ...]
+    tools: tuple[str, ...]
+
+
+class Expected(Model):
+    """What a trial gave."""
+
+    trial: str
+    arm: str
+    seed: int
+    outcome: str
+    log_sha256: str
+
+
+class Manifest(Document):
+    """The experiment, the hashes of kernels, initramfs and every trial's console log, the family of QEMU."""
+
+    version: Literal[1] = Field(alias="schema")
+    name: str
+    qemu_family: str
+    booted_by: str
+    """The version of QEMU whose snapshots the trials started from."""
+    experiment: Experiment
+    initramfs_sha256: str
+    kernels: dict[str, ManifestKernel]
+    trials: Annotated[tuple[Expected, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _can_be_done_again(self) -> Manifest:
+        if self.kernels.keys() != self.experiment.arms.keys():
+            raise ValueError("kernels: are not those of the experiment's arms")
+        seeds = range(self.experiment.first_seed, self.experiment.first_seed + self.experiment.seeds)
+        for number, expected in enumerate(self.trials):
+            if expected.arm not in self.kernels:
+                raise ValueError(f"trials.{number}.arm: there is no arm `{expected.arm}`")
+            if expected.seed not in seeds:
+                raise ValueError(f"trials.{number}.seed: {expected.seed} is no seed of the experiment")
+        self.pinned()
+        return self
+
+    @property
+    def expected(self) -> dict[str, Expected]:
+        """Trial -> what it gave."""
+        return {expected.trial: expected for expected in self.trials}
+
+    def bundled(self, files: dict[str, str]) -> BundledManifest:
+        """That of a bundle in which there are files with these hashes."""
+        own = {name: value for name, value in self if name != "version"}
+        return BundledManifest.model_validate({"schema": self.version, **own, "files": files})
+
+    def as_measured(self) -> Experiment:
+        """The experiment with no more seeds than have been measured."""
+        last = max(expected.seed for expected in self.trials)
+        return self.experiment.model_copy(update={"seeds": last - self.experiment.first_seed + 1})
+
+    def pinned(self) -> Experiment:
+        """The same, of the very version of a Debian package that was measured."""
+        experiment = self.as_measured()
+        package = experiment.kernel.debian
+        if package is None or "=" in package:
+            return experiment
+        source = self.kernels[self.trials[0].arm].source
+        _, _, version = source.partition(" ")
+        try:
+            kernel = KernelSpec(debian=f"{package}={version}", config=experiment.kernel.config)
+        except ValidationError as bad:
+            raise ValueError(f"kernels: source: {source!r} names no version of {package}") from bad
+        return experiment.model_copy(update={"kernel": kernel})
+
+
+class BundledManifest(Manifest):
+    """That of a bundle, which has the hashes of the files that came with it, too."""
+
+    files: dict[str, str]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plans: what is to be run, with what and where, as a ledger keeps it. Pure.
+
+What a plan is made of is in the reports as well.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from testbed.experiment import Experiment, Model
+from testbed.ledger.document import Document, Number
+
+
+class KernelFacts(Model):
+    """What a kernel is and what it was made of."""
+
+    source: str
+    source_identity: str
+    release: str
+    patches: tuple[str, ...]
+    diffstat: dict[str, dict[str, tuple[int, int]]]
+    """Patch -> file -> lines that are added and removed."""
+    patches_sha256: dict[str, str]
+    config_sha256: str
+    build_key: str
+    vmlinux_sha256: str
+    tools: tuple[str, ...]
+
+
+class Initramfs(Model):
+    """The image that all guests boot."""
+
+    sha256: str
+
+
+class Accelerator(Model):
+    """What runs the guests' code, and why it was chosen."""
+
+    name: str
+    reason: str
+
+
+class Host(Model):
+    """The machine that the guests ran on."""
+
+    cpu: str
+    cores: int
+    kernel: str
+    machine: str
+
+
+class GuestFacts(Model):
+    """Where trials run and what with."""
+
+    guest_commands: dict[str, tuple[str, ...]]
+    """Arm -> what its guests are told, in order."""
+    testbed: str
+    initramfs: Initramfs
+    qemu: str
+    qemu_family: str
+    accelerator: Accelerator
+    fallback: str
+    """Why it is not what was asked for; empty if it is."""
+    kernel_command_lines: dict[str, str]
+    host: Host
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether guests run in virtual time."""
+        return self.accelerator.name == "icount"
+
+
+class _Kernels(Model):
+    kernels: dict[str, KernelFacts]
+
+
+# Fields of the last base come first.
+class Provenance(GuestFacts, _Kernels):
+    """Where the numbers of a comparison come from."""
+
+
+class PlannedTrial(Model):
+    """One boot of one arm's kernel."""
+
+    arm: str
+    seed: int
+
+
+class Plan(Document):
+    """The plan of a comparison; trials by their id."""
+
+    version: Literal[1] = Field(alias="schema")
+    experiment: Experiment
+    trials: dict[str, PlannedTrial]
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _arms_are_those_of_the_experiment(self) -> Plan:
+        arms = self.experiment.arms.keys()
+        if self.provenance.kernels.keys() != arms:
+            raise ValueError("provenance.kernels: are not those of the experiment's arms")
+        if strange := {trial.arm for trial in self.trials.values()} - arms:
+            raise ValueError(f"trials: there is no arm {', '.join(sorted(strange))}")
+        return self
+
+
+class Candidate(Model):
+    """A commit that may be the culprit; as analysis.bisect.Commit."""
+
+    id: str
+    links: tuple[str, ...]
+    parents: tuple[str, ...]
+    weight: float
+    kind: str
+    subject: str
+
+
+class BisectionQuestion(Model):
+    """What is to be bisected; `good`, `bad` and commits are hashes."""
+
+    repository: str
+    good: str
+    bad: str
+    paths: tuple[str, ...]
+    metric: str
+    kind: Literal["rate", "count", "tail", "fairness", "outcome"]
+    title: str
+    unit: str
+    commits: tuple[Candidate, ...]
+    """`git rev-list bad ^good`, parents first."""
+
+
+class SearchRules(Model):
+    """How sure to be, and what it may cost; as analysis.bisect.Rules."""
+
+    confidence: float
+    gate_alpha: float
+    gate_pairs: int
+    confirm_alpha: float
+    confirm_pairs: int
+    rounds: int
+    trials: int
+    rho: Number
+
+
+class BuildNote(Document):
+    """What became of a commit's kernel, as a bisection notes it beside its trials."""
+
+    commit: str
+    kernel: str
+    """A hash of what it is; empty if there is none that can be used."""
+    reason: str
+    """Why there is none, in a few words."""
+    remarks: tuple[str, ...]
+    """What it had to do without."""
+    seconds: float = 0.0
+    """What building it took."""
+    detail: str = ""
+    """The reason at length."""
+
+
+class BisectionPlan(Document):
+    """The plan of a bisection."""
+
+    version: Literal[1] = Field(alias="schema")
+    experiment: Experiment
+    bisect: BisectionQuestion
+    rules: SearchRules
+    provenance: GuestFacts | None
+    """None where neither end could be built."""

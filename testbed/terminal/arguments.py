@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The words that a person may type: verbs, their options, and what is said of each by --help."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from pathlib import Path
+from typing import Protocol
+
+from testbed.host.paths import data_directory
+
+SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = argparse.ArgumentParser(
+        prog="testbed", description="Says, with evidence, whether a page-reclaim patch did what it claims."
+    )
+    verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, about: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(name, help=about, description=about)
+
+    _add_experiment_verbs(verb)
+    _add_result_verbs(verb)
+    _add_bisect_verb(verb)
+    sub = verb("init", "write an example experiment, with all of it explained, to begin with")
+    sub.add_argument("target", nargs="?", type=Path, default=Path(), metavar="DIR|FILE.yaml")
+    sub = verb("schema", "print the JSON Schema of experiment files, for editors to complete")
+    sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
+    verb("metrics", "list the metrics: name, unit, which direction is better, and where it is from")
+    verb("doctor", "check what this machine lacks for the main job")
+    return whole
+
+
+class Verb(Protocol):
+    """Adds a verb to the command line."""
+
+    def __call__(self, name: str, about: str) -> argparse.ArgumentParser: ...
+
+
+def _add_experiment_verbs(verb: Verb) -> None:
+    for name, about in (
+        ("compare", "run what is missing of an experiment and put its arms side by side"),
+        ("run", "run what is missing of an experiment"),
+        ("explain", "say what an experiment comes to, without running anything"),
+        ("build", "build the kernels of an experiment and print where they are"),
+        ("boot", "boot an arm's kernel and give a shell in the guest"),
+    ):
+        sub = verb(name, about)
+        sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+        if name == "compare":
+            sub.add_argument(
+                "other",
+                nargs="?",
+                type=Path,
+                metavar="RESULT",
+                help="two stored results instead of an experiment; RESULT:ARM for another arm than the first",
+            )
+        modes, meaning = ["deterministic", "realtime"], "instead of the experiment's"
+        if name in ("compare", "run"):
+            modes.append("auto")
+            meaning += "; auto: in real time under KVM, deterministic where KVM does not boot the kernel"
+        sub.add_argument("--mode", choices=modes, help=meaning)
+        sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+        if name in ("compare", "run", "explain"):
+            sub.add_argument("--seeds", type=positive, metavar="N", help="instead of the experiment's")
+        if name in ("compare", "run"):
+            _add_running_options(sub)
+        every = ", or all" if name == "compare" else ""
+        sub.add_argument("--line", metavar="LINE", help=f"instead of its source: a line of patches/{every}")
+        if name == "compare":
+            sub.add_argument("--json", action="store_true", help="print the JSON document")
+            _add_report_options(sub)
+        if name == "boot":
+            sub.add_argument("--arm", help="default: the first")
+
+    sub = verb("selfcheck", "compare what does not differ, many times: how often is a change found?")
+    sub.add_argument("experiment", nargs="?", type=Path, default=SELFCHECK, metavar="EXPERIMENT.yaml")
+    sub.add_argument("--comparisons", type=positive, default=40, metavar="N", help="default: 40")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    _add_running_options(sub)
+
+
+def _add_running_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/NAME")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+    _add_jobs_option(sub)
+
+
+def _add_result_verbs(verb: Verb) -> None:
+    sub = verb("parse", "parse the console logs of a result, or one log, again; prints JSON lines")
+    sub.add_argument("path", type=Path, metavar="RESULT|LOG")
+    sub = verb("report", "report on a result without running anything")
+    sub.add_argument("result", type=Path, metavar="RESULT")
+    form = sub.add_mutually_exclusive_group()
+    for name, about in (
+        ("json", "the JSON document"),
+        ("markdown", "Markdown"),
+        ("junit", "JUnit XML"),
+        ("ktap", "KTAP"),
+        ("manifest", "the hashes of a deterministic result"),
+    ):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {about}")
+    sub.set_defaults(form="text")
+    _add_report_options(sub)
+    sub = verb("history", "a metric over stored results of many kernels, and where it changed")
+    sub.add_argument("results", type=Path, nargs="+", metavar="RESULT[:ARM]")
+    sub.add_argument("--metric", default="direct_reclaims", help="default: direct_reclaims")
+    sub.add_argument("--margin", type=float, default=0.01, help="a change that nobody minds; default: 0.01")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="a picture, .svg or .png")
+    sub = verb("verify", "run finished trials again; fails unless every one gives the same bytes")
+    sub.add_argument("path", type=Path, metavar="RESULT|MANIFEST|BUNDLE")
+    _add_sample_options(sub)
+    sub = verb("bundle", "write one file with which `replay` does a result again on any machine")
+    sub.add_argument("result", type=Path, metavar="RESULT")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.testbed")
+    sub = verb("replay", "run a bundle's trials, or a single trial under a debugger")
+    sub.add_argument("path", type=Path, metavar="BUNDLE|RESULT")
+    _add_sample_options(sub)
+    sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
+    sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
+    sub.add_argument("--break-at-miss", type=positive, metavar="N", help="and stop at its Nth reclaim miss")
+
+
+def _add_bisect_verb(verb: Verb) -> None:
+    sub = verb("check", "for `git bisect run`: exit 0 if the first arm is good, 1 if bad, else 125")
+    sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
+    for name in ("good", "bad"):
+        sub.add_argument(
+            f"--{name}", type=Path, required=True, metavar="RESULT[:ARM]", help=f"measured alike, and {name}"
+        )
+    sub.add_argument("--metric", help="default: the first primary; outcome:panic for crashes")
+    sub.add_argument("--confidence", type=_probability, default=0.95, metavar="P", help="default: 0.95")
+    sub.add_argument("--seeds", type=positive, metavar="N", help="at most so many, if not the experiment's")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+    sub = verb("bisect", "find the commit that changed a metric, or say how far that has come")
+    sub.add_argument(
+        "words",
+        nargs="*",
+        metavar="status|log RESULT, or -- PATH...",
+        help="with --repo, limits the commits to some paths, as git does; without, looks at a bisection: how "
+        "it stands, or what it did and why",
+    )
+    sub.add_argument(
+        "--replay",
+        type=Path,
+        metavar="RESULT",
+        help="how one stands under another --confidence; builds nothing",
+    )
+    sub.add_argument("--repo", type=Path, metavar="DIR", help="a local git repository of Linux; only read")
+    sub.add_argument("--good", metavar="REV", help="a revision that is good")
+    sub.add_argument("--bad", metavar="REV", help="a later one that is bad")
+    sub.add_argument(
+        "--experiment", type=Path, metavar="EXPERIMENT.yaml", help="its first arm is what all commits get"
+    )
+    sub.add_argument(
+        "--metric", help="default: the first primary; outcome:panic (hang, oom, failed, flood) for crashes"
+    )
+    sub.add_argument(
+        "--confidence", type=_probability, metavar="P", help="to name a commit at; default: 0.95"
+    )
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: results/bisect-NAME")
+    sub.add_argument("--fresh", action="store_true", help="start over; the old result is moved aside")
+    sub.add_argument("--mode", choices=["deterministic", "realtime"], help="instead of the experiment's")
+    sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
+    sub.add_argument("--json", action="store_true", help="print the JSON document")
+    _add_jobs_option(sub)
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--all", action="store_true", help="all metrics in the table, not only the usual ones"
+    )
+    parser.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help='exit status 1 if so: "fault_p99 regressed", "any primary inconclusive"; may be repeated',
+    )
+
+
+def _add_jobs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", help="trials side by side, if not as many as fit"
+    )
+
+
+def _add_sample_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trials", type=positive, metavar="N", help="a sample of N, spread over arms and seeds"
+    )
+    _add_jobs_option(parser)
+
+
+def _probability(word: str) -> float:
+    try:
+        p = float(word)
+    except ValueError:
+        p = math.nan
+    if not 0.5 <= p < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} is not from 0.5 to below 1")
+    return p
+
+
+def positive(word: str) -> int:
+    """A number of trials, seeds or jobs. Raises argparse.ArgumentTypeError."""
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", word):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 1 to 99999")
+    return int(word)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Outcomes as text: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+
+from testbed.host.errors import SpecError
+from testbed.report import matrix, text
+from testbed.report.escape import visible
+from testbed.verbs import bisection, reports
+from testbed.verbs.compare import Compared, ComparedMatrix, LeftOut
+from testbed.verbs.status import exit_status, exit_status_of_lines
+
+PIPE_COLUMNS = 120
+
+
+def show(outcome: Compared | ComparedMatrix, form: str = "text", everything: bool = False) -> None:
+    """Print a comparison in one form, and write it in all of them if it is stored.
+
+    Raises SpecError for a form that a matrix does not have.
+    """
+    if isinstance(outcome, ComparedMatrix):
+        _show_matrix(outcome, form)
+    elif form == "text":
+        # Before the pictures, which take some seconds.
+        print_rendered(text.render(outcome.report, everything))
+        sys.stdout.flush()
+        if outcome.directory:
+            outcome.write(tell)
+            files = "report.html, with pictures; .md, .json, .xml (JUnit), .ktap; logs/"
+            tell(f"also in {outcome.directory}: {files}")
+    else:
+        if outcome.directory:
+            outcome.write(tell)
+        print(reports.FORMS[form][1](outcome.report), end="")
+    for line in outcome.met:
+        tell(f"failed: {line}")
+
+
+def _show_matrix(outcome: ComparedMatrix, form: str) -> None:
+    """A table with a row per cell."""
+    if form not in ("text", "json", "markdown"):
+        raise SpecError(f"{outcome.directory}: a matrix has no such report, but each of its cells has one")
+    outcome.write(tell)
+    if form == "text":
+        print_rendered(matrix.render(outcome.report))
+        files = "report.json, report.md, heat maps in pictures/, and a result per cell"
+        tell(f"also in {outcome.directory}: {files}")
+    else:
+        made = outcome.report.text(indent=2) if form == "json" else matrix.markdown(outcome.report)
+        print(made, end="")
+
+
+def show_lines(outcomes: Iterable[Compared | ComparedMatrix | LeftOut], form: str, everything: bool) -> int:
+    """Comparisons on kernel lines, as they come; at the end, what was left out."""
+    shown = []
+    for outcome in outcomes:
+        shown.append(outcome)
+        if not isinstance(outcome, LeftOut):
+            show(outcome, form, everything)
+    for outcome in shown:
+        if isinstance(outcome, LeftOut):
+            complain(f"left out: {outcome.line}: {outcome.reason}")
+    return exit_status_of_lines(shown)
+
+
+def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = False) -> int:
+    """Print how a bisection stands; what it is under other rules is nowhere written."""
+    if as_json:
+        print(outcome.report.text(indent=2))
+    else:
+        from testbed.report import bisection as report  # noqa: PLC0415  (slow, with scipy)
+
+        print_rendered(report.render(outcome.report, outcome.headline))
+        sys.stdout.flush()
+    if write:
+        outcome.write(tell)
+        if not as_json:
+            tell(f"also in {outcome.directory}: report.html, report.md, report.json, pictures/; logs/")
+    return exit_status(outcome)
+
+
+def print_rendered(renderable: RenderableType) -> None:
+    # Written by us: of a closed pipe rich makes an exit status of its own.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+    with console.capture() as captured:
+        console.print(renderable)
+    print(captured.get(), end="")
+
+
+def tell(message: str) -> None:
+    """Say something that is no result."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def complain(message: str) -> None:
+    """Say what is wrong. The tail of a guest's console may be in it."""
+    tell(f"testbed: {visible(message)}")

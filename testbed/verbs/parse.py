@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`testbed parse`: what console logs say, again."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from testbed.analysis.metrics import METRICS
+from testbed.analysis.parse import Measurement
+from testbed.analysis.parse import parse as parse_log
+from testbed.host.errors import SpecError
+from testbed.verbs import results
+
+
+def parse(path: Path) -> Iterator[Mapping[str, object]]:
+    """The facts of every trial of a result, or of one log. Raises SpecError for what cannot be read."""
+    if path.is_dir():
+        for observation in results.load(path).observations:
+            record, facts = observation.record, _facts(observation.measurement)
+            yield {"arm": record.arm, "seed": record.seed, "outcome": record.outcome, **facts}
+        return
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    except (OSError, EOFError, zlib.error) as unreadable:
+        raise SpecError(f"{path}: cannot be read: {unreadable}") from unreadable
+    yield _facts(parse_log(data))
+
+
+def _facts(measurement: Measurement) -> dict[str, object]:
+    values = {metric.name: metric.value(measurement) for metric in METRICS}
+    return {
+        "complete": measurement.complete,
+        "metrics": {name: value for name, value in values.items() if value is not None},
+        "misses": [str(miss) for miss in measurement.misses],
+        "problems": list(measurement.problems),
+    }

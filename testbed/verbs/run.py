@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`testbed run`: what is missing of an experiment, in every cell of its matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from testbed.analysis.parse import Measurement
+from testbed.experiment import LEAST_SEEDS, Cell, Experiment
+from testbed.host.errors import NoKvm, SpecError
+from testbed.ledger import matrix
+from testbed.ledger.ledger import Ledger, set_aside
+from testbed.ledger.record import Record
+from testbed.report import words
+from testbed.trials.lab import Lab, Watch
+from testbed.trials.prepare import Campaign
+from testbed.trials.trial import Trial
+from testbed.verbs import results
+from testbed.verbs.request import RunRequest
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A result that has been run, and the records that count; or a matrix, and a cell's worst exit status."""
+
+    directory: Path
+    records: tuple[Record, ...] = ()
+    worst: int | None = None
+
+
+def run(request: RunRequest, lab: Lab, watch: Watch) -> Ran:
+    """Run what is missing; raises SpecError, HostError, BuildError, StoreError, Interrupted."""
+    done = execute(request, request.experiment.cells(), lab, watch)
+    if results.is_matrix(done.directory):
+        return Ran(done.directory, worst=worst(done.directory))
+    observations = results.load(done.directory, done.measurements).observations
+    return Ran(done.directory, tuple(observation.record for observation in observations))
+
+
+@dataclass(frozen=True)
+class Executed:
+    """Where the results of all cells are, and what was measured now, by trial."""
+
+    directory: Path
+    measurements: Mapping[str, Measurement]
+
+
+def execute(request: RunRequest, cells: Sequence[Cell], lab: Lab, watch: Watch) -> Executed:
+    """Run what is missing of cells, each into its own directory."""
+    home = request.results or Path("results") / cells[0].experiment.name
+    runs = _Runs(request, lab, watch)
+    with request.experiment.named():
+        if not cells[0].at:
+            runs.one(cells[0].experiment, home, fresh=request.fresh)
+        else:
+            if request.fresh:
+                make_room(home, watch)
+            matrix.run(cells, home, runs.one, watch.note)
+    return Executed(home, runs.measurements)
+
+
+def worst(home: Path) -> int:
+    """The worst exit status of a matrix's cells."""
+    return max(cell.exit_status for cell in matrix.load(home)[1])
+
+
+def make_room(directory: Path, watch: Watch) -> None:
+    """Move an old result aside, if there is one."""
+    if old := set_aside(directory):
+        watch.note(f"the old result is now {old}")
+
+
+@dataclass(frozen=True)
+class _Runs:
+    request: RunRequest
+    lab: Lab
+    watch: Watch
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+
+    def one(self, experiment: Experiment, directory: Path, *, fresh: bool = False) -> None:
+        """Run what is missing of one comparison."""
+        ready = self._prepared(experiment)
+        # Only now: an experiment that cannot run moves nothing.
+        if fresh:
+            make_room(directory, self.watch)
+        with Ledger.create(directory) as ledger:
+            ledger.set_plan(ready.plan)
+            jobs = self.request.jobs
+            self.measurements.update(
+                until_decided(experiment, ready.trials, ledger, lab=self.lab, jobs=jobs, watch=self.watch)
+            )
+
+    def _prepared(self, experiment: Experiment) -> Campaign:
+        """The trials of an experiment; in mode `auto` deterministic ones where KVM does not work."""
+        try:
+            return self.lab.prepare(experiment, self.watch.note)
+        except NoKvm as none:
+            if self.request.experiment.mode != "auto":
+                raise
+            why = f"deterministic instead of in real time: {none.message}"
+        self.watch.note(why)
+        instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
+        ready = self.lab.prepare(instead, self.watch.note)
+        # There may be no QEMU for that either.
+        provenance = ready.plan.provenance
+        both = "; ".join(filter(None, [why, provenance.fallback]))
+        changes = {"provenance": provenance.model_copy(update={"fallback": both})}
+        return replace(ready, plan=ready.plan.model_copy(update=changes))
+
+
+def until_decided(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    ledger: Ledger,
+    *,
+    lab: Lab,
+    jobs: int | None,
+    watch: Watch,
+) -> Mapping[str, Measurement]:
+    """Run the trials of all seeds; with primary metrics, of no more than it takes to decide them.
+
+    Returns what was measured, by trial.
+    """
+    measurements: dict[str, Measurement] = {}
+    began = time.monotonic()
+    # In pairs, whatever the cores: at the end of each batch some are idle, and when it is decided must be
+    # the same everywhere.
+    looks = range(LEAST_SEEDS, experiment.seeds, 2) if experiment.looks else ()
+    stops = range(1, experiment.seeds) if experiment.minutes else looks
+    for seeds in (*stops, experiment.seeds):
+        end = experiment.first_seed + seeds
+        measurements |= lab.run([trial for trial in trials if trial.seed < end], ledger, jobs, watch)
+        if seeds == experiment.seeds:
+            break
+        so_far = results.read(ledger, measurements)
+        measurements |= {o.record.trial: o.measurement for o in so_far.observations}
+        if missing := results.metrics_without_values(so_far):
+            raise SpecError(
+                f"primary: no trial has the metric {', '.join(missing)}",
+                "`testbed parse RESULT` shows which there are with this kernel and this workload",
+            )
+        if seeds in looks and results.decided(so_far):
+            watch.note(f"decided after {seeds} seeds")
+            break
+        if looks and seeds == looks[0]:
+            # The pilot says whether it is worth while to go on.
+            for line in words.detectable(results.report(so_far, full=False)):
+                watch.note(line)
+        if experiment.minutes and time.monotonic() - began > experiment.minutes * 60:
+            watch.note(f"no further seed: {experiment.minutes:g} minutes are over")
+            break
+    return measurements
