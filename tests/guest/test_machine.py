@@ -86,17 +86,17 @@ def test_a_hang_at_boot_ends_at_its_deadline(lab: Lab) -> None:
     began = time.monotonic()
     # An init that only reads.
     with lab.guest("rdinit=/bin/cat", vcpus=1) as guest, pytest.raises(Hang) as caught:
-        guest.boot(6)
-    assert 6 <= time.monotonic() - began < 10
+        guest.boot(20)
+    assert 20 <= time.monotonic() - began < 30
     assert "Run /bin/cat as init process" in caught.value.hint
     assert "to run it by hand: qemu-system-x86_64" in caught.value.hint
 
 
 def test_a_flood_is_cut_off_long_before_the_deadline(lab: Lab) -> None:
-    began = time.monotonic()
+    began = cpu_seconds()
     with lab.guest("rdinit=/bin/yes") as guest, pytest.raises(Flood):
-        guest.boot(300)
-    assert time.monotonic() - began < 150
+        guest.boot(500)
+    assert cpu_seconds() - began < 150
 
 
 def test_a_command_that_cannot_be_done_says_so(lab: Lab) -> None:
