@@ -218,7 +218,7 @@ def _replay(arguments: argparse.Namespace, lab: Lab) -> int:
         raise SpecError("--gdb and --break-at-miss need --trial ID: one guest at a time")
     request = replay.DebugRequest(arguments.path, arguments.trial, arguments.break_at_miss)
     with Watcher() as watcher:
-        debugged = replay.debug_trial(request, lab, watcher, lambda line: print(line, flush=True))
+        debugged = replay.debug_trial(request, lab, watcher, watcher.result)
     result = "the same, byte for byte" if debugged.same else "not the one of the result"
     print(f"the console log is {result}")
     return exit_status(debugged)
@@ -228,7 +228,7 @@ def _explain(arguments: argparse.Namespace, lab: Lab) -> int:
     request = _experiment_request(arguments)
     with Watcher() as watcher, request.named():
         for line in explain.explain(request.cells(), lab.cache, watcher.note):
-            print(line)
+            watcher.result(line)
     return FINE
 
 

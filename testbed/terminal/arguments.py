@@ -14,9 +14,26 @@ from testbed.host.paths import data_directory
 SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
 
 
+# In short; verbs/status.py has it at length.
+STATUSES = """\
+exit status:
+  0    fine
+  1    nothing could be compared; a condition of --fail-on was met; a trial gave other bytes; too many false
+       alarms; no commit was confirmed as the culprit; the doctor found a problem
+  2    bad input
+  3    the machine or the infrastructure failed
+  130  interrupted
+
+`testbed VERB --help` says more of each."""
+
+
 def parser() -> argparse.ArgumentParser:
+    """What reads the command line. The verb is in `verb`."""
     whole = argparse.ArgumentParser(
-        prog="testbed", description="Says, with evidence, whether a page-reclaim patch did what it claims."
+        prog="testbed",
+        description="Says, with evidence, whether a page-reclaim patch did what it claims.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
 
@@ -29,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("init", "write an example experiment, with all of it explained, to begin with")
     sub.add_argument("target", nargs="?", type=Path, default=Path(), metavar="DIR|FILE.yaml")
     sub = verb("schema", "print the JSON Schema of experiment files, for editors to complete")
-    sub.add_argument("--report", action="store_true", help="of what testbed writes instead: report.json")
+    sub.add_argument("--report", action="store_true", help="of what testbed writes: all report.json")
     verb("metrics", "list the metrics: name, unit, which direction is better, and where it is from")
     verb("doctor", "check what this machine lacks for the main job")
     return whole
@@ -45,7 +62,10 @@ def _add_experiment_verbs(verb: Verb) -> None:
     for name, about in (
         ("compare", "run what is missing of an experiment and put its arms side by side"),
         ("run", "run what is missing of an experiment"),
-        ("explain", "say what an experiment comes to, without running anything"),
+        (
+            "explain",
+            "say what an experiment comes to, without running it: kernels, commands, about how long",
+        ),
         ("build", "build the kernels of an experiment and print where they are"),
         ("boot", "boot an arm's kernel and give a shell in the guest"),
     ):
@@ -57,7 +77,8 @@ def _add_experiment_verbs(verb: Verb) -> None:
                 nargs="?",
                 type=Path,
                 metavar="RESULT",
-                help="two stored results instead of an experiment; RESULT:ARM for another arm than the first",
+                help="two stored results instead of an experiment, measured alike; RESULT:ARM for "
+                "another arm than the first",
             )
         modes, meaning = ["deterministic", "realtime"], "instead of the experiment's"
         if name in ("compare", "run"):
@@ -94,7 +115,7 @@ def _add_result_verbs(verb: Verb) -> None:
     sub = verb("parse", "parse the console logs of a result, or one log, again; prints JSON lines")
     sub.add_argument("path", type=Path, metavar="RESULT|LOG")
     sub = verb("report", "report on a result without running anything")
-    sub.add_argument("result", type=Path, metavar="RESULT")
+    _add_result(sub, "all forms and an HTML page with pictures are written into it, too")
     form = sub.add_mutually_exclusive_group()
     for name, about in (
         ("json", "the JSON document"),
@@ -112,17 +133,25 @@ def _add_result_verbs(verb: Verb) -> None:
     sub.add_argument("--margin", type=float, default=0.01, help="a change that nobody minds; default: 0.01")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="a picture, .svg or .png")
     sub = verb("verify", "run finished trials again; fails unless every one gives the same bytes")
-    sub.add_argument("path", type=Path, metavar="RESULT|MANIFEST|BUNDLE")
+    sub.add_argument(
+        "path", type=Path, metavar="RESULT|MANIFEST|BUNDLE", help="a directory, hashes, or a file of `bundle`"
+    )
     _add_sample_options(sub)
     sub = verb("bundle", "write one file with which `replay` does a result again on any machine")
-    sub.add_argument("result", type=Path, metavar="RESULT")
+    _add_result(sub, "of deterministic trials")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: NAME.testbed")
     sub = verb("replay", "run a bundle's trials, or a single trial under a debugger")
-    sub.add_argument("path", type=Path, metavar="BUNDLE|RESULT")
+    sub.add_argument(
+        "path", type=Path, metavar="BUNDLE|RESULT", help="of those that you trust: a bundle brings code"
+    )
     _add_sample_options(sub)
     sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
     sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
     sub.add_argument("--break-at-miss", type=positive, metavar="N", help="and stop at its Nth reclaim miss")
+
+
+def _add_result(sub: argparse.ArgumentParser, more: str) -> None:
+    sub.add_argument("result", type=Path, metavar="RESULT", help=f"a result's directory; {more}")
 
 
 def _add_bisect_verb(verb: Verb) -> None:
@@ -180,7 +209,8 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CONDITION",
-        help='exit status 1 if so: "fault_p99 regressed", "any primary inconclusive"; may be repeated',
+        help='exit status 1 if so: "fault_p99 regressed", "any primary undecided" (or inconclusive); '
+        "may be repeated",
     )
 
 

@@ -53,6 +53,11 @@ class Watcher:
             self._print(text)
             self._show(visible(text).split("\n", maxsplit=1)[0][:60], total=None)
 
+    def result(self, line: str) -> None:
+        """Print a line of the result as it is, to be pasted: the bar, which would wrap it, ends here."""
+        self._bar.stop()
+        print(line, flush=True)
+
     def started(self, total: int, done: int, jobs: int) -> None:
         self._planned, self._already, self._ended = total, done, 0
         self._began = time.monotonic()

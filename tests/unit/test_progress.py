@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -39,6 +40,18 @@ def lines(story: Callable[[Watcher], None], *, terminal: bool = False) -> list[s
     with Watcher(console) as watcher:
         story(watcher)
     return out.getvalue().splitlines()
+
+
+def test_a_line_to_be_pasted_is_not_wrapped_at_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = f"gdb {'/directory' * 30}/vmlinux -ex 'target remote localhost:1'"
+    # As on a terminal that shows both: rich takes over standard output while it draws a bar.
+    console = Console(file=sys.stdout, width=80, highlight=False, force_terminal=True)
+    with Watcher(console) as watcher:
+        watcher.note("stopped")
+        watcher.result(line)
+    assert line in capsys.readouterr().out
 
 
 def test_a_line_for_each_event(clock: Clock) -> None:
