@@ -16,7 +16,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import ALPHA, LEAST_SEEDS
 from testbed.host.errors import SpecError, StoreError
-from testbed.ledger import matrix as cells
+from testbed.ledger import matrix as index
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
 from testbed.ledger.plan import Plan, PlannedTrial
 from testbed.ledger.record import Record, final
@@ -215,10 +215,10 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
 
 def selfcheck(home: Path) -> SelfcheckReport:
     """The report of how often the comparisons beneath a directory found what is not there."""
-    from testbed.analysis import selfcheck as placebo  # noqa: PLC0415
-    from testbed.report import selfcheck as said  # noqa: PLC0415
+    from testbed.analysis.selfcheck import check, outcome  # noqa: PLC0415
+    from testbed.report.selfcheck import document as selfcheck_report  # noqa: PLC0415
 
-    name, ran = cells.load(home)
+    name, ran = index.load(home)
     outcomes, alpha, pairs, titles = [], ALPHA, 0, {}
     for cell in ran:
         if not (cell.result / LEDGER).exists():
@@ -234,10 +234,10 @@ def selfcheck(home: Path) -> SelfcheckReport:
         seeds = range(experiment.first_seed, experiment.first_seed + pairs)
         for judgement in judgements(result, full=False).values():
             kind = str(cell.at["kind"])
-            outcomes.append(placebo.outcome(cell.name, kind, result.comparison, judgement, seeds))
+            outcomes.append(outcome(cell.name, kind, result.comparison, judgement, seeds))
     failures = {cell.name: cell.failure for cell in ran if cell.failure}
-    return said.document(
-        name, placebo.check(outcomes, alpha), outcomes, failures=failures, pairs=pairs, titles=titles
+    return selfcheck_report(
+        name, check(outcomes, alpha), outcomes, failures=failures, pairs=pairs, titles=titles
     )
 
 
@@ -246,6 +246,6 @@ def selfcheck(home: Path) -> SelfcheckReport:
 
 def matrix_report(home: Path, reports: Mapping[str, ComparisonReport]) -> MatrixReport:
     """The report of a matrix, made of those of its cells that have a result, by name."""
-    name, ran = cells.load(home)
+    name, ran = index.load(home)
     outcomes = [matrix.Outcome(cell.at, cell.name, reports.get(cell.name), cell.failure) for cell in ran]
     return matrix.document(name, outcomes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from testbed.experiment import selfcheck as nothing
+from testbed.experiment.selfcheck import comparisons
 from testbed.host.errors import SpecError
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs import reports, results
@@ -48,6 +48,6 @@ def selfcheck(request: SelfcheckRequest, lab: Lab, watch: Watch) -> Selfchecked:
     if cell.at:
         raise SpecError(f"{experiment.file}: `matrix`: a check of the tool has none")
     with experiment.named():
-        comparisons = nothing.comparisons(cell.experiment, request.comparisons)
-    home = execute(request.run, comparisons, lab, watch).directory
+        cells = comparisons(cell.experiment, request.comparisons)
+    home = execute(request.run, cells, lab, watch).directory
     return Selfchecked(home, results.selfcheck(home), worst(home))
