@@ -286,7 +286,8 @@ def compare(lab: Lab) -> int:
             for outcome in _outcomes(job, lab, watcher):
                 outcomes.append(outcome)
                 if not isinstance(outcome, LeftOut):
-                    show(outcome)
+                    with watcher.aside():
+                        show(outcome)
             status = exit_status_of_lines(outcomes)
         except TestbedError as failed:
             # There may be reports of other lines.

@@ -25,7 +25,7 @@ from testbed.report.gate import Condition
 from testbed.setup.doctor import INSTALLERS, install_command
 from testbed.terminal.arguments import parser
 from testbed.terminal.progress import Watcher
-from testbed.terminal.show import complain, print_rendered, show, show_bisection, show_lines, tell
+from testbed.terminal.show import complain, print_rendered, show, show_bisection, tell
 from testbed.trials.lab import Lab, ThisMachine
 from testbed.verbs import (
     bisection,
@@ -41,8 +41,10 @@ from testbed.verbs import (
 )
 from testbed.verbs import doctor as doctors
 from testbed.verbs.request import ExperimentRequest, RunRequest
-from testbed.verbs.status import FINE, exit_status, failure_status
+from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failure_status
 
+# Of --line.
+EVERY_LINE = "all"
 # Of `compare`, what says how trials are to run.
 RUNNING_OPTIONS = ("mode", "accel", "seeds", "results", "fresh", "jobs", "line")
 
@@ -100,6 +102,8 @@ def _abandon_output() -> None:
 
 def _experiment_request(arguments: argparse.Namespace) -> ExperimentRequest:
     given = {name: getattr(arguments, name, None) for name in ("mode", "accel", "seeds", "line")}
+    if given["line"] == EVERY_LINE and arguments.verb == "compare":
+        given["line"] = None
     return ExperimentRequest(arguments.experiment, **given)
 
 
@@ -123,17 +127,29 @@ def _compare(arguments: argparse.Namespace, lab: Lab) -> int:
         outcome = compare.compare_stored(stored)
         show(outcome, form, arguments.all)
         return exit_status(outcome)
-    every_line = arguments.line == "all"
-    if every_line:
-        arguments.line = None
     request = compare.CompareRequest(_run_request(arguments), conditions)
     with Watcher() as watcher:
-        if every_line:
-            outcomes = compare.compare_lines(request, lab, watcher)
-            return show_lines(outcomes, form, arguments.all)
+        if arguments.line == EVERY_LINE:
+            return _compare_lines(request, lab, watcher, arguments)
         compared = compare.compare(request, lab, watcher)
     show(compared, form, arguments.all)
     return exit_status(compared)
+
+
+def _compare_lines(
+    request: compare.CompareRequest, lab: Lab, watcher: Watcher, arguments: argparse.Namespace
+) -> int:
+    """Comparisons on kernel lines, shown as they come; at the end, what was left out."""
+    outcomes = []
+    for outcome in compare.compare_lines(request, lab, watcher):
+        outcomes.append(outcome)
+        if not isinstance(outcome, compare.LeftOut):
+            with watcher.aside():
+                show(outcome, "json" if arguments.json else "text", arguments.all)
+    for outcome in outcomes:
+        if isinstance(outcome, compare.LeftOut):
+            complain(f"left out: {outcome.line}: {outcome.reason}")
+    return exit_status_of_lines(outcomes)
 
 
 def _run(arguments: argparse.Namespace, lab: Lab) -> int:

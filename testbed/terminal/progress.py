@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -53,10 +56,20 @@ class Watcher:
             self._print(text)
             self._show(visible(text).split("\n", maxsplit=1)[0][:60], total=None)
 
-    def result(self, line: str) -> None:
-        """Print a line of the result as it is, to be pasted: the bar, which would wrap it, ends here."""
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """No bar meanwhile: it would wrap what is printed, and lines are there to be pasted."""
         self._bar.stop()
-        print(line, flush=True)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            self._bar.start()
+
+    def result(self, line: str) -> None:
+        """Print a line of the result as it is."""
+        with self.aside():
+            print(line)
 
     def started(self, total: int, done: int, jobs: int) -> None:
         self._planned, self._already, self._ended = total, done, 0

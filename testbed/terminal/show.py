@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 
 from rich.console import Console, RenderableType
 
@@ -12,8 +11,8 @@ from testbed.host.errors import SpecError
 from testbed.report import matrix, text
 from testbed.report.escape import visible
 from testbed.verbs import bisection, reports
-from testbed.verbs.compare import Compared, ComparedMatrix, LeftOut
-from testbed.verbs.status import exit_status, exit_status_of_lines
+from testbed.verbs.compare import Compared, ComparedMatrix
+from testbed.verbs.status import exit_status
 
 PIPE_COLUMNS = 120
 
@@ -53,19 +52,6 @@ def _show_matrix(outcome: ComparedMatrix, form: str) -> None:
     else:
         made = outcome.report.text(indent=2) if form == "json" else matrix.markdown(outcome.report)
         print(made, end="")
-
-
-def show_lines(outcomes: Iterable[Compared | ComparedMatrix | LeftOut], form: str, everything: bool) -> int:
-    """Comparisons on kernel lines, as they come; at the end, what was left out."""
-    shown = []
-    for outcome in outcomes:
-        shown.append(outcome)
-        if not isinstance(outcome, LeftOut):
-            show(outcome, form, everything)
-    for outcome in shown:
-        if isinstance(outcome, LeftOut):
-            complain(f"left out: {outcome.line}: {outcome.reason}")
-    return exit_status_of_lines(shown)
 
 
 def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = False) -> int:
