@@ -241,9 +241,8 @@ def _replay(arguments: argparse.Namespace, lab: Lab) -> int:
 
 
 def _explain(arguments: argparse.Namespace, lab: Lab) -> int:
-    request = _experiment_request(arguments)
-    with Watcher() as watcher, request.named():
-        for line in explain.explain(request.cells(), lab.cache, watcher.note):
+    with Watcher() as watcher:
+        for line in explain.explain(_experiment_request(arguments), lab, watcher):
             watcher.result(line)
     return FINE
 

@@ -16,6 +16,8 @@ from testbed.kernel import build
 from testbed.kernel.build import Plan
 from testbed.report.words import duration
 from testbed.trials import pool, prepare
+from testbed.trials.lab import Lab, Watch
+from testbed.verbs.request import ExperimentRequest
 
 # Measured with 8 vCPUs on two cores, and good for an estimate only: wall time per second of a deterministic
 # guest, two at a time; what a trial takes beside its workload, most of it to fill memory; a boot, which is
@@ -26,8 +28,13 @@ BOOT_SECONDS = 13.0
 CORE_SECONDS_PER_KERNEL = 260.0
 
 
-def explain(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) -> Iterator[str]:
+def explain(request: ExperimentRequest, lab: Lab, watch: Watch) -> Iterator[str]:
     """Lines for a person; a source that is not here yet is fetched. Raises SpecError, HostError."""
+    with request.named():
+        yield from _cells(request.cells(), lab.cache, watch.note)
+
+
+def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) -> Iterator[str]:
     first = cells[0].experiment
     each = len(first.arms) * first.seeds
     total = f" in each of {len(cells)} cells, {each * len(cells)} in all" if len(cells) > 1 else ""

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from testbed.experiment import Experiment, expand, load
+from testbed.experiment import Experiment, load
 from testbed.kernel import build
+from testbed.terminal.progress import Watcher
 from testbed.trials import pool, prepare
+from testbed.trials.lab import ThisMachine
 from testbed.verbs import explain
+from testbed.verbs.request import ExperimentRequest
 from tests.unit.recorded import EXPERIMENT, experiment_data
 
 CORES = 2
@@ -68,7 +71,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def lines(path: Path = EXPERIMENT, **options: Any) -> list[str]:
-    return list(explain.explain(expand(path, options), Path("/cache"), pytest.fail))
+    request = ExperimentRequest(path, **options)
+    return list(explain.explain(request, ThisMachine(Path("/cache")), Watcher()))
 
 
 def test_the_experiment_of_the_repository(built: set[str]) -> None:
