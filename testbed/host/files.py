@@ -20,6 +20,8 @@ from testbed.host.errors import HostError
 from testbed.host.process import Deadline
 
 WAIT_SECONDS = 7200.0  # for another process, which may build a kernel
+# What it may take to start a program, on a busy machine.
+START_SECONDS = 1.0
 Progress = Callable[[str], None]
 
 
@@ -105,10 +107,17 @@ def locked(
 
 @contextmanager
 def locked_at_once(path: Path) -> Iterator[None]:
-    """Hold a lock as locked() does. Raises BlockingIOError if another process has it."""
+    """Hold a lock as locked() does. Raises BlockingIOError if another process has it.
+
+    A child that was just being started when its parent was killed has the lock until it runs a program of its
+    own: that is waited for.
+    """
+    deadline = Deadline(START_SECONDS)
     with path.open("ab") as file:
-        if not _lock(file):
-            raise BlockingIOError(f"{path}: another process has this lock")
+        while not _lock(file):
+            if deadline.expired:
+                raise BlockingIOError(f"{path}: another process has this lock")
+            time.sleep(0.02)
         yield
 
 

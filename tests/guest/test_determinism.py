@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,11 @@ from tests.helpers import cpu_seconds
 
 
 @contextlib.contextmanager
-def busy() -> Iterator[None]:
-    """With the guest's, more work than this machine has cores for."""
+def busy(beside: int = 1) -> Iterator[None]:
+    """With so many guests, more work than this machine has cores for."""
     words = [sys.executable, "-c", "while True: pass"]
-    running = [subprocess.Popen(words) for _ in os.sched_getaffinity(0)]
+    cores = len(os.sched_getaffinity(0))
+    running = [subprocess.Popen(words) for _ in range(cores + 1 - beside)]
     try:
         yield
     finally:
@@ -117,21 +119,25 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_balloon_schedule_is_followed_and_repeated(lab: Lab, tmp_path: Path, name: str) -> None:
-    schedule, inflated, deflated = SCHEDULES[name]
-    chosen = trial(lab, tmp_path, guest={"balloon": schedule}, workload=workload(seconds=0.25))
-    _, log = run(chosen)
-    assert log.count(b"\n#tb:meet\n") == len(chosen.script.meetings) > 0
-    counters = parse(log).counters
-    assert counters is not None
-    # It may still be at it when the workload ends, but never takes more than it was told to.
-    assert 0 < counters["balloon_inflate"] <= inflated * 256
-    assert counters["balloon_deflate"] <= deflated * 256
-    if name == "step":
-        assert counters["balloon_inflate"] == inflated * 256
-    with busy():
-        assert run(chosen)[1] == log
+def test_balloon_schedules_are_followed_and_repeated(lab: Lab, tmp_path: Path) -> None:
+    trials_of, logs = {}, {}
+    for name, (schedule, inflated, deflated) in SCHEDULES.items():
+        (tmp_path / name).mkdir()
+        chosen = trial(lab, tmp_path / name, guest={"balloon": schedule}, workload=workload(seconds=0.25))
+        log = run(chosen)[1]
+        assert log.count(b"\n#tb:meet\n") == len(chosen.script.meetings) > 0
+        counters = parse(log).counters
+        assert counters is not None
+        # It may still be at it when the workload ends, but never takes more than it was told to.
+        assert 0 < counters["balloon_inflate"] <= inflated * 256
+        assert counters["balloon_deflate"] <= deflated * 256
+        if name == "step":
+            assert counters["balloon_inflate"] == inflated * 256
+        trials_of[name], logs[name] = chosen, log
+    # Side by side, each is work for the others' cores.
+    with busy(beside=len(SCHEDULES)), futures.ThreadPoolExecutor(len(SCHEDULES)) as side_by_side:
+        again = dict(zip(SCHEDULES, side_by_side.map(run, trials_of.values()), strict=True))
+    assert {name: log for name, (_, log) in again.items()} == logs
 
 
 def test_the_end_of_a_guest_that_resets_itself_is_noticed(lab: Lab, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,3 +98,21 @@ def test_a_lock_is_had_by_one(tmp_path: Path) -> None:
             pass
     with files.locked(path):
         pass
+
+
+def test_a_child_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:
+    """As a process leaves one that is killed meanwhile: with the lock, until it runs its program."""
+    path = tmp_path / "lock"
+    held = threading.Event()
+
+    def starting() -> None:
+        with files.locked_at_once(path):
+            held.set()
+            threading.Event().wait(0.3)
+
+    child = threading.Thread(target=starting)
+    child.start()
+    assert held.wait(5)
+    with files.locked_at_once(path):
+        pass
+    child.join()
