@@ -118,7 +118,5 @@ def check_tree(request: CheckRequest, lab: Lab, watch: Watch) -> Checked:
     chosen = quantity(request.metric, experiment)
     sides = check.side(request.good, chosen), check.side(request.bad, chosen)
     with request.experiment.named():
-        verdict = check.check(
-            experiment, sides, chosen, confidence=request.confidence, cache=lab.cache, watch=watch
-        )
+        verdict = check.check(experiment, sides, chosen, confidence=request.confidence, lab=lab, watch=watch)
     return Checked(verdict)

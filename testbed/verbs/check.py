@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from testbed.analysis.bisect.posterior import suspicion
 from testbed.analysis.likeness import unlike
@@ -19,8 +17,9 @@ from testbed.host.errors import BuildError, GuestLost, SpecError
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.plan import Plan
 from testbed.ledger.record import LOST, MEASURED, Record, final
-from testbed.trials import pool, prepare
-from testbed.trials.pool import Job, Progress
+from testbed.trials import pool
+from testbed.trials.lab import Lab, Watch
+from testbed.trials.pool import Job
 from testbed.trials.trial import Attempt, Trial
 from testbed.verbs import results
 from testbed.verbs.quantity import FAILURES, Quantity
@@ -29,13 +28,6 @@ from testbed.verbs.quantity import FAILURES, Quantity
 GOOD, BAD, CANNOT_TELL = 0, 1, 125
 # Trials without a value, of a kernel that has given none.
 ENOUGH_FAILURES = 2
-
-
-class Watch(Progress, Protocol):
-    """Who watches a check."""
-
-    def note(self, text: str) -> None:
-        """Something was found."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ def check(
     quantity: Quantity,
     *,
     confidence: float,
-    cache: Path,
+    lab: Lab,
     watch: Watch,
 ) -> int:
     """Measure the experiment's first arm, seed by seed, until it is clear what it is like.
@@ -81,7 +73,7 @@ def check(
     """
     good, _ = sides
     try:
-        ready = prepare.prepare(experiment.only(), cache, watch.note, threading.Event())
+        ready = lab.prepare(experiment.only(), watch.note)
     except BuildError as failed:
         watch.note(f"cannot tell: it does not build: {failed}")
         return CANNOT_TELL
