@@ -45,7 +45,7 @@ $O/vmlinux: $O/mm/one.o $O/mm/two.o
 $O/mm/%.o: mm/%.c $O/.config
 	mkdir -p $O/mm
 	echo $* >>$O/compiled
-	gcc -frandom-seed=1 $(KCFLAGS) -DHOST='"$(KBUILD_BUILD_HOST)"' -c -o $@ $<
+	$(CC) -frandom-seed=1 $(KCFLAGS) -DHOST='"$(KBUILD_BUILD_HOST)"' -c -o $@ $<
 	echo "$*" >$O/mm/.$*.o.cmd
 """
 ONE = "const char *one(void)\n{\n\treturn HOST;\n}\n"
@@ -189,6 +189,25 @@ def test_another_arm_recompiles_only_what_its_patches_change(shop: Workshop, two
         keys.add(shop.build(*arm).vmlinux_sha256)
         assert shop.compiled() == compiled, arm
     assert len(keys) == 5
+
+
+def test_a_text_is_compiled_once_however_often_a_work_tree_comes_back_to_it(
+    shop: Workshop, two_three: Path
+) -> None:
+    shop.build()
+    shop.build(two_three)
+    assert hits(shop.cache) == 0
+    back = shop.build(shop.patch("new.patch", "mm/new.h", "", "#error never included\n"))
+    assert hits(shop.cache) == 1
+    assert back.vmlinux_sha256 == shop.build().vmlinux_sha256
+
+
+def hits(cache: Path) -> int:
+    """How often what ccache has was taken."""
+    env = {"CCACHE_CONFIGPATH": "/dev/null", "CCACHE_DIR": str(cache / "ccache")}
+    told = process.run(["ccache", "--print-stats"], timeout=10, env=env).stdout.decode()
+    counts = dict(line.split("\t") for line in told.splitlines())
+    return int(counts["direct_cache_hit"]) + int(counts["preprocessed_cache_hit"])
 
 
 def test_the_same_inputs_give_the_same_bytes_by_any_way(
