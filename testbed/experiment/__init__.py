@@ -14,6 +14,7 @@ from testbed.experiment.model import (
     GitSource,
     GuestSpec,
     KernelSpec,
+    SourceSpec,
     TarballSource,
 )
 from testbed.experiment.values import PAGE, Json, MiB, Model, describe, format_size, parse_size
@@ -37,6 +38,7 @@ __all__ = [
     "MiB",
     "MmapTest",
     "Model",
+    "SourceSpec",
     "TarballSource",
     "WorkloadSpec",
     "describe",

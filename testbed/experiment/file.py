@@ -20,12 +20,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from testbed.experiment.model import Experiment
+from testbed.experiment.model import Experiment, SourceSpec
 from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
 from testbed.host.errors import SpecError
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
 _UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
+
+S = typing.TypeVar("S", bound=SourceSpec)
 
 
 @dataclass(frozen=True)
@@ -194,28 +196,39 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
         host, colon, guest = text.partition(":")
         return f"{anchor(host)}{colon}{guest}"
 
-    kernel = experiment.kernel
-    if kernel.tree is not None:
-        kernel = kernel.model_copy(update={"tree": Path(anchor(str(kernel.tree)))})
-    # As git has it: with a colon before any slash it is a URL or HOST:PATH.
-    if kernel.git is not None and not re.match(r"[^/]+:", kernel.git.repository):
-        git = kernel.git.model_copy(update={"repository": anchor(kernel.git.repository)})
-        kernel = kernel.model_copy(update={"git": git})
-    if kernel.tarball is not None and "://" not in kernel.tarball.url:
-        tarball = kernel.tarball.model_copy(update={"url": anchor(kernel.tarball.url)})
-        kernel = kernel.model_copy(update={"tarball": tarball})
-    config = tuple(anchor(name) if is_path(name) else name for name in kernel.config)
+    def anchor_source(spec: S) -> S:
+        if spec.tree is not None:
+            return spec.model_copy(update={"tree": Path(anchor(str(spec.tree)))})
+        # As git has it: with a colon before any slash it is a URL or HOST:PATH.
+        if spec.git is not None and not re.match(r"[^/]+:", spec.git.repository):
+            git = spec.git.model_copy(update={"repository": anchor(spec.git.repository)})
+            return spec.model_copy(update={"git": git})
+        if spec.tarball is not None and "://" not in spec.tarball.url:
+            tarball = spec.tarball.model_copy(update={"url": anchor(spec.tarball.url)})
+            return spec.model_copy(update={"tarball": tarball})
+        return spec
+
+    def anchor_all(words: Sequence[str]) -> tuple[str, ...]:
+        return tuple(anchor(word) if is_path(word) else word for word in words)
+
+    kernel = anchor_source(experiment.kernel)
     workload = experiment.workload
     if workload.files:
         files = tuple(anchor_pair(text) for text in workload.files)
         workload = workload.model_copy(update={"files": files})
     arms = {
-        name: arm.model_copy(update={"patches": tuple(anchor(p) if is_path(p) else p for p in arm.patches)})
+        name: arm.model_copy(
+            update={
+                "kernel": arm.kernel and anchor_source(arm.kernel),
+                "config": anchor_all(arm.config),
+                "patches": anchor_all(arm.patches),
+            }
+        )
         for name, arm in experiment.arms.items()
     }
     return experiment.model_copy(
         update={
-            "kernel": kernel.model_copy(update={"config": config}),
+            "kernel": kernel.model_copy(update={"config": anchor_all(kernel.config)}),
             "arms": arms,
             "workload": workload,
         }
@@ -224,6 +237,8 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
 
 def is_path(word: str) -> bool:
     """Whether a patch or fragment is given as a file rather than by its name in the repository."""
+    if word.startswith("CONFIG_"):
+        return False
     return "/" in word or word.endswith((".patch", ".diff", ".config"))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -40,21 +40,40 @@ class GitSource(Model):
     revision: str
 
 
-class KernelSpec(Model):
-    """Where the kernel's source comes from, exactly one of the four, and its configuration."""
+SOURCES = ("debian", "tarball", "git", "tree")
+
+
+class SourceSpec(Model):
+    """Where a kernel's source comes from: exactly one of the four."""
 
     debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$")] | None = None
     """A package, as installed or else the newest in Debian's suites; of one version with `=VERSION`."""
     tarball: TarballSource | None = None
     git: GitSource | None = None
     tree: Annotated[Path, Field(strict=False)] | None = None
-    config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
-    """Fragments in kconfigs/, or paths of files, in order."""
+
+    is_needed: ClassVar[bool] = True
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it names a source."""
+        return any(getattr(self, key) is not None for key in SOURCES)
 
     @model_validator(mode="after")
-    def _one_source(self) -> KernelSpec:
-        one_of(self, ("debian", "tarball", "git", "tree"))
+    def _one_source(self) -> Self:
+        if self.is_needed or self.is_given:
+            one_of(self, SOURCES)
         return self
+
+
+class KernelSpec(SourceSpec):
+    """Where the source of all arms comes from that name none of their own, and the configuration of all."""
+
+    # Arms may all have their own.
+    is_needed: ClassVar[bool] = False
+
+    config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
+    """Fragments in kconfigs/, or paths of files, in order."""
 
 
 # Of the 2048 that x86 keeps, testbed's own arguments need some hundred.
@@ -62,8 +81,12 @@ MOST_COMMAND_LINE = 1024
 
 
 class ArmSpec(Model):
-    """What is compared: a kernel and how it is set. Arms with equal patches share a kernel."""
+    """What is compared: a kernel and how it is set. Arms that are made of the same share a kernel."""
 
+    kernel: SourceSpec | None = None
+    """Its source, if not that of the experiment."""
+    config: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Fragments after those of `kernel.config`; single options, too, as in `CONFIG_LRU_GEN_ENABLED=y`."""
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of series in patches/, or paths of patch files, in order."""
     sysctl: dict[SysctlName, Setting] = {}
@@ -149,7 +172,7 @@ class BalloonSpec(Model):
 
 
 class GuestSpec(Model):
-    """The machine, and how its kernel is set in all arms."""
+    """The machine, and how its kernel is set in all arms. What is not given has the kernel's own value."""
 
     vcpus: Annotated[int, Field(ge=1, le=64)] = 8
     boot_memory: Size = 512 * MiB
@@ -162,14 +185,14 @@ class GuestSpec(Model):
     """NUMA nodes, with equal shares of vCPUs and memory."""
     swap: Size = 256 * MiB
     """Swap on zram; `0M` for none."""
-    swappiness: Annotated[int, Field(ge=0, le=200)] = 60
-    mglru: bool = False
+    swappiness: Annotated[int, Field(ge=0, le=200)] | None = None
+    mglru: bool | None = None
     """Whether the multi-generational LRU is on."""
-    thp: Literal["never", "madvise", "always"] = "never"
+    thp: Literal["never", "madvise", "always"] | None = None
     """Transparent huge pages."""
     min_free_kbytes: Annotated[int, Field(ge=1)] | None = None
-    """vm.min_free_kbytes, if not what the kernel makes of its memory at boot."""
-    watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] = 10
+    """vm.min_free_kbytes."""
+    watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] | None = None
     sysctl: dict[SysctlName, Setting] = {}
     """Set before the workload starts, as in `vm.vfs_cache_pressure: 200`."""
     sysfs: dict[SysfsName, Setting] = {}
@@ -240,7 +263,7 @@ class Experiment(Model):
 
     name: Name
     description: str = ""
-    kernel: KernelSpec
+    kernel: KernelSpec = KernelSpec()
     arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)]
     """The first is what the others are compared with."""
     guest: GuestSpec = GuestSpec()
@@ -289,6 +312,14 @@ class Experiment(Model):
                 )
         return primary
 
+    def source(self, arm: str) -> SourceSpec:
+        """Where the source of an arm's kernel comes from."""
+        return self.arms[arm].kernel or self.kernel
+
+    def fragments(self, arm: str) -> tuple[str, ...]:
+        """What an arm's kernel is configured by, in order."""
+        return (*self.kernel.config, *self.arms[arm].config)
+
     def only(self, arm: str | None = None) -> Experiment:
         """The same with one arm: the first, if none is named."""
         name = next(iter(self.arms)) if arm is None else arm
@@ -298,6 +329,16 @@ class Experiment(Model):
     def looks(self) -> bool:
         """Whether seeds are added until the primary metrics are decided."""
         return bool(self.primary) and self.sequential and self.seeds >= LEAST_SEEDS and len(self.arms) > 1
+
+    @model_validator(mode="after")
+    def _every_arm_has_a_source(self) -> Experiment:
+        lacking = [name for name, arm in self.arms.items() if arm.kernel is None]
+        if lacking and not self.kernel.is_given:
+            raise ValueError(
+                f"kernel: names no source, nor does arm {lacking[0]}; as in `kernel: {{debian: "
+                "linux-source-6.1}`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases_ascend(self) -> Experiment:

@@ -15,7 +15,7 @@ AccelName = Literal["kvm", "tcg", "icount"]
 
 # The RAM disk takes no memory but for what is written to it; init gives it a file system as large as memory.
 # `panic=-1` with -no-reboot ends QEMU when the kernel panics, so nobody waits for a dead guest.
-_CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=67108864 transparent_hugepage=never"
+_CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=67108864"
 # What QEMU and the kernel are told, per accelerator. Under emulation on a busy host, calibrating delay
 # loops takes seconds and the TSCs look unstable. For icount, see docs/determinism.md.
 _ACCEL = {
@@ -35,17 +35,21 @@ _ACCEL = {
 
 @dataclass(frozen=True)
 class Shape:
-    """All that decides what machine the kernel sees. Memory is in bytes, `extra` are words for QEMU."""
+    """All that decides what machine the kernel sees. Memory is in bytes, `extra` are words for QEMU.
+
+    The kernel is told what all arms are set to (`settings`), and then what one is (`cmdline`).
+    """
 
     accel: AccelName
     vcpus: int
     boot_memory: int
     cmdline: str = ""
     extra: tuple[str, ...] = ()
+    settings: str = ""
 
     @property
     def kernel_cmdline(self) -> str:
-        return " ".join(filter(None, [_CMDLINE, _ACCEL[self.accel][1], self.cmdline]))
+        return " ".join(filter(None, [_CMDLINE, self.settings, _ACCEL[self.accel][1], self.cmdline]))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*
 
 
 def load(names: Sequence[str], version: str, fragments: Path = FRAGMENTS) -> list[tuple[str, str]]:
-    """Name and text of each fragment: NAME.config of the repository, or the file at a path.
+    """Name and text of each fragment: NAME.config of the repository, the file at a path, or a single option.
 
     FIRST/NAME.config, if there is one, comes after NAME.config for kernels from version FIRST on.
     Raises SpecError naming kernel.config.
@@ -92,6 +92,8 @@ def _amendments(name: str, version: str, fragments: Path) -> list[str]:
 
 
 def _read(name: str, fragments: Path) -> str:
+    if _entry(name):
+        return name
     known = sorted(path.stem for path in fragments.glob("*.config"))
     if not is_path(name) and name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.experiment import GitSource, KernelSpec, TarballSource
+from testbed.experiment import GitSource, SourceSpec, TarballSource
 from testbed.host import debian, files, process
 from testbed.host.errors import BuildError, HostError, SpecError, TestbedError
 from testbed.host.files import locked
@@ -71,7 +71,7 @@ class Source(ABC):
         """
 
 
-def resolve(spec: KernelSpec, cache: Path, progress: Progress = silent) -> Source:
+def resolve(spec: SourceSpec, cache: Path, progress: Progress = silent) -> Source:
     """Find the source that an experiment asks for; unpack or fetch it if it is not in the cache.
 
     Raises SpecError naming the key that is wrong, HostError for a missing package or network.

@@ -59,10 +59,17 @@ def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) 
 
 
 def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> Iterator[str]:
-    source = next(iter(plans.values())).source
-    yield f"  source: {source.label}, fragments {' '.join(experiment.kernel.config)}"
+    made_of = {
+        arm: f"{plan.source.label}, fragments {' '.join(experiment.fragments(arm))}"
+        for arm, plan in plans.items()
+    }
+    common = set(made_of.values())
+    if len(common) == 1:
+        yield f"  source: {common.pop()}"
     for arm, plan in plans.items():
         yield f"  arm {arm}: {', '.join(patch.path.stem for patch in plan.patches) or 'no patches'}"
+        if common:
+            yield f"    source: {made_of[arm]}"
         if plan.key in missing:
             yield f"    to be built: {pasteable(build.command(plan))}"
         else:

@@ -69,6 +69,8 @@ class ExperimentRequest:
         if self.line is None:
             return cell
         experiment = cell.experiment
+        if own := [name for name, arm in experiment.arms.items() if arm.kernel]:
+            raise SpecError(f"--line: arm {own[0]} has a kernel of its own", "leave out --line")
         kernel = KernelSpec(debian=series.line(self.line).source, config=experiment.kernel.config)
         changes = {"kernel": kernel, "name": f"{experiment.name}-{self.line}"}
         return replace(cell, experiment=experiment.model_copy(update=changes))

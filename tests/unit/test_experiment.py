@@ -142,7 +142,7 @@ MISTAKES = [
     ),
     (
         RIGHT.replace("debian: linux-source-6.1", ""),
-        "2: `kernel`: give exactly one of debian, tarball, git and tree",
+        "2: `kernel`: names no source, nor does arm a; as in `kernel: {debian: linux-source-6.1}`",
     ),
     (
         RIGHT.replace("linux-source-6.1", "linux"),
