@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What an experiment file may say, typed, and what it says."""
 
-from testbed.experiment.file import Cell, expand, is_path, load, schema
+from testbed.experiment.file import Cell, expand, is_path, load, read, schema
 from testbed.experiment.model import (
     ALPHA,
     LEAST_SEEDS,
@@ -47,5 +47,6 @@ __all__ = [
     "is_path",
     "load",
     "parse_size",
+    "read",
     "schema",
 ]

@@ -63,14 +63,9 @@ def expand(
     Relative paths in it are relative to the file. Raises SpecError with one line per mistake, each naming
     file, line, key and remedy.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as unreadable:
-        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
-        raise SpecError(f"{path}: {reason}") from unreadable
-    root, data = _read(text, path)
-    if not isinstance(data, dict):
-        raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
+    root, data = _mapping(path)
+    asked = dict(options or {})
+    data["matrix"] = asked.pop("matrix", data.get("matrix"))
     axes = _axes(data.get("matrix"), root, path)
     cells: list[Cell] = []
     # A mistake -> where it is made.
@@ -81,9 +76,9 @@ def expand(
         for axis, value in at.items():
             _put(said, axis, value)
         try:
-            found = Experiment.model_validate({**said, **(options or {})}, context={"metrics": metrics})
+            found = Experiment.model_validate({**said, **asked}, context={"metrics": metrics})
         except ValidationError as invalid:
-            for line in dict.fromkeys(_describe(error, root, path, at) for error in invalid.errors()):
+            for line in dict.fromkeys(_describe(e, root, path, at, asked) for e in invalid.errors()):
                 mistakes.setdefault(line, []).append(at)
         else:
             cells.append(Cell(at, _file_name(at), _anchored(found, path)))
@@ -91,6 +86,23 @@ def expand(
         total = math.prod(map(len, axes.values()))
         raise SpecError("\n".join(_where(line, ats, total) for line, ats in mistakes.items()))
     return tuple(cells)
+
+
+def read(path: Path) -> dict[str, object]:
+    """What a file says, unchecked. Raises SpecError unless it is a mapping."""
+    return dict(_mapping(path)[1])
+
+
+def _mapping(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
+        raise SpecError(f"{path}: {reason}") from unreadable
+    root, data = _read(text, path)
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
+    return root, data
 
 
 def schema() -> dict[str, Any]:
@@ -306,7 +318,9 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], dept
         _refuse_traps(child, path, seen, depth + 1)
 
 
-def _describe(error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, Any]) -> str:
+def _describe(
+    error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, Any], asked: Mapping[str, object]
+) -> str:
     loc: tuple[Hashable, ...] = tuple(error["loc"])
     said = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     name, colon, rest = said.partition(": ")
@@ -316,7 +330,8 @@ def _describe(error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, A
         loc, said = inner, rest
     key = ".".join(str(part) for part in loc if part != "[key]")
     line = _line(root, ("matrix", key) if key in at else loc)
-    place = f"{path}:{line}: " + (f"`{key}`: " if key else "")
+    # What was asked for stands nowhere in the file.
+    place = ("" if loc[:1] and loc[0] in asked else f"{path}:{line}: ") + (f"`{key}`: " if key else "")
     match error["type"]:
         case "extra_forbidden":
             known = sorted(_known_keys(loc[:-1]))

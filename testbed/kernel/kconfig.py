@@ -64,6 +64,22 @@ def lost(requested: Mapping[str, str], dotconfig: str) -> list[str]:
     ]
 
 
+def differences(dotconfigs: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The options that not all of these .config texts have alike: option -> name -> value, `n` if not set."""
+    options = {
+        name: dict(entry for line in text.splitlines() if (entry := _entry(line)))
+        for name, text in dotconfigs.items()
+    }
+    found: dict[str, dict[str, str]] = {}
+    for symbol in sorted({symbol for known in options.values() for symbol in known}):
+        lines = {name: known.get(symbol, _unset(symbol)) for name, known in options.items()}
+        if len(set(lines.values())) > 1:
+            found[symbol] = {
+                name: "n" if unset(line) else line.partition("=")[2] for name, line in lines.items()
+            }
+    return found
+
+
 def unset(line: str) -> bool:
     """Whether a line asks for its symbol not to be set, as one that does not exist is anyway."""
     return _UNSET.fullmatch(line) is not None

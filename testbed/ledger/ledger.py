@@ -180,6 +180,11 @@ class Ledger:
                     "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
                     (record.trial, record.attempt, record.outcome, document),
                 )
+            # For people: who reads by program goes by the records.
+            link = self.directory / "logs" / record.arm / f"{record.seed}.log.gz"
+            link.parent.mkdir(exist_ok=True)
+            with files.staged(link) as draft:
+                draft.symlink_to(f"../{record.log_name}")
 
     def records(self) -> list[Record]:
         """All attempts, in the order in which they ended. Raises StoreError for one that cannot be read."""

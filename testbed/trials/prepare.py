@@ -22,7 +22,7 @@ from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import REPOSITORY, is_installed
-from testbed.kernel import build, source
+from testbed.kernel import build, kconfig, source
 from testbed.kernel.build import Kernel
 from testbed.kernel.source import Source
 from testbed.ledger.plan import (
@@ -203,6 +203,9 @@ def prepare(
         trials={trial.id: PlannedTrial(arm=trial.arm, seed=trial.seed) for trial in trials},
         provenance=Provenance(
             kernels={arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
+            config_differences=kconfig.differences(
+                {arm: kernel.config.read_text() for arm, kernel in built.items()}
+            ),
             **dict(guest_facts(experiment, here, image_built)),
         ),
     )
