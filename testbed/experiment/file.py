@@ -12,7 +12,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ from pydantic import BaseModel, ValidationError
 from testbed.experiment.model import Experiment, SourceSpec
 from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
 from testbed.host.errors import SpecError
+from testbed.host.paths import data_directory
+
+# What ends so is a file with patches; what begins so is a range of commits.
+PATCH_SUFFIXES = tuple(
+    kind + packed for kind in (".patch", ".diff", ".mbox", ".mbx", ".eml") for packed in ("", ".gz", ".xz")
+)
+RANGE = "git:"
+WILD = set("*?[")
+# A name of these goes before a file beside the experiment.
+SERIES = data_directory() / "patches"
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
 _UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
@@ -211,6 +221,9 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
     def anchor_all(words: Sequence[str]) -> tuple[str, ...]:
         return tuple(anchor(word) if is_path(word) else word for word in words)
 
+    def anchor_patches(words: Sequence[str], spec: SourceSpec) -> tuple[str, ...]:
+        return tuple(one for word in words for one in _patches(word, file, spec, anchor))
+
     kernel = anchor_source(experiment.kernel)
     workload = experiment.workload
     if workload.files:
@@ -221,7 +234,7 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
             update={
                 "kernel": arm.kernel and anchor_source(arm.kernel),
                 "config": anchor_all(arm.config),
-                "patches": anchor_all(arm.patches),
+                "patches": anchor_patches(arm.patches, anchor_source(arm.kernel or kernel)),
             }
         )
         for name, arm in experiment.arms.items()
@@ -235,11 +248,33 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
     )
 
 
+def _patches(word: str, file: Path, spec: SourceSpec, anchor: Callable[[str], str]) -> list[str]:
+    """What a word among an arm's patches means from anywhere; the names of series are left as they are."""
+    if word.startswith(RANGE):
+        where, _, which = word.removeprefix(RANGE).rpartition(":")
+        if where:
+            return [f"{RANGE}{anchor(where)}:{which}"]
+        here = spec.git.repository if spec.git else spec.tree and str(spec.tree)
+        return [f"{RANGE}{here}:{which}" if here else word]
+    path = (file.parent / word).exists()
+    if set(word) & WILD and not path:
+        parts = Path(word).expanduser().parts
+        plain = next(n for n, part in enumerate(parts) if set(part) & WILD)
+        top, pattern = file.parent.joinpath(*parts[:plain]), "/".join(parts[plain:])
+        found = sorted(str(match) for match in top.resolve().glob(pattern))
+        if not found:
+            raise SpecError(f"{file}: `arms.*.patches`: {word}: there is no such file beside it")
+        return found
+    if is_path(word) or (path and not any(SERIES.glob(f"*/[0-9][0-9][0-9][0-9]-{word}.patch"))):
+        return [anchor(word)]
+    return [word]
+
+
 def is_path(word: str) -> bool:
-    """Whether a patch or fragment is given as a file rather than by its name in the repository."""
+    """Whether patches or a fragment are given as a file rather than by a name in the repository."""
     if word.startswith("CONFIG_"):
         return False
-    return "/" in word or word.endswith((".patch", ".diff", ".config"))
+    return "/" in word or word.startswith(RANGE) or word.endswith((*PATCH_SUFFIXES, ".config"))
 
 
 # --- errors with a place -------------------------------------------------------------------------
