@@ -145,33 +145,29 @@ def _level(
 ) -> tuple[int, tuple[Change, ...]]:
     """The -p of a diff, and the files that it changes with that.
 
-    It is what was given, else what its headers say if the files are there; else where they are. If they are
-    nowhere, what the headers say stands, and the files will be missed by name.
+    It is what was given, or what the headers say; where they leave it open, that with which the files are
+    there.
     """
     said = given if given is not None else _said(diff)
-    first = 1 if said is None else said
-    readable: dict[int, tuple[Change, ...]] = {}
-    fitting = []
-    complaint = ""
-    for level in [first] if given is not None else dict.fromkeys((first, 1, *LEVELS)):
-        listed = _numstat(diff, level)
-        if isinstance(listed, str):
-            complaint = complaint or listed
-            continue
-        readable[level] = listed
-        if there is None or all(there(change.old) for change in listed if change.old is not None):
-            fitting.append(level)
-            if level == said or there is None:
-                break
+    listed = {level: _numstat(diff, level) for level in ((1, *LEVELS) if said is None else (said,))}
+    readable = {level: changes for level, changes in listed.items() if not isinstance(changes, str)}
     if not readable:
+        complaint = next(text for text in listed.values() if isinstance(text, str))
         raise SpecError(f"{where}: not a patch that git can read: {complaint}", _remedy(complaint))
-    if len(fitting) > 1 and said not in fitting:
-        files = " or ".join(f"{readable[level][0].paths[-1]} (-p{level})" for level in fitting[:2])
+
+    def missing(level: int) -> int:
+        old = [change.old for change in readable[level] if change.old is not None]
+        return 0 if there is None else sum(not there(path) for path in old)
+
+    lacks = {level: missing(level) for level in readable}
+    level = min(lacks, key=lacks.__getitem__)
+    fitting = [level for level, files in lacks.items() if not files]
+    if len(fitting) > 1 and there is not None:
+        either = " or ".join(f"{readable[fit][0].paths[-1]} (-p{fit})" for fit in fitting)
         raise SpecError(
-            f"{where}: does it change {files}?",
-            f"put it into a directory with a file `series`, which says `{Path(where).name} -p{fitting[0]}`",
+            f"{where}: does it change {either}?",
+            f"name its directory, with a file `series` in it that says `{Path(where).name} -p{fitting[0]}`",
         )
-    level = fitting[0] if fitting else first if first in readable else next(iter(readable))
     return level, readable[level]
 
 
@@ -197,6 +193,8 @@ def _numstat(diff: bytes, level: int) -> tuple[Change, ...] | str:
     # Only of a diff that is turned round git says what a file was called before.
     back = _git_apply(diff, level, "--numstat", "-z", "--reverse") if _moves(summary) else forward
     *before, _ = back.stdout.split(b"\0")
+    if back is not forward:
+        before.reverse()
     made, gone = (_listed(summary, kind) for kind in (b"create", b"delete"))
     parts = hunks.parse(diff)
     if len(parts) != len(rows):
@@ -356,6 +354,5 @@ def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
 
 
 def _absent(patch: Patch) -> str:
-    if patch.strip != 1:
-        return f"its paths were taken as those of -p{patch.strip}"
-    return "was it made for another source, or does it need a patch before it?"
+    level = f" Its paths were taken to be of -p{patch.strip}." if patch.strip != 1 else ""
+    return f"is it made for another source, or is a patch missing before it?{level}"

@@ -90,15 +90,14 @@ def _applied(patch: Patch) -> str:
     """A patch in one line: the commit's subject, and what it changes where."""
     files, hunks = patch.files, sum(len(change.hunks) for change in patch.changes)
     added, removed = (sum(side) for side in zip(*patch.diffstat.values(), strict=True))
-    some = ", ".join(files[:FILES_SHOWN])
-    return "".join(
-        [
-            f"{patch.subject or patch.label}: {some}",
-            f" and {len(files) - FILES_SHOWN} more" if len(files) > FILES_SHOWN else "",
-            f": {hunks} hunk{'s' * (hunks != 1)}, +{added} -{removed}",
-            f", as of -p{patch.strip}" if patch.strip != 1 else "",
-            "" if patch.compiled else "; nothing that is compiled is changed",
-        ]
+    changed = ", ".join(files[:FILES_SHOWN])
+    if len(files) > FILES_SHOWN:
+        changed += f" and {len(files) - FILES_SHOWN} more"
+    level = f", by -p{patch.strip}" if patch.strip != 1 else ""
+    idle = "" if patch.compiled else "; changes nothing that is compiled"
+    return (
+        f"{patch.subject or patch.label} ({changed}: {hunks} hunk{'s' * (hunks != 1)}, "
+        f"+{added} -{removed}{level}){idle}"
     )
 
 
