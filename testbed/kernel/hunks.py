@@ -32,12 +32,15 @@ class Difference:
     there: bytes | None
 
     def __str__(self) -> str:
-        there = "the file has ended" if self.there is None else f"there is `{_shown(self.there)}`"
-        return f"line {self.line}: expected `{_shown(self.expected)}`, {there}"
+        expected, there = self.expected.strip(), (self.there or b"").strip()
+        if expected == there:
+            expected, there = self.expected, self.there or b""
+        found = "the file has ended" if self.there is None else f"there is `{_shown(there)}`"
+        return f"line {self.line}: expected `{_shown(expected)}`, {found}"
 
 
 def _shown(line: bytes) -> str:
-    text = line.decode(errors="replace").replace("\r", "\\r").strip()
+    text = line.decode(errors="replace").replace("\t", "\\t").replace("\r", "\\r")
     return text if len(text) <= WIDTH else f"{text[:WIDTH]}..."
 
 

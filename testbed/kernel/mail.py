@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Patches as people have them, split as git does: mails, mailboxes and plain diffs, packed or not.
 
-What `git am` takes for the message of a mail is never applied. Where git leaves line ends to its options,
-they follow from the lines around: these are what a mail system has changed, if anything.
+The message of a mail is never applied. Where git leaves ends of lines to its options, those of the headers
+tell: CRs there come of the way that a mail took, and any others are a file's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _SETTINGS = ("-c", "mailinfo.scissors=false", "-c", "mailinfo.quotedCr=nowarn")
 _HEADER = re.compile(rb"^[A-Za-z-]+:[^\n]*$", re.MULTILINE)
 _FILE_HEADER = re.compile(rb"^(?:diff --git |\+\+\+ )[^\n]*$", re.MULTILINE)
 _DIFF = re.compile(rb"^(?:diff -|Index: |--- \S|\+\+\+ \S|@@ -|Binary files |GIT binary patch)", re.MULTILINE)
+# What `git format-patch` has between message and diff: a diff in front of that is an example.
+_END_OF_MESSAGE = re.compile(rb"^---\n(?= .+ \| +(?:\d|Bin))", re.MULTILINE)
 # What `git am` leaves out in front of a subject.
 _TAGS = re.compile(r"(?:\s|:|re:|\[[^\]]*\])*", re.IGNORECASE)
 
@@ -118,6 +120,8 @@ def _mail(letter: bytes, scratch: Path, name: str) -> Mail:
         raise SpecError(f"{name}: not a mail that git can read: {_said(done)}")
     subject = re.search(rb"^Subject: (.*)$", done.stdout, re.MULTILINE)
     diff = _as_sent((scratch / "patch").read_bytes(), _FILE_HEADER)
+    if end := _END_OF_MESSAGE.search(diff):
+        diff = diff[end.start() :]
     return Mail(letter, diff, subject[1].decode(errors="replace").strip() if subject else "")
 
 

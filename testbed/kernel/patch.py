@@ -323,7 +323,9 @@ def _misfit(patch: Patch, scratch: Path, done: subprocess.CompletedProcess[bytes
         if hunk.line == line:
             place = f"hunk {number} of {len(own[0].hunks)}, at line {line}"
             difference = hunks.first_difference(hunk, content)
-            hint = [str(difference)] if difference else []
+            hint = [
+                str(difference or "its lines are there, but not at an end of the file, as its context says")
+            ]
             break
     more = f"; and {len(failed) - 1} more files" if len(failed) > 1 else ""
     hint.append(_would_help(patch, scratch, content))

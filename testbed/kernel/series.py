@@ -146,8 +146,8 @@ def _letters(word: str) -> list[Letter]:
     if (path / "series").is_file():
         found = [_file(file, str(file), strip) for file, strip in _quilt(path / "series")]
     else:
-        files = (file for file in path.iterdir() if file.is_file() and file.name.endswith(PATCH_SUFFIXES))
-        found = [_file(file, str(file)) for file in sorted(files)]
+        files = sorted(file for file in path.glob("[!.]*") if file.name.endswith(PATCH_SUFFIXES))
+        found = [_file(file, str(file)) for file in files]
     if not found:
         known = ", ".join(PATCH_SUFFIXES)
         raise SpecError(

@@ -73,7 +73,7 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
         yield f"  arm {arm}: {', '.join(plan.patched) or 'no patches'}"
         if common:
             yield f"    source: {made_of[arm]}"
-        yield from (f"    patch: {_applied(patch)}" for patch in plan.patches)
+        yield from (f"    patch: {applied(patch)}" for patch in plan.patches)
         if plan.key in missing:
             yield f"    to be built: {pasteable(build.command(plan))}"
         else:
@@ -86,10 +86,11 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
     yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
 
 
-def _applied(patch: Patch) -> str:
+def applied(patch: Patch) -> str:
     """A patch in one line: the commit's subject, and what it changes where."""
     files, hunks = patch.files, sum(len(change.hunks) for change in patch.changes)
-    added, removed = (sum(side) for side in zip(*patch.diffstat.values(), strict=True))
+    added = sum(change.added for change in patch.changes)
+    removed = sum(change.removed for change in patch.changes)
     changed = ", ".join(files[:FILES_SHOWN])
     if len(files) > FILES_SHOWN:
         changed += f" and {len(files) - FILES_SHOWN} more"
