@@ -252,22 +252,30 @@ def _patches(word: str, file: Path, spec: SourceSpec, anchor: Callable[[str], st
     """What a word among an arm's patches means from anywhere; the names of series are left as they are."""
     if word.startswith(RANGE):
         where, _, which = word.removeprefix(RANGE).rpartition(":")
-        if where:
-            return [f"{RANGE}{anchor(where)}:{which}"]
-        here = spec.git.repository if spec.git else spec.tree and str(spec.tree)
+        here = anchor(where) if where else spec.git.repository if spec.git else spec.tree
         return [f"{RANGE}{here}:{which}" if here else word]
-    path = (file.parent / word).exists()
-    if set(word) & WILD and not path:
-        parts = Path(word).expanduser().parts
-        plain = next(n for n, part in enumerate(parts) if set(part) & WILD)
-        top, pattern = file.parent.joinpath(*parts[:plain]), "/".join(parts[plain:])
-        found = sorted(str(match) for match in top.resolve().glob(pattern))
-        if not found:
-            raise SpecError(f"{file}: `arms.*.patches`: {word}: there is no such file beside it")
+    try:
+        exists = (file.parent / word).exists()
+        found = [] if exists else _matches(word, file.parent)
+    except (OSError, ValueError) as bad:
+        raise SpecError(f"{file}: `{word}` names no patches: {bad}") from bad
+    if found:
         return found
-    if is_path(word) or (path and not any(SERIES.glob(f"*/[0-9][0-9][0-9][0-9]-{word}.patch"))):
-        return [anchor(word)]
-    return [word]
+    if exists and not is_path(word):
+        exists = not any(path.name[5:] == f"{word}.patch" for path in SERIES.glob("*/[0-9]*.patch"))
+    return [anchor(word) if exists or is_path(word) else word]
+
+
+def _matches(word: str, top: Path) -> list[str]:
+    """The files that a pattern such as `patches/*.patch` stands for, sorted; none if it is no pattern."""
+    parts = Path(word).expanduser().parts
+    plain = next((n for n, part in enumerate(parts) if set(part) & WILD), len(parts))
+    if plain == len(parts):
+        return []
+    found = sorted(top.joinpath(*parts[:plain]).resolve().glob("/".join(parts[plain:])))
+    if not found:
+        raise ValueError("no such file")
+    return [str(path) for path in found]
 
 
 def is_path(word: str) -> bool:

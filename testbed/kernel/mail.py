@@ -29,7 +29,7 @@ _HEADER = re.compile(rb"^[A-Za-z-]+:[^\n]*$", re.MULTILINE)
 _FILE_HEADER = re.compile(rb"^(?:diff --git |\+\+\+ )[^\n]*$", re.MULTILINE)
 _DIFF = re.compile(rb"^(?:diff -|Index: |--- \S|\+\+\+ \S|@@ -|Binary files |GIT binary patch)", re.MULTILINE)
 # What `git format-patch` has between message and diff: a diff in front of that is an example.
-_END_OF_MESSAGE = re.compile(rb"^---\n(?= .+ \| +(?:\d|Bin))", re.MULTILINE)
+_END_OF_MESSAGE = re.compile(rb"^---\n(?=(?: .+ \| .+\n)+ \d+ files? changed)", re.MULTILINE)
 # What `git am` leaves out in front of a subject.
 _TAGS = re.compile(r"(?:\s|:|re:|\[[^\]]*\])*", re.IGNORECASE)
 
