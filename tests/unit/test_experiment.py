@@ -409,7 +409,7 @@ def test_patterns_are_files_in_the_order_of_their_names(file: Path) -> None:
     for name in ("0002-b.patch", "0001-a.patch", "README"):
         (top / name).touch()
     file = top / file.name
-    assert patches(file, "*.patch", "named", "./0*a*") == [
+    assert patches(file, "*.patch", "named", "./0*-a*") == [
         "0001-a.patch",
         "0002-b.patch",
         "named",
