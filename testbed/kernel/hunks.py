@@ -20,7 +20,6 @@ class Hunk:
 
     line: int
     old: tuple[bytes, ...]
-    context: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def parse(diff: bytes) -> list[tuple[Hunk, ...]]:
             line, old, new = int(header[1]), int(header[2] or 1), int(header[3] or 1)
             body = list(_body(lines[at + 1 :], old, new))
             kept = tuple(text[1:] for text in body if text[:1] not in (b"+", b"\\"))
-            files[-1].append(Hunk(line, kept, any(text[:1] in (b" ", b"") for text in body)))
+            files[-1].append(Hunk(line, kept))
             at += len(body)
         at += 1
     return [tuple(hunks) for hunks in files]

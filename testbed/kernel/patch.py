@@ -344,8 +344,8 @@ def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
         ends = (b"\r\n" in content) != (b"\r\n" in patch.diff)
         what = "ends of lines (CRLF)" if ends else "tabs and spaces, which a mail program changes"
         return f"all that differs are {what}: get the patch anew, of a mail its raw text (`b4 am`)"
-    if not all(hunk.context for change in patch.changes for hunk in change.hunks if change.old):
-        return "it has no context to find its place by: make it without -U0"
+    if applies("--unidiff-zero"):
+        return "it has too little context to find its place by: make it with -U3"
     for fuzz in (1, 2):
         if applies(f"-C{3 - fuzz}"):
             return (

@@ -324,7 +324,7 @@ def test_another_compiler_is_another_key(shop: Workshop, monkeypatch: pytest.Mon
 
 def test_a_patch_that_does_not_apply_is_found_before_anything_is_built(shop: Workshop) -> None:
     bad = shop.patch("bad.patch", "mm/two.c", "int other;\n", "int others;\n")
-    with pytest.raises(SpecError, match=r"bad\.patch: does not apply: mm/two\.c: the hunk at line 1"):
+    with pytest.raises(SpecError, match=r"bad\.patch: does not apply: mm/two\.c: hunk 1 of 1, at line 1\n"):
         shop.plan(bad)
 
 

@@ -482,7 +482,7 @@ def test_what_would_help_is_said(tmp_path: Path, change: Callable[[str], str], r
 
 def test_a_diff_without_context_is_named(tmp_path: Path) -> None:
     text = "--- a/mm/vmscan.c\n+++ b/mm/vmscan.c\n@@ -6 +6 @@\n-line 5\n+line five\n"
-    with pytest.raises(series.Misfit, match=r"it has no context .*without -U0"):
+    with pytest.raises(series.Misfit, match=r"it has too little context .*with -U3"):
         series.apply(load(tmp_path, text), TREE.get)
 
 
