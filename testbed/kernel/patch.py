@@ -19,6 +19,7 @@ from testbed.kernel.mail import NO_REPOSITORY, Mail
 PATCH_SECONDS = 60.0
 # Leading directories of a path that a diff may have: git's a/ is one.
 LEVELS = range(6)
+IN_ALREADY = "it is in there already: leave it out"
 
 Read = Callable[[str], bytes | None]
 
@@ -310,44 +311,43 @@ def _remedy(complaint: str) -> str:
 
 def _misfit(patch: Patch, scratch: Path, done: subprocess.CompletedProcess[bytes]) -> Misfit:
     """Which hunk does not fit, what is there instead, and what would help."""
-    failed = re.findall(
-        r"^error: patch failed: (.*):(\d+)$", done.stderr.decode(errors="replace"), re.MULTILINE
-    )
+    said = done.stderr.decode(errors="replace")
+    failed = re.findall(r"^error: patch failed: (.*):(\d+)$", said, re.MULTILINE)
     if not failed:
-        return Misfit(f"{patch.where}: does not apply: {_complaint(done, patch.diff)}", _absent(patch))
+        return Misfit(
+            f"{patch.where}: does not apply: {_complaint(done, patch.diff)}", _absent(patch, scratch)
+        )
     file, line = failed[0][0], int(failed[0][1])
-    place, hint = f"the hunk at line {line}", []
     content = _content(scratch / file) or b""
-    own = [change for change in patch.changes if file in change.paths]
-    for number, hunk in enumerate(own[0].hunks if own else (), start=1):
+    own = [hunk for change in patch.changes if file in change.paths for hunk in change.hunks]
+    place, hint = f"the hunk at line {line}", []
+    for number, hunk in enumerate(own, start=1):
         if hunk.line == line:
-            place = f"hunk {number} of {len(own[0].hunks)}, at line {line}"
+            place = f"hunk {number} of {len(own)}, at line {line}"
             difference = hunks.first_difference(hunk, content)
-            hint = [
-                str(difference or "its lines are there, but not at an end of the file, as its context says")
-            ]
+            hint.append(str(difference or "its lines are there, but not at an end of the file, as it says"))
             break
     more = f"; and {len(failed) - 1} more files" if len(failed) > 1 else ""
     hint.append(_would_help(patch, scratch, content))
     return Misfit(f"{patch.where}: does not apply: {file}: {place}{more}", "\n  ".join(hint))
 
 
+def _applies(patch: Patch, scratch: Path, *options: str) -> bool:
+    return _git_apply(patch.diff, patch.strip, "--check", *options, cwd=scratch).returncode == 0
+
+
 def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
     """The one thing that would, tried in the order of how harmless it is."""
-
-    def applies(*options: str) -> bool:
-        return _git_apply(patch.diff, patch.strip, "--check", *options, cwd=scratch).returncode == 0
-
-    if applies("--reverse"):
-        return "it is in there already: leave it out"
-    if applies("--ignore-whitespace"):
+    if _applies(patch, scratch, "--reverse"):
+        return IN_ALREADY
+    if _applies(patch, scratch, "--ignore-whitespace"):
         ends = (b"\r\n" in content) != (b"\r\n" in patch.diff)
         what = "ends of lines (CRLF)" if ends else "tabs and spaces, which a mail program changes"
         return f"all that differs are {what}: get the patch anew, of a mail its raw text (`b4 am`)"
-    if applies("--unidiff-zero"):
+    if _applies(patch, scratch, "--unidiff-zero"):
         return "it has too little context to find its place by: make it with -U3"
     for fuzz in (1, 2):
-        if applies(f"-C{3 - fuzz}"):
+        if _applies(patch, scratch, f"-C{3 - fuzz}"):
             return (
                 f"with fuzz {fuzz} it would (`git apply -C{3 - fuzz}`): see whether that is right, "
                 "and make the patch anew from the result"
@@ -355,6 +355,9 @@ def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
     return "not with fuzz, either: rebase it on this source, or name a source that it was made for"
 
 
-def _absent(patch: Patch) -> str:
+def _absent(patch: Patch, scratch: Path) -> str:
+    """What to do where a file is not there, or should not be."""
+    if _applies(patch, scratch, "--reverse"):
+        return IN_ALREADY
     level = f" Its paths were taken to be of -p{patch.strip}." if patch.strip != 1 else ""
     return f"is it made for another source, or is a patch missing before it?{level}"

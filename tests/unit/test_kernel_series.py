@@ -480,6 +480,16 @@ def test_what_would_help_is_said(tmp_path: Path, change: Callable[[str], str], r
     assert "line " in bad.value.hint and remedy in bad.value.hint.splitlines()[-1]
 
 
+def test_a_new_file_that_is_in_already(tmp_path: Path) -> None:
+    one = diff("mm/new.c", "", "int new;\n")
+    with pytest.raises(
+        series.Misfit, match=r"1\.patch: .* mm/new\.c: already exists.*\n  it is in there already"
+    ):
+        series.apply(load(tmp_path, one, one), TREE.get)
+    with pytest.raises(series.Misfit, match=r"mm/gone\.c: already exists.*\n  is it made for another source"):
+        series.apply(load(tmp_path, diff("mm/gone.c", "", "int new;\n")), TREE.get)
+
+
 def test_a_diff_without_context_is_named(tmp_path: Path) -> None:
     text = "--- a/mm/vmscan.c\n+++ b/mm/vmscan.c\n@@ -6 +6 @@\n-line 5\n+line five\n"
     with pytest.raises(series.Misfit, match=r"it has too little context .*with -U3"):
