@@ -155,15 +155,17 @@ def _level(
     if not readable:
         complaint = next(text for text in listed.values() if isinstance(text, str))
         raise SpecError(f"{where}: not a patch that git can read: {complaint}", _remedy(complaint))
+    if there is None or len(readable) == 1:
+        return next(iter(readable.items()))
 
     def missing(level: int) -> int:
         old = [change.old for change in readable[level] if change.old is not None]
-        return 0 if there is None else sum(not there(path) for path in old)
+        return sum(not there(path) for path in old)
 
     lacks = {level: missing(level) for level in readable}
     level = min(lacks, key=lacks.__getitem__)
     fitting = [level for level, files in lacks.items() if not files]
-    if len(fitting) > 1 and there is not None:
+    if len(fitting) > 1:
         either = " or ".join(f"{readable[fit][0].paths[-1]} (-p{fit})" for fit in fitting)
         raise SpecError(
             f"{where}: does it change {either}?",
