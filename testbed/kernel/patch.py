@@ -354,7 +354,7 @@ def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
                 f"with fuzz {fuzz} it would (`git apply -C{3 - fuzz}`): see whether that is right, "
                 "and make the patch anew from the result"
             )
-    return "not with fuzz, either: rebase it on this source, or name a source that it was made for"
+    return "it would not with fuzz, either: rebase it, or name a source that it was made for"
 
 
 def _absent(patch: Patch, scratch: Path) -> str:
