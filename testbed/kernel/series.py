@@ -72,10 +72,10 @@ def load(
 ) -> tuple[Patch, ...]:
     """The patches that an arm names, in order, for a kernel of this version.
 
-    A name stands for the files NNNN-name.patch of the line that the version is in; anything else as in
-    read(). `pristine` gives the content of a file of the source, None where there is none: by that it is
-    seen from where the paths of a diff count, where its headers leave it open. Raises SpecError when there
-    is no such patch, or when one cannot be used.
+    A name stands for the files NNNN-name.patch of the line that the version is in; for other words see
+    read(). `pristine` gives the content of a file of the source, None where there is none. Where the headers
+    of a diff leave its -p open, the files that are there decide. Raises SpecError when there is no such
+    patch, or when one cannot be used.
     """
     letters = [
         letter
@@ -88,9 +88,9 @@ def load(
 
 
 def read(word: str, data: bytes | None = None, pristine: Read | None = None) -> tuple[Patch, ...]:
-    """The patches that a word stands for, which is not a name: a file, a directory, `git:REPOSITORY:RANGE`.
+    """The patches of a file, a directory (in its own order, or sorted) or `git:REPOSITORY:RANGE`, as load().
 
-    With `data`, these are the bytes of a file, and the word is only what messages call it. As load().
+    With `data`, these are the bytes of a file, and the word is only what messages call it.
     """
     if data is not None:
         return parse(_split(word, Path(word), data), pristine)
