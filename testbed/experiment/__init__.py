@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What an experiment file may say, typed, and what it says."""
 
-from testbed.experiment.file import Cell, expand, is_path, load, read, schema
+from testbed.experiment.file import PATCH_SUFFIXES, RANGE, Cell, expand, is_path, load, read, schema
 from testbed.experiment.model import (
     ALPHA,
     LEAST_SEEDS,
@@ -26,6 +26,8 @@ __all__ = [
     "MOST_FIRST_SEED",
     "MOST_SEEDS",
     "PAGE",
+    "PATCH_SUFFIXES",
+    "RANGE",
     "ArmSpec",
     "BalloonSpec",
     "Cell",

@@ -12,7 +12,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ from pydantic import BaseModel, ValidationError
 from testbed.experiment.model import Experiment, SourceSpec
 from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
 from testbed.host.errors import SpecError
+from testbed.host.paths import data_directory
+
+# What ends so is a file with patches; what begins so is a range of commits.
+PATCH_SUFFIXES = tuple(
+    kind + packed for kind in (".patch", ".diff", ".mbox", ".mbx", ".eml") for packed in ("", ".gz", ".xz")
+)
+RANGE = "git:"
+WILD = set("*?[")
+# A name of these goes before a file beside the experiment.
+SERIES = data_directory() / "patches"
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
 _UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
@@ -223,6 +233,9 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
     def anchor_all(words: Sequence[str]) -> tuple[str, ...]:
         return tuple(anchor(word) if is_path(word) else word for word in words)
 
+    def anchor_patches(words: Sequence[str], spec: SourceSpec) -> tuple[str, ...]:
+        return tuple(one for word in words for one in _patches(word, file, spec, anchor))
+
     kernel = anchor_source(experiment.kernel)
     workload = experiment.workload
     if workload.files:
@@ -233,7 +246,7 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
             update={
                 "kernel": arm.kernel and anchor_source(arm.kernel),
                 "config": anchor_all(arm.config),
-                "patches": anchor_all(arm.patches),
+                "patches": anchor_patches(arm.patches, anchor_source(arm.kernel or kernel)),
             }
         )
         for name, arm in experiment.arms.items()
@@ -247,11 +260,41 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
     )
 
 
+def _patches(word: str, file: Path, spec: SourceSpec, anchor: Callable[[str], str]) -> list[str]:
+    """What a word among an arm's patches means from anywhere; the names of series are left as they are."""
+    if word.startswith(RANGE):
+        where, _, which = word.removeprefix(RANGE).rpartition(":")
+        here = anchor(where) if where else spec.git.repository if spec.git else spec.tree
+        return [f"{RANGE}{here}:{which}" if here else word]
+    try:
+        exists = (file.parent / word).exists()
+        found = [] if exists else _matches(word, file.parent)
+    except (OSError, ValueError) as bad:
+        raise SpecError(f"{file}: `{word}` names no patches: {bad}") from bad
+    if found:
+        return found
+    if exists and not is_path(word):
+        exists = not any(path.name[5:] == f"{word}.patch" for path in SERIES.glob("*/[0-9]*.patch"))
+    return [anchor(word) if exists or is_path(word) else word]
+
+
+def _matches(word: str, top: Path) -> list[str]:
+    """The files that a pattern such as `patches/*.patch` stands for, sorted; none if it is no pattern."""
+    parts = Path(word).expanduser().parts
+    plain = next((n for n, part in enumerate(parts) if set(part) & WILD), len(parts))
+    if plain == len(parts):
+        return []
+    found = sorted(top.joinpath(*parts[:plain]).resolve().glob("/".join(parts[plain:])))
+    if not found:
+        raise ValueError("no such file")
+    return [str(path) for path in found]
+
+
 def is_path(word: str) -> bool:
-    """Whether a patch or fragment is given as a file rather than by its name in the repository."""
+    """Whether patches or a fragment are given as a file rather than by a name in the repository."""
     if word.startswith("CONFIG_"):
         return False
-    return "/" in word or word.endswith((".patch", ".diff", ".config"))
+    return "/" in word or word.startswith(RANGE) or word.endswith((*PATCH_SUFFIXES, ".config"))
 
 
 # --- errors with a place -------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class ArmSpec(Model):
     config: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Fragments after those of `kernel.config`; single options, too, as in `CONFIG_LRU_GEN_ENABLED=y`."""
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Names of series in patches/, or paths of patch files, in order."""
+    """Names of series in patches/, files, directories, or commits as in `git:v6.1..topic`, in order."""
     sysctl: dict[SysctlName, Setting] = {}
     """Set before the workload starts, as in `vm.swappiness: 100`."""
     sysfs: dict[SysfsName, Setting] = {}

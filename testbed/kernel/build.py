@@ -11,6 +11,8 @@ cache/work/<hash>/     src and obj, reused by all kernels of a family of sources
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -28,8 +30,8 @@ from testbed.host.errors import BuildError, SpecError
 from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.kernel import kconfig, series
-from testbed.kernel.series import Patch
-from testbed.kernel.source import Progress, Source, silent
+from testbed.kernel.series import Misfit, Patch
+from testbed.kernel.source import Progress, Source, at_hand, silent
 
 SCHEMA = 1  # of the key and of build.json: another number, another kernel
 CONFIGURE_SECONDS = 120.0
@@ -71,8 +73,13 @@ class Plan:
         return self.cache / "kernels" / self.key
 
     @property
+    def patched(self) -> tuple[str, ...]:
+        """The files that its patches are in, in short."""
+        return tuple(dict.fromkeys(patch.label for patch in self.patches))
+
+    @property
     def label(self) -> str:
-        return " + ".join([self.source.label, *(patch.path.stem for patch in self.patches)])
+        return " + ".join([self.source.label, *self.patched])
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,13 @@ def plan(
     option has to do without it. Raises SpecError for a patch that does not apply or a fragment that cannot be
     used.
     """
-    patches = series.load(arm.patches, source.version)
-    files = series.apply(patches, source.read)
+    read = functools.cache(source.read)
+    patches = series.load(arm.patches, source.version, pristine=read)
+    try:
+        files = series.apply(patches, read)
+    except Misfit as misfit:
+        misfit.hint = "\n  ".join(filter(None, [misfit.hint, _where_it_applies(arm, source, cache)]))
+        raise
     config = kconfig.merge(kconfig.load(fragments, source.version))
     if known is not None:
         config = {name: line for name, line in config.items() if name in known or kconfig.unset(line)}
@@ -120,6 +132,17 @@ def plan(
     contents = {path: data and hashlib.sha256(data).hexdigest() for path, data in files.items()}
     key = _digest([SCHEMA, source.identity, contents, config, tools, VARIABLES])
     return Plan(key, source, patches, files, config, tools, cache.resolve())
+
+
+def _where_it_applies(arm: ArmSpec, source: Source, cache: Path) -> str:
+    """The versions of sources that are at hand to which all of an arm's patches apply; empty if none."""
+    fitting: dict[str, None] = {}
+    for other in at_hand(cache):
+        if other.version != source.version and other.version not in fitting:
+            with contextlib.suppress(SpecError):
+                series.apply(series.load(arm.patches, other.version, pristine=other.read), other.read)
+                fitting[other.version] = None
+    return f"the patches of this arm apply to Linux {' and '.join(fitting)}, which is here" if fitting else ""
 
 
 def published(plan: Plan) -> Kernel | None:

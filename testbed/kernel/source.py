@@ -9,6 +9,7 @@ The user's own repositories and trees are only ever read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -91,6 +92,16 @@ def resolve(spec: SourceSpec, cache: Path, progress: Progress = silent) -> Sourc
     except SpecError as error:
         raise SpecError(f"kernel.{key}: {error.message}") from error
     return source
+
+
+def at_hand(cache: Path) -> Iterator[Source]:
+    """The kernels that were unpacked into the cache before, whatever they are from."""
+    for makefile in sorted(cache.resolve().glob("sources/*/Makefile")):
+        tree = makefile.parent
+        unpacked = Unpacked(f"sha256:{tree.name}", "", tree.name, tree)
+        with contextlib.suppress(SpecError):
+            _ = unpacked.version
+            yield unpacked
 
 
 def _version(makefile: bytes | None, label: str) -> str:

@@ -186,7 +186,7 @@ class CommitTester:
 
 
 def _applies(patches: Sequence[str], tree: source.Source) -> bool:
-    loaded = series.load(patches, tree.version)
+    loaded = series.load(patches, tree.version, pristine=tree.read)
     try:
         series.apply(loaded, tree.read)
     except SpecError:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeGuard
 
-from testbed.experiment import read
+from testbed.experiment import RANGE, read
 from testbed.host import debian, files
 from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import data_directory, sha256
@@ -354,7 +354,10 @@ def _patch(word: str, cache: Path) -> str:
         files.write(kept, data)
         return str(kept)
     path = Path(word).expanduser()
-    return str(path.resolve()) if path.exists() or "/" in word else word
+    is_series = re.fullmatch(r"[a-z0-9-]+", word) and not path.exists()
+    if word.startswith(RANGE) or is_series:
+        return word
+    return str(path.absolute())
 
 
 def _repository(tree: Path) -> Path:
