@@ -88,7 +88,10 @@ def colour(index: int) -> str:
 def percent(ratio: float) -> str:
     """A factor as a change, as in +5 %."""
     change = (ratio - 1) * 100
-    return f"{change:+.0f} %" if abs(change) >= 10 else f"{change:+.2g} %"
+    if abs(change) >= 10:
+        return f"{change:+,.0f} %"
+    # What is smaller would have an exponent.
+    return f"{change:+.2g} %" if abs(change) >= 0.001 else "+0 %"
 
 
 # --- what is decided -----------------------------------------------------------------------------
@@ -351,7 +354,7 @@ def heat_map(grid: Grid) -> Figure:
         for y, row in enumerate(grid.ratios):
             for x, ratio in enumerate(row):
                 strong = abs(_shade(ratio)) > 0.7 * _STRONGEST
-                text = "none" if ratio is None else percent(ratio)
+                text = (grid.changes[y][x] or "none") if ratio is None else percent(ratio)
                 axes.text(x, y, text, ha="center", va="center", color="white" if strong else "black")
         axes.set_title(grid.title)
         bar = figure.colorbar(image, ax=axes)
