@@ -40,7 +40,10 @@ class Kill:
 
 def kills(log: bytes) -> tuple[Kill, ...]:
     """The kills in a console log, in their order; one that is told twice is one."""
-    return tuple({(kill.pid, kill.victim): kill for kill in reversed(list(_kills(log)))}.values())[::-1]
+    told: dict[tuple[int, str], Kill] = {}
+    for kill in _kills(log):
+        told.setdefault((kill.pid, kill.victim), kill)
+    return tuple(told.values())
 
 
 def _kills(log: bytes) -> Iterator[Kill]:

@@ -364,6 +364,8 @@ def markdown(report: ComparisonReport, everything: bool = False) -> str:
     for failure in failures(report):
         lines += ["", f"**{escaped(failure.reason)}**"]
         if failure.said:
-            lines += ["", "```", *map(visible, failure.said), "```", f"All of it: {escaped(failure.more)}"]
+            # Not in a fence, which its words may end.
+            lines += ["", *(f"    {visible(line)}" for line in failure.said)]
+            lines += ["", f"All of it: {escaped(failure.more)}"]
     lines += ["", "## Provenance", "", *(f"- {escaped(line)}" for line in provenance(report))]
     return "\n".join(lines).rstrip() + "\n"
