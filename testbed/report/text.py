@@ -281,9 +281,10 @@ class Failure:
 
 def failures(report: ComparisonReport) -> Iterator[Failure]:
     """What is not in the numbers, and why; what the OOM killer took is in its own table."""
+    told = {(name, seed, "oom") for name, arm in report.arms.items() for seed in arm.kills}
     alike: dict[tuple[str, str, str], list[Exclusion]] = {}
     for e in report.excluded:
-        if str(e.seed) not in report.arms[e.arm].kills if e.arm in report.arms else True:
+        if (e.arm, str(e.seed), e.outcome) not in told:
             alike.setdefault((e.arm, e.outcome, e.reason), []).append(e)
     for (arm, outcome, reason), found in alike.items():
         first, n = found[0], len(found)
