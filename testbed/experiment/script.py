@@ -6,7 +6,6 @@ The commands are those of images/init.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,14 +33,6 @@ def script(experiment: Experiment, arm: str, seed: int | str) -> Script:
         workload.run(guest.memory, seed),
         meetings,
     )
-
-
-def by_hand(run: str) -> str:
-    """What a person types in the guest's shell to have what init's command `run` does, but for the frames."""
-    verb, *words = run.split()
-    seed = f"SEED={words.pop(0)} " if verb == "run-user" else ""
-    program = shlex.join(["observe", *(["-u"] if seed else []), *words])
-    return f"mkdir -p /run/result; {seed}{program}"
 
 
 def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], ...]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 
 from testbed.analysis.compare import Exclusion
-from testbed.experiment import BalloonSpec, Experiment, MiB, format_size
+from testbed.experiment import BalloonSpec, Experiment, format_size
 from testbed.ledger.plan import GuestFacts
 from testbed.report import words
 from testbed.report.document import Arm, ComparisonReport, Metric
@@ -237,7 +237,7 @@ def _killed(name: str, arm: Arm) -> list[str]:
     first = [kills[0] for kills in arm.kills.values()]
     counts = sorted(len(kills) for kills in arm.kills.values())
     victims = dict.fromkeys(kill.victim for kills in arm.kills.values() for kill in kills)
-    had = [kill.had_bytes / MiB for kill in first if kill.had_bytes is not None]
+    had = [kill.had_bytes / 2**20 for kill in first if kill.had_bytes is not None]
     swaps = [(kill.swap_bytes, kill.swap_free_bytes) for kill in first]
     used = [100 * (1 - free / size) for size, free in swaps if size and free is not None]
     return [

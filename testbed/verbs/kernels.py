@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.experiment import format_size
-from testbed.experiment.script import by_hand, script
+from testbed.experiment.script import script
 from testbed.guest import terminal
 from testbed.guest.live import LiveGuest
 from testbed.host.errors import GuestFailed, SpecError
+from testbed.host.process import pasteable
 from testbed.trials import prepare
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs.request import ExperimentRequest
@@ -80,3 +81,10 @@ def boot(
             guest.type(f"stty rows {rows} cols {columns}")
         with aside():
             terminal.interact(guest.console)
+
+
+def by_hand(run: str) -> str:
+    """What a person types in the guest's shell for init's command `run`; nothing is sent to the host then."""
+    verb, *words = run.split()
+    seed = f"SEED={words.pop(0)} " if verb == "run-user" else ""
+    return f"mkdir -p /run/result; {seed}{pasteable(['observe', *(['-u'] if seed else []), *words])}"

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from testbed.experiment import load
-from testbed.experiment.script import Script, by_hand, script
+from testbed.experiment.script import Script, script
 from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
+from testbed.verbs.kernels import by_hand
 
 
 def told(tmp_path: Path, arm: dict[str, Any] | None = None, **changes: Any) -> Script:
