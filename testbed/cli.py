@@ -8,7 +8,6 @@ Results go to standard output, everything else to standard error. The exit statu
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -28,8 +27,11 @@ from testbed.terminal.arguments import parser
 from testbed.terminal.completion import complete
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import (
+    abandon_output,
     complain,
+    have_streams,
     print_rendered,
+    put,
     show,
     show_bisection,
     show_experiments,
@@ -65,6 +67,7 @@ RUNNING_OPTIONS = ("mode", "accel", "seeds", "quick", "time", "results", "fresh"
 def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     """Parse the command line, do it, return the exit status."""
     end_on_signals()
+    have_streams()
     # In a locale without µ and …, a report has \xb5 and \u2026.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -85,11 +88,11 @@ def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         return Interrupted.exit_status
     except BrokenPipeError:
         # Whoever read our output has enough.
-        _abandon_output()
+        abandon_output()
         return FINE
     except OSError as failed:
         complain(str(failed))
-        _abandon_output()
+        abandon_output()
         return failure_status(failed, for_git=for_git)
 
 
@@ -100,17 +103,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     try:
         return known.parse_args(argv)
     except SystemExit as ended:
+        # Of --help.
+        put("")
         words = list(sys.argv[1:] if argv is None else argv)
         if ended.code and words[:1] == ["check"]:
             # `git bisect run` would go on, and call the commit bad.
             sys.exit(failure_status(SpecError(""), for_git=True))
         raise
-
-
-def _abandon_output() -> None:
-    # Python would try once more to write what is left when it ends, and complain.
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- words to requests -----------------------------------------------------------------------------
@@ -234,7 +233,7 @@ def _build(arguments: argparse.Namespace, lab: Lab) -> int:
 def _boot(arguments: argparse.Namespace, lab: Lab) -> int:
     with Watcher() as watcher:
         request = kernels.BootRequest(_experiment_request(arguments, lab, watcher), arguments.arm)
-        kernels.boot(request, lab, watcher, tell)
+        kernels.boot(request, lab, watcher, tell, watcher.aside)
     return FINE
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.analysis.metrics import METRICS
+from testbed.analysis.oom import Kill
 from testbed.analysis.parse import Measurement, Miss
 from testbed.ledger.record import LOST, MEASURED, Record
 
@@ -35,6 +36,8 @@ class Arm:
     `phases`: metric -> number of a phase, as "0" -> seed -> value, where there is more than one phase.
 
     Of the comparison's seeds only: `memory`, seed -> the guest's MemTotal in bytes, and `misses`.
+
+    `kills`: seed -> what the OOM killer took, of every trial that was not lost and had a kill.
     """
 
     name: str
@@ -43,16 +46,18 @@ class Arm:
     memory: Mapping[int, int]
     misses: tuple[Miss, ...]
     outcomes: Mapping[str, int]
+    kills: Mapping[int, tuple[Kill, ...]]
 
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A trial that does not take part in the numbers, and why."""
+    """A trial that does not take part in the numbers, and why; `said` are the last lines of what it said."""
 
     arm: str
     seed: int
     outcome: str
     reason: str
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Comparison:
     arms: Mapping[str, Arm]
     seeds: tuple[int, ...]
     excluded: tuple[Exclusion, ...]
+    run_order: tuple[int, ...]
+    """The same seeds as they were run."""
 
 
 def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Comparison:
@@ -71,7 +78,7 @@ def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Co
     MEMORY_TOLERANCE; the others are excluded and say so.
     """
     excluded = [
-        Exclusion(o.record.arm, o.record.seed, o.record.outcome, o.record.detail.split("\n")[0])
+        Exclusion(o.record.arm, o.record.seed, o.record.outcome, o.record.reason, o.record.last_words)
         for o in observations
         if o.record.outcome != MEASURED
     ]
@@ -85,12 +92,14 @@ def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Co
             excluded += [Exclusion(name, seed, "refused", reason) for name in arms]
         else:
             seeds.append(seed)
+    began = {seed: min(o.record.started for o in by_seed[seed].values()) for seed in seeds}
     return Comparison(
         arms={
             name: _arm(name, seeds, [o for o in observations if o.record.arm == name]) for name in arm_names
         },
         seeds=tuple(seeds),
         excluded=tuple(excluded),
+        run_order=tuple(sorted(seeds, key=began.__getitem__)),
     )
 
 
@@ -126,6 +135,11 @@ def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -
         memory={o.record.seed: o.record.memory["total"] for o in measured if o.record.seed in seeds},
         misses=tuple(miss for o in measured if o.record.seed in seeds for miss in o.measurement.misses),
         outcomes=Counter(o.record.outcome for o in observations),
+        kills={
+            o.record.seed: o.measurement.kills
+            for o in observations
+            if o.measurement.kills and o.record.outcome != LOST
+        },
     )
 
 

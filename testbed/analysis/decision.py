@@ -46,6 +46,19 @@ class Test:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """That the differences of pairs are alike from each pair to the next, which no test here allows.
+
+    `correlation` is that of neighbours, `p` how often chance alone gives as much, and `narrow` the factor by
+    which intervals would have to be wider.
+    """
+
+    correlation: float
+    p: float
+    narrow: float
+
+
+@dataclass(frozen=True)
 class Decision:
     """What the pairs say of one metric, at level `alpha`.
 
@@ -62,6 +75,8 @@ class Decision:
     `disagreement`: the cross-check, which is always a test at a fixed number of pairs, comes to another
     answer, or to the other direction, although it has enough pairs to come to either. In a sequence of looks
     a change that it alone sees does not count: to see it later is the price of looking.
+
+    `drift`, if the pairs depend on each other in the order in which they were run.
     """
 
     verdict: Verdict
@@ -81,6 +96,7 @@ class Decision:
     mde: float | None = None
     seeds_needed: int | None = None
     reason: str = ""
+    drift: Drift | None = None
 
     @property
     def decided(self) -> bool:

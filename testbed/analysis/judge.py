@@ -6,10 +6,14 @@ Slow to import, since it needs scipy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
 
 from testbed.analysis.compare import Arm, Comparison
 from testbed.analysis.decision import Judgement
+from testbed.analysis.drift import LEVEL, differences, drift
 from testbed.analysis.metrics import METRICS, Metric
 from testbed.analysis.verdict import Question, judge
 
@@ -31,16 +35,35 @@ def judgements(
     if not margins:
         return {}
     first, *others = comparison.arms.values()
-    return {
-        arm.name: judge(
-            [q for m in METRICS if m.name in margins and (q := question(m, first, arm, comparison, margins))],
+    found = {}
+    for arm in others:
+        primaries = [
+            q for m in METRICS if m.name in margins and (q := question(m, first, arm, comparison, margins))
+        ]
+        judged = judge(
+            primaries,
             [q for m in METRICS if m.name not in margins and (q := question(m, first, arm, comparison, {}))],
             alpha=alpha / len(others),
             sequential=sequential,
             full=full,
         )
-        for arm in others
-    }
+        level = LEVEL / len(others) / len(primaries)
+        found[arm.name] = _with_drift(judged, primaries, comparison.run_order, level) if full else judged
+    return found
+
+
+def _with_drift(
+    judged: Judgement, primaries: Sequence[Question], order: Sequence[int], level: float
+) -> Judgement:
+    """The same, with what the order of the pairs says of each primary metric."""
+    decisions = dict(judged.primaries)
+    for q in primaries:
+        seeds = [seed for seed in order if seed in q.before and seed in q.after]
+        if decisions[q.name].interval and len(seeds) == decisions[q.name].pairs:
+            before, after = (np.array([side[s] for s in seeds], dtype=float) for side in (q.before, q.after))
+            found = drift(differences(before, after), level)
+            decisions[q.name] = replace(decisions[q.name], drift=found)
+    return replace(judged, primaries=decisions)
 
 
 def question(

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from testbed import wire
 from testbed.analysis.histogram import BUCKETS
+from testbed.analysis.oom import Kill, kills
 
 T = TypeVar("T")
 
@@ -28,11 +29,6 @@ _PRESSURE = re.compile(r"(some|full) avg10=[0-9.]+ avg60=[0-9.]+ avg300=[0-9.]+ 
 _MM_STAT = re.compile(r" *[0-9]{1,20}(?: +[0-9]{1,20}){6,15}\n?")
 _COLUMN = re.compile(r"[a-z0-9_]{1,64}")
 _ROWS = re.compile(r"[-0-9 \n]*")
-_OOM = re.compile(
-    rb"(?:Out of memory|Memory cgroup out of memory)(?: \([a-z_]+\))?: "
-    # A name has 15 characters at most; without any limit, a log of nothing but beginnings would take minutes.
-    rb"Killed process ([0-9]{1,10}) \(([^)\r\n]{0,64})\)"
-)
 _USER = re.compile(rb"(?:^|\n)#tb:user(?: [^\r\n]*)?\r?\n")
 # How many frames there were.
 _SENT = re.compile(rb"(?:^|\n)#tb:end(?: [^\r\n]*)? frames=([0-9]{1,4})(?: [^\r\n]*)?\r?\n")
@@ -239,7 +235,7 @@ class Measurement:
     tally: Mapping[str, int] | None = None
     episodes: Episodes | None = None
     misses: tuple[Miss, ...] = ()
-    oom_victims: tuple[str, ...] = ()
+    kills: tuple[Kill, ...] = ()
     output: str = ""
     problems: tuple[str, ...] = ()
     damaged: float = 0.0
@@ -248,6 +244,11 @@ class Measurement:
     def complete(self) -> bool:
         """Whether everything that a workload leaves has arrived, and whole."""
         return self.vmstat is not None and (self.workload is not None or self.user) and not self.problems
+
+    @property
+    def oom_victims(self) -> tuple[str, ...]:
+        """The names of the tasks that the OOM killer took."""
+        return tuple(kill.victim for kill in self.kills)
 
     @property
     def counters(self) -> Mapping[str, int] | None:
@@ -315,7 +316,6 @@ def parse(log: bytes) -> Measurement:
         # One that lost both its marks leaves no other trace.
         reader.problems.append(f"{len(frames.contents)} of {int(sent[1])} frames arrived")
     samples, sampling = _samples(reader)
-    victims = dict.fromkeys(match.groups() for match in _OOM.finditer(frames.between))
     return Measurement(
         workload=workload,
         user=user,
@@ -329,7 +329,7 @@ def parse(log: bytes) -> Measurement:
         tally=reader.read("tally", counters),
         episodes=reader.read("episodes", _episodes),
         misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
-        oom_victims=tuple(comm.decode("utf-8", "replace") for _, comm in victims),
+        kills=kills(frames.between),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         problems=_told(reader.problems, frames.lost, len(log)),
         damaged=frames.lost / len(log) if log else 0.0,

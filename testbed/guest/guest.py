@@ -22,7 +22,7 @@ from testbed.guest.qemu import QEMU
 from testbed.guest.qmp import Monitor
 from testbed.guest.shape import Shape, Wiring, argv, by_hand
 from testbed.host import process
-from testbed.host.errors import GuestError, GuestFailed, GuestLost, Panic
+from testbed.host.errors import BY_HAND, CONSOLE, GuestError, GuestFailed, GuestLost, Panic
 from testbed.host.process import Deadline
 from testbed.wire import Mark
 
@@ -153,8 +153,8 @@ class Guest(abc.ABC):
                     [
                         error.hint,
                         self._said(),
-                        "the console's last lines:\n" + process.tail(self.log.decode(errors="replace")),
-                        "to run it by hand: " + process.pasteable(by_hand(self.shape, *self._files)),
+                        f"{CONSOLE}\n" + process.tail(self.log.decode(errors="replace")),
+                        f"{BY_HAND} {process.pasteable(by_hand(self.shape, *self._files))}",
                     ],
                 )
             )

@@ -12,10 +12,29 @@ import tty
 from collections.abc import Iterator
 
 from testbed.guest.console import Console
+from testbed.host.errors import SpecError
 from testbed.wire import MARK
 
 # Ctrl-], as in telnet: for when the guest does not answer any more.
 ESCAPE = b"\x1d"
+
+
+def require_foreground() -> None:
+    """Raise SpecError for a job in the background: it would be stopped as soon as it reads what is typed."""
+    # A terminal may be another session's, which stops nobody.
+    with contextlib.suppress(OSError):
+        keyboard = sys.stdin.fileno()
+        if os.isatty(keyboard) and os.tcgetpgrp(keyboard) != os.getpgrp():
+            raise SpecError("boot: the guest's shell needs the terminal: run this in the foreground")
+
+
+def size() -> tuple[int, int] | None:
+    """Rows and columns of this terminal; None where there is none, or it does not know."""
+    try:
+        columns, rows = os.get_terminal_size(sys.stdin.fileno())
+    except OSError:
+        return None
+    return (rows, columns) if rows and columns else None
 
 
 def interact(console: Console) -> None:

@@ -18,6 +18,9 @@ Library code raises; only cli.py prints and exits.
 
 from __future__ import annotations
 
+# Before what a guest's error has from its console, and before the command that boots it by hand.
+CONSOLE, BY_HAND = "the console's last lines:", "to run it by hand:"
+
 
 class TestbedError(Exception):
     """Something went wrong; `message` says what and where, `hint` what to do about it."""

@@ -6,8 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from testbed.host.errors import BY_HAND, CONSOLE
+
 MEASURED = "measured"
 LOST = "lost"
+# Of what a failed trial said, a report has so much; `testbed log` has it all.
+TOLD_LINES, TOLD_COLUMNS = 5, 200
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,19 @@ class Record:
     command_line: str
     started: str = field(default="")
     log_sha256: str = field(default="")
+
+    @property
+    def reason(self) -> str:
+        """Why it did not end well, in a line; empty if it did."""
+        return self.detail.partition("\n")[0]
+
+    @property
+    def last_words(self) -> tuple[str, ...]:
+        """The last lines of what else is known: of the program's output or, without any, the console."""
+        more = "\n" + self.detail.partition("\n")[2]
+        output, _, console = more.partition(f"\n  {BY_HAND}")[0].partition(f"\n  {CONSOLE}\n")
+        lines = [line.strip() for line in (output if output.strip() else console).split("\n")]
+        return tuple(line[:TOLD_COLUMNS] for line in lines if line)[-TOLD_LINES:]
 
     @property
     def log_name(self) -> str:

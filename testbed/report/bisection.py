@@ -31,7 +31,7 @@ from testbed.report.document import Count, PerSeed, by_seed
 from testbed.report.escape import escaped
 from testbed.report.plots import Suspect
 from testbed.report.table import Table, plain
-from testbed.report.text import number
+from testbed.report.words import number
 
 # Commits that are at least so probable are listed though nothing was measured of them.
 WORTH_A_LINE = 0.01

@@ -17,11 +17,13 @@ from testbed.analysis.compare import Arm as ComparedArm
 from testbed.analysis.compare import Comparison, Exclusion, Observation, compare, lost_attempts, median
 from testbed.analysis.decision import Decision
 from testbed.analysis.metrics import METRICS, Better, Kind, Level
+from testbed.analysis.oom import Kill
 from testbed.experiment import Experiment, Model
 from testbed.ledger import plan as ledger
 from testbed.ledger.document import Document, Number
 from testbed.ledger.plan import Plan
 from testbed.ledger.record import Record
+from testbed.report.remarks import Remark, remarks
 
 # A trial has up to some hundred misses; the report shows the first.
 TRACE_LINES = 10
@@ -29,8 +31,9 @@ TRACE_LINES = 10
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # JSON has text for keys.
+Seed = Annotated[str, Field(pattern="^[0-9]+$")]
 PerSeed = Annotated[
-    dict[Annotated[str, Field(pattern="^[0-9]+$")], Number],
+    dict[Seed, Number],
     # pydantic leaves open what other keys there may be.
     Field(json_schema_extra={"additionalProperties": False}),
 ]
@@ -64,6 +67,8 @@ class Arm(Model):
     """What was measured of one arm."""
 
     outcomes: dict[str, Count]
+    kills: dict[Seed, tuple[Kill, ...]]
+    """What the OOM killer took, of every trial that was not lost and in which it took something."""
     memory_bytes: PerSeed
     metrics: dict[str, Metric]
     trace: Trace
@@ -95,12 +100,15 @@ class Provenance(ledger.Provenance):
 
 @dataclass(frozen=True)
 class MetricDecision:
-    """What was decided on one metric of one arm."""
+    """What was decided on one metric of one arm; `before` and `after` are the medians, if there are some."""
 
     arm: str
     metric: str
     title: str
     decision: Decision
+    unit: str = ""
+    before: float | None = None
+    after: float | None = None
 
 
 class ComparisonReport(Document):
@@ -115,6 +123,8 @@ class ComparisonReport(Document):
     """Those that every arm has measured."""
     arms: dict[str, Arm]
     """In the order of the experiment: the first is what the others are compared with."""
+    remarks: tuple[Remark, ...]
+    """What a reader has to know before any verdict."""
     alpha: Share
     sequential: bool
     """Whether seeds were added until all was decided."""
@@ -139,7 +149,19 @@ class ComparisonReport(Document):
             for kind in kinds:
                 named = judgement.primary if kind == "primary" else judgement.exploratory
                 for metric, decided in named.items():
-                    yield MetricDecision(arm, metric, self.title(metric), decided)
+                    yield self._decision(arm, metric, decided)
+
+    def _decision(self, arm: str, metric: str, decided: Decision) -> MetricDecision:
+        before, after = (self.arms[name].metrics.get(metric) for name in (next(iter(self.arms)), arm))
+        return MetricDecision(
+            arm,
+            metric,
+            self.title(metric),
+            decided,
+            unit=after.unit if after else "",
+            before=before.median if before else None,
+            after=after.median if after else None,
+        )
 
 
 def document(
@@ -159,6 +181,7 @@ def document(
         experiment=experiment,
         seeds=comparison.seeds,
         arms={name: _arm(arm, comparison.seeds, workload, phases) for name, arm in comparison.arms.items()},
+        remarks=tuple(remarks(plan, comparison.arms)),
         alpha=experiment.alpha,
         sequential=experiment.looks,
         verdicts={arm: _judgement(judgement) for arm, judgement in verdicts.items()},
@@ -214,6 +237,7 @@ def _arm(arm: ComparedArm, seeds: Sequence[int], workload: str, phases: Sequence
     }
     return Arm(
         outcomes=dict(arm.outcomes),
+        kills={str(seed): kills for seed, kills in arm.kills.items()},
         memory_bytes=by_seed(arm.memory),
         metrics=metrics,
         trace=Trace(count=len(arm.misses), first=tuple(str(miss) for miss in arm.misses[:TRACE_LINES])),

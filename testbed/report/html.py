@@ -8,7 +8,7 @@ made visible.
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,24 +37,26 @@ def page(report: ComparisonReport, pictures: Sequence[Picture]) -> str:
         "report.html.j2",
         name=report.name,
         description=report.description,
-        fallback=text.fallback(report.provenance),
+        fallback=text.warnings(report),
         verdicts=[
             {
                 "arm": one.arm,
                 "kind": one.decision.verdict.replace(" ", "-"),
-                "text": words.sentence(one.title, one.decision),
+                "text": words.said(one),
             }
             for one in report.decisions("primary")
         ],
         how=words.how(report),
-        disagreements=list(words.disagreements(report)),
+        doubts=text.doubts(report),
         setting=[line.strip() for line in text.setting(report)],
         diffstat="\n".join(text.diffstat(report)),
-        power=list(_power(report)),
+        power=list(words.detectable(report)),
         numbers=text.table(report) if report.seeds else None,
         exploratory=_exploratory(report, ("inconclusive", "none"), among=False),
         open=_exploratory(report, ("inconclusive", "none"), among=True),
+        kills=text.kills(report),
         notes=text.notes(report),
+        failures=list(text.failures(report)),
         traces=list(text.traces(report)),
         provenance=list(text.provenance(report)),
         pictures=[{"place": p.place, **embedded(p.caption, p.svg)} for p in pictures],
@@ -76,13 +78,6 @@ def rendered(template: str, **values: object) -> str:
 def embedded(caption: str, svg: bytes) -> dict[str, str]:
     """A picture as templates take it."""
     return {"caption": caption, "data": base64.b64encode(svg).decode()}
-
-
-def _power(report: ComparisonReport) -> Iterator[str]:
-    for one in report.decisions("primary"):
-        if one.decision.verdict in ("inconclusive", "none"):
-            yield f"{one.arm}: {words.sentence(one.title, one.decision)}"
-    yield from words.detectable(report)
 
 
 def _exploratory(report: ComparisonReport, verdicts: Collection[str], *, among: bool) -> Table:

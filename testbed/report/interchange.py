@@ -35,7 +35,12 @@ def cases(report: ComparisonReport) -> Iterator[Case]:
     """All of them, in the order of the report."""
     for one in report.decisions("primary"):
         result = _RESULTS.get(one.decision.verdict, "ok")
-        yield Case(one.arm, one.metric, result, visible(words.sentence(one.title, one.decision)))
+        yield Case(one.arm, one.metric, result, visible(words.said(one)))
+
+
+def remarks(report: ComparisonReport) -> list[str]:
+    """What has to be known before any of them."""
+    return [visible(remark.text) for remark in report.remarks]
 
 
 def junit(report: ComparisonReport) -> str:
@@ -66,6 +71,8 @@ def junit(report: ComparisonReport) -> str:
                 ET.SubElement(element, "system-out").text = case.message
             else:
                 ET.SubElement(element, case.result, message=case.message)
+        if lines := remarks(report):
+            ET.SubElement(suite, "system-out").text = "\n".join(lines)
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
@@ -74,7 +81,7 @@ def ktap(report: ComparisonReport) -> str:
     """KTAP, version 1 (Linux, Documentation/dev-tools/ktap.rst): a subtest per arm."""
     found = list(cases(report))
     arms = list(dict.fromkeys(case.arm for case in found))
-    lines = ["KTAP version 1", f"1..{len(arms)}"]
+    lines = ["KTAP version 1", f"1..{len(arms)}", *(f"# {line}" for line in remarks(report))]
     for number, arm in enumerate(arms, start=1):
         own = [case for case in found if case.arm == arm]
         lines += ["  KTAP version 1", f"  1..{len(own)}"]

@@ -15,6 +15,7 @@ from testbed.ledger.document import Document
 from testbed.report.document import ComparisonReport, Metric
 from testbed.report.table import Table, plain
 from testbed.report.text import change, spread
+from testbed.report.words import per, scale
 
 # Of an experiment that declares no primary metric.
 DEFAULT_METRICS = ("direct_reclaims", "pages_per_second")
@@ -27,6 +28,8 @@ class Value(Model):
     change: str
     ratio: float | None
     """Of the arm's median to that of the first arm; null where it cannot be had."""
+    said: str
+    """The verdict on it, if there is one, and why there is none if it cannot be had."""
 
 
 class MatrixCell(Model):
@@ -94,12 +97,28 @@ def _values(report: ComparisonReport, arms: Sequence[str], metric: str) -> dict[
     first, *_ = by_arm = [report.arms[arm].metrics.get(metric) for arm in arms]
     return {
         arm: Value(
-            shown=spread(value, report.seeds),
+            shown=_shown(value, report.seeds),
             change=change(first, value) if index else "",
             ratio=_ratio(first, value),
+            said=_said(report, arm, metric),
         )
         for index, (arm, value) in enumerate(zip(arms, by_arm, strict=True))
     }
+
+
+def _shown(metric: Metric | None, seeds: Sequence[int]) -> str:
+    """Median and range, with their unit."""
+    divisor, unit = scale(metric.unit, metric.median or 0) if metric else (1.0, "")
+    return spread(metric, seeds, divisor) + per(unit)
+
+
+def _said(report: ComparisonReport, arm: str, metric: str) -> str:
+    decision = report.verdicts[arm].primary.get(metric) if arm in report.verdicts else None
+    if decision is None:
+        return ""
+    if decision.verdict == "none":
+        return f"no verdict: {decision.reason}"
+    return "not decided" if decision.verdict == "inconclusive" else decision.verdict
 
 
 def _ratio(before: Metric | None, after: Metric | None) -> float | None:
@@ -120,7 +139,7 @@ def table(matrix: MatrixReport) -> Table:
 def _rows(matrix: MatrixReport, width: int) -> Iterator[list[str]]:
     for cell in matrix.cells:
         values = [
-            value.shown if index == 0 else value.change or value.shown
+            value.shown if index == 0 else "; ".join(filter(None, [value.change or value.shown, value.said]))
             for metric in matrix.metrics
             for index, value in enumerate(cell.values.get(metric, {}).values())
         ]
@@ -149,6 +168,8 @@ class Grid:
     across: tuple[str, ...]
     down: tuple[str, ...]
     ratios: tuple[tuple[float | None, ...], ...]
+    changes: tuple[tuple[str, ...], ...]
+    """What stands where there is no ratio: a change from 0, if any."""
 
 
 def grids(matrix: MatrixReport) -> list[Grid]:
@@ -165,11 +186,10 @@ def grids(matrix: MatrixReport) -> list[Grid]:
     found = []
     for metric in matrix.metrics:
         for arm in matrix.arms[1:]:
-            at = {
-                split(cell.at): cell.values[metric][arm].ratio if metric in cell.values else None
-                for cell in cells
-            }
-            ratios = tuple(tuple(at.get((row, column)) for column in across) for row in down)
+            at = {split(cell.at): cell.values[metric][arm] for cell in cells if metric in cell.values}
+            rows = [[at.get((row, column)) for column in across] for row in down]
+            ratios = tuple(tuple(value.ratio if value else None for value in row) for row in rows)
+            changes = tuple(tuple(value.change if value else "" for value in row) for row in rows)
             title = f"{matrix.titles[metric]}: {arm} against {matrix.arms[0]}"
-            found.append(Grid(metric, arm, title, tuple(across), tuple(down), ratios))
+            found.append(Grid(metric, arm, title, tuple(across), tuple(down), ratios, changes))
     return found

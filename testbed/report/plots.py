@@ -88,7 +88,10 @@ def colour(index: int) -> str:
 def percent(ratio: float) -> str:
     """A factor as a change, as in +5 %."""
     change = (ratio - 1) * 100
-    return f"{change:+.0f} %" if abs(change) >= 10 else f"{change:+.2g} %"
+    if abs(change) >= 10:
+        return f"{change:+,.0f} %"
+    # What is smaller would have an exponent.
+    return f"{change:+.2g} %" if abs(change) >= 0.001 else "+0 %"
 
 
 # --- what is decided -----------------------------------------------------------------------------
@@ -97,7 +100,7 @@ def percent(ratio: float) -> str:
 def forest(rows: Sequence[Row]) -> Figure:
     """The change of every metric with its interval, primaries on top."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.27 * len(rows)))
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.27 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         reach = _reach(rows)
         for y, row in enumerate(rows):
@@ -181,7 +184,7 @@ def diagonal(p_values: Mapping[str, Sequence[float]], title: str, unit: str) -> 
 def tail(histograms: Mapping[str, Sequence[Histogram]], what: str) -> Figure:
     """The share of operations that took longer, per arm: thin lines are seeds, thick ones all together."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 3.2))
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for index, (arm, seeds) in enumerate(histograms.items()):
             for histogram in seeds:
@@ -231,7 +234,7 @@ def shift(
     An arm without a band is not drawn, and the others keep their colours.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 2.8))
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
         axes = figure.add_subplot()
         x = [-math.log10(1 - q) for q in quantiles]
         for index, (arm, band) in enumerate(bands.items(), start=1):
@@ -257,7 +260,7 @@ def shift(
 def slopes(title: str, arms: Sequence[str], values: Mapping[int, Sequence[float]]) -> Figure:
     """A line per seed, from arm to arm."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(2.2, 1.3 * len(arms)), 2.6))
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
         axes = figure.add_subplot()
         for row in values.values():
             axes.plot(range(len(arms)), row, color="0.4", linewidth=0.8, marker="o", markersize=3)
@@ -270,7 +273,7 @@ def slopes(title: str, arms: Sequence[str], values: Mapping[int, Sequence[float]
 def strips(tasks: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
     """What every task got done: a row per arm, a dot per task and seed, the worst of each seed as a cross."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.8 + 0.5 * len(tasks)))
+        figure = Figure(figsize=(WIDTH, 0.8 + 0.5 * len(tasks)), layout="constrained")
         axes = figure.add_subplot()
         for index, seeds in enumerate(tasks.values()):
             for number, values in enumerate(seeds):
@@ -287,14 +290,13 @@ def strips(tasks: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
 def over_time(tracks: Sequence[Track]) -> Figure:
     """Quantities over time, one below the other: the median of the seeds, and their quartiles as a band."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.7 * len(tracks) + 0.4))
+        figure = Figure(figsize=(WIDTH, 1.7 * len(tracks) + 0.4), layout="constrained")
         all_axes = figure.subplots(len(tracks), sharex=True, squeeze=False)[:, 0]
         for axes, track in zip(all_axes, tracks, strict=True):
             _draw_track(axes, track)
         all_axes[0].legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1))
         n = max((len(seeds) for track in tracks for seeds in track.arms.values()), default=0)
         all_axes[-1].set_xlabel(f"seconds; line: median of {n} seeds, band: their quartiles")
-        figure.subplots_adjust(hspace=0.35)
         return figure
 
 
@@ -351,7 +353,7 @@ def heat_map(grid: Grid) -> Figure:
         for y, row in enumerate(grid.ratios):
             for x, ratio in enumerate(row):
                 strong = abs(_shade(ratio)) > 0.7 * _STRONGEST
-                text = "none" if ratio is None else percent(ratio)
+                text = (grid.changes[y][x] or "none") if ratio is None else percent(ratio)
                 axes.text(x, y, text, ha="center", va="center", color="white" if strong else "black")
         axes.set_title(grid.title)
         bar = figure.colorbar(image, ax=axes)

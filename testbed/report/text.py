@@ -4,30 +4,25 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 
+from testbed.analysis.compare import Exclusion
 from testbed.experiment import BalloonSpec, Experiment, format_size
 from testbed.ledger.plan import GuestFacts
-from testbed.ledger.record import MEASURED
 from testbed.report import words
-from testbed.report.document import ComparisonReport, Metric
+from testbed.report.document import Arm, ComparisonReport, Metric
 from testbed.report.escape import escaped, visible
 from testbed.report.table import Table, plain
+from testbed.report.words import number, per, scale, signed
 
 # Of a kind, in a terminal.
 MOST_DIFFERENCES = 8
 NO_SEEDS = "no seed was measured in every arm"
-# A unit of the registry, as it is shown: a divisor and a name, the largest that suits first.
-_SHOWN = {"us": ((1000.0, "ms"), (1.0, "µs")), **dict.fromkeys(("1/s", "pages/s"), ((1.0, "1/s"),))}
-
-
-def number(value: float) -> str:
-    """Three significant digits, or all of an integer."""
-    if value == int(value) and abs(value) < 1e9:
-        return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+# Of trials that failed alike, and of what the OOM killer took, so many are named.
+SHOWN_SEEDS, SHOWN_VICTIMS = 10, 3
 
 
 def spread(metric: Metric | None, seeds: Sequence[int], divisor: float = 1.0) -> str:
@@ -37,19 +32,28 @@ def spread(metric: Metric | None, seeds: Sequence[int], divisor: float = 1.0) ->
     values = [
         value / divisor for seed, value in metric.values.items() if metric.of_failures or int(seed) in seeds
     ]
-    low, high = number(min(values)), number(max(values))
-    return number(metric.median / divisor) + (f" [{low}-{high}]" if low != high else "")
+    return number(metric.median / divisor) + reach(values)
+
+
+def reach(values: Iterable[float]) -> str:
+    """As in ` [12-26]`; empty if all are shown alike."""
+    shown = [number(value) for value in sorted(values)]
+    return f" [{shown[0]}-{shown[-1]}]" if shown and shown[0] != shown[-1] else ""
 
 
 def change(before: Metric | None, after: Metric | None) -> str:
-    """The change of the median in percent, where one direction is better than the other."""
+    """The change of the median, where one direction is better: in percent or, from 0, in its unit."""
     if not before or not after or before.better == "neither":
         return ""
     if before.median is None or after.median is None:
         return ""
     if before.median == after.median:
         return "="
-    return f"{after.median / before.median - 1:+.1%}" if before.median else ""
+    if before.median:
+        return f"{after.median / before.median - 1:+,.1%}"
+    # There is no ratio to nothing.
+    divisor, unit = scale(after.unit, abs(after.median))
+    return f"{signed(after.median / divisor)}{per(unit)}"
 
 
 def table(report: ComparisonReport, everything: bool = False) -> Table:
@@ -70,8 +74,7 @@ def _rows(report: ComparisonReport, everything: bool) -> Iterator[list[str]]:
         if not (first.level == "main" or name in report.experiment.primary or everything):
             continue
         largest = max(metric.median or 0 for metric in (first, *others))
-        units = _SHOWN.get(first.unit, ((1.0, ""),))
-        divisor, unit = next((u for u in units if largest >= u[0]), units[-1])
+        divisor, unit = scale(first.unit, largest)
         title = first.title + (f" ({unit})" if unit else "")
         yield _row(title, cells, report.seeds, divisor)
         for phase in first.phases:
@@ -97,21 +100,18 @@ def setting(report: ComparisonReport) -> list[str]:
     """What ran, in a few lines."""
     experiment, kernels = report.experiment, report.provenance.kernels
     memory = sorted({size for arm in report.arms.values() for size in arm.memory_bytes.values()})
-    shown = " … ".join(f"{int(size) >> 10:,}" for size in sorted({memory[0], memory[-1]})) if memory else "?"
+    shown = " … ".join(f"{int(size) >> 10:,}" for size in sorted({memory[0], memory[-1]})) if memory else ""
     sources = list(dict.fromkeys(kernel.source for kernel in kernels.values()))
-    lines = [
+    return [
         f"kernel: {', '.join(sources)}",
         *(f"  {arm}: {_differs(report, arm)}" for arm in kernels),
         *differences(report),
-        *guest_and_workload(experiment, f" (MemTotal {shown} KiB)"),
+        *guest_and_workload(experiment, f" (MemTotal {shown} KiB)" if shown else ""),
         *acceleration(experiment, report.provenance),
         *_ratio(report),
         *_sampling(report),
-        f"seeds: {len(report.seeds)} in every arm{_boots(report)}; a cell is their median [lowest-highest]",
+        *_seeds(report),
     ]
-    if len({(kernels[arm].vmlinux_sha256, *settings(experiment, arm)) for arm in kernels}) < len(kernels):
-        lines.append("note: some arms are the same kernel, bit for bit")
-    return lines
 
 
 def _differs(report: ComparisonReport, arm: str) -> str:
@@ -171,6 +171,13 @@ def settings(experiment: Experiment, arm: str) -> list[str]:
     ]
 
 
+def _seeds(report: ComparisonReport) -> Iterator[str]:
+    """How many there are in the table; of none there is a sentence in its place."""
+    if report.seeds:
+        n = len(report.seeds)
+        yield f"seeds: {n} in every arm{_boots(report)}; a cell is their median [lowest-highest]"
+
+
 def _boots(report: ComparisonReport) -> str:
     """Where deterministic trials start, if not each from a boot of its own."""
     boots = report.experiment.boots
@@ -189,6 +196,16 @@ def _sampling(report: ComparisonReport) -> list[str]:
     return [f"sampled every {period * 1000:g} ms, for {max(costs):.2%} of one vCPU's time"]
 
 
+def warnings(report: ComparisonReport) -> list[str]:
+    """What has to be known before the verdicts."""
+    return [*fallback(report.provenance), *(remark.text for remark in report.remarks)]
+
+
+def doubts(report: ComparisonReport) -> list[str]:
+    """Why a verdict may not be what it says."""
+    return [*words.disagreements(report), *words.drifts(report)]
+
+
 def fallback(facts: GuestFacts) -> list[str]:
     """Why it ran otherwise than it was meant to, if it did."""
     return [facts.fallback] if facts.fallback else []
@@ -199,7 +216,7 @@ def guest_and_workload(experiment: Experiment, seen: str = "") -> Iterator[str]:
     guest = experiment.guest
     yield (
         f"guest: {guest.vcpus} vCPUs, {format_size(guest.boot_memory)} ballooned down to "
-        f"{format_size(guest.memory)}{seen}, zram {format_size(guest.swap)}"
+        f"{format_size(guest.memory)}{seen}, {f'zram {format_size(guest.swap)}' if guest.swap else 'no swap'}"
     )
     yield f"workload: {experiment.workload.describe()}"
     if guest.balloon:
@@ -252,13 +269,41 @@ def diffstat(report: ComparisonReport) -> Iterator[str]:
             yield f"  {path:<{width}} | {added + removed:4} (+{added}, -{removed})"
 
 
+def kills(report: ComparisonReport) -> Table | None:
+    """What the OOM killer took, a row per arm; None if nothing. Its trials are in no other number."""
+    arms = {name: arm for name, arm in report.arms.items() if arm.kills}
+    headings = ["arm", "trials", "kills", "victim", "first after (s)", "it had (MiB)", "of swap in use"]
+    rows = [_killed(name, arm) for name, arm in arms.items()]
+    return Table(headings, rows, frozenset({0, 3}), "out of memory") if rows else None
+
+
+def _killed(name: str, arm: Arm) -> list[str]:
+    """One arm's kills: medians and ranges over its trials, of the first kill in each."""
+    first = [kills[0] for kills in arm.kills.values()]
+    counts = sorted(len(kills) for kills in arm.kills.values())
+    victims = dict.fromkeys(kill.victim for kills in arm.kills.values() for kill in kills)
+    had = [kill.had_bytes / 2**20 for kill in first if kill.had_bytes is not None]
+    swaps = [(kill.swap_bytes, kill.swap_free_bytes) for kill in first]
+    used = [100 * (1 - free / size) for size, free in swaps if size and free is not None]
+    return [
+        name,
+        f"{len(first)} of {sum(arm.outcomes.values())}",
+        number(statistics.median(counts)) + reach(counts),
+        ", ".join(list(victims)[:SHOWN_VICTIMS]) + (", ..." if len(victims) > SHOWN_VICTIMS else ""),
+        *(
+            number(statistics.median(values)) + reach(values) + unit if values else "-"
+            for values, unit in (
+                ([kill.seconds for kill in first if kill.seconds is not None], ""),
+                (had, ""),
+                (used, " %"),
+            )
+        ),
+    ]
+
+
 def notes(report: ComparisonReport) -> list[str]:
     """What a reader has to know beside the numbers."""
     lines = []
-    for name, arm in report.arms.items():
-        if set(arm.outcomes) - {MEASURED}:
-            counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(arm.outcomes.items()))
-            lines.append(f"outcomes of {name}: {counts}")
     trials, verdicts = report.trials, report.verdicts.values()
     enough = report.sequential and verdicts and all(verdict.decided for verdict in verdicts)
     if trials.ended < trials.planned and enough:
@@ -267,9 +312,31 @@ def notes(report: ComparisonReport) -> list[str]:
         lines.append(f"{trials.ended} of {trials.planned} trials have run so far")
     if report.lost_attempts:
         lines.append(f"attempts lost to the infrastructure and tried again: {report.lost_attempts}")
-    for e in report.excluded:
-        lines.append(f"not in the numbers: {e.arm} seed {e.seed}: {e.outcome}: {e.reason}")
     return lines
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials of an arm that failed alike: why, the last words of the first, and where there are more."""
+
+    reason: str
+    said: Sequence[str] = ()
+    more: str = ""
+
+
+def failures(report: ComparisonReport) -> Iterator[Failure]:
+    """What is not in the numbers, and why; what the OOM killer took is in its own table."""
+    told = {(name, seed, "oom") for name, arm in report.arms.items() for seed in arm.kills}
+    alike: dict[tuple[str, str, str], list[Exclusion]] = {}
+    for e in report.excluded:
+        if (e.arm, str(e.seed), e.outcome) not in told:
+            alike.setdefault((e.arm, e.outcome, e.reason), []).append(e)
+    for (arm, outcome, reason), found in alike.items():
+        first, n = found[0], len(found)
+        seeds = ", ".join(str(e.seed) for e in found[:SHOWN_SEEDS])
+        which = f"seed {seeds}" if n == 1 else f"{n} seeds ({seeds}{', ...' if n > SHOWN_SEEDS else ''})"
+        more = f"testbed log RESULT {arm}:{first.seed}" if first.said else ""
+        yield Failure(f"not in the numbers: {arm} {which}: {outcome}: {reason}", first.said, more)
 
 
 def traces(report: ComparisonReport) -> Iterator[tuple[str, Sequence[str]]]:
@@ -303,35 +370,48 @@ def machine(facts: GuestFacts) -> Iterator[str]:
 def render(report: ComparisonReport, everything: bool = False) -> RenderableType:
     """The report for a terminal; `everything` as in `table`."""
     parts: list[RenderableType] = [plain(report.name, "bold"), plain(report.description)]
-    parts += [plain(line, "bold") for line in fallback(report.provenance)]
+    parts += [plain(line, "bold") for line in warnings(report)]
     parts += [plain(f"{arm}: {said}", "bold") for arm, said in words.verdicts(report)]
     parts += [plain(line) for line in words.detectable(report)]
     if report.verdicts:
         parts.append(plain(words.how(report)))
-    parts += [plain(line, "bold") for line in words.disagreements(report)]
+    parts += [plain(line, "bold") for line in doubts(report)]
     parts += [plain(line) for line in setting(report)]
     parts.append(table(report, everything).terminal() if report.seeds else plain(NO_SEEDS, "bold"))
+    if killed := kills(report):
+        parts.append(killed.terminal())
     for heading, lines in traces(report):
         parts += [plain(heading), *(plain("  " + line) for line in lines)]
     parts += [plain(line, "bold") for line in notes(report)]
+    for failure in failures(report):
+        parts += [plain(failure.reason, "bold"), *(plain("  " + line) for line in failure.said)]
+        parts += [plain(f"  all of it: {failure.more}")] if failure.more else []
     return Group(*parts)
 
 
 def markdown(report: ComparisonReport, everything: bool = False) -> str:
     """The report as GitHub-flavoured Markdown; `everything` as in `table`."""
     lines = [f"# {report.name}", "", visible(report.description), ""]
-    for line in fallback(report.provenance):
+    for line in warnings(report):
         lines += [f"**{escaped(line)}**", ""]
     lines += [f"- **{escaped(arm)}**: {escaped(said)}" for arm, said in words.verdicts(report)]
     lines += [f"- {escaped(line)}" for line in words.detectable(report)]
     if report.verdicts:
         lines += ["", escaped(words.how(report)), ""]
-    lines += [f"- **{escaped(line)}**" for line in words.disagreements(report)]
+    lines += [f"- **{escaped(line)}**" for line in doubts(report)]
     lines += [f"- {escaped(line.strip())}" for line in setting(report)]
     lines += ["", *(table(report, everything).markdown() if report.seeds else [f"**{NO_SEEDS}**"])]
+    if killed := kills(report):
+        lines += ["", f"**{escaped(killed.title)}**", "", *killed.markdown()]
     for heading, trace in traces(report):
         lines += ["", f"{escaped(heading)}", *(["", "```", *map(visible, trace), "```"] if trace else [])]
     if bold := [f"- **{escaped(line)}**" for line in notes(report)]:
         lines += ["", *bold]
+    for failure in failures(report):
+        lines += ["", f"**{escaped(failure.reason)}**"]
+        if failure.said:
+            # Not in a fence, which its words may end.
+            lines += ["", *(f"    {visible(line)}" for line in failure.said)]
+            lines += ["", f"All of it: {escaped(failure.more)}"]
     lines += ["", "## Provenance", "", *(f"- {escaped(line)}" for line in provenance(report))]
     return "\n".join(lines).rstrip() + "\n"

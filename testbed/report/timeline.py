@@ -10,7 +10,7 @@ from testbed.analysis.decision import Decision
 from testbed.analysis.history import Point
 from testbed.report import words
 from testbed.report.table import Table
-from testbed.report.text import number
+from testbed.report.words import number
 
 
 def table(title: str, unit: str, points: Sequence[Point], decisions: Sequence[Decision]) -> Table:

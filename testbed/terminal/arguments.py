@@ -250,8 +250,8 @@ def _add_report_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="CONDITION",
-        help='exit status 1 if so: "fault_p99 regressed", "any primary undecided" (or inconclusive); '
-        "may be repeated",
+        help='exit status 1 if so: "fault_p99 regressed", "any primary undecided" (or inconclusive), '
+        '"nothing reclaimed"; may be repeated',
     )
 
 

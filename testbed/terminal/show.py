@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,7 +33,6 @@ def show(outcome: Compared | ComparedMatrix, form: str = "text", everything: boo
     elif form == "text":
         # Before the pictures, which take some seconds.
         print_rendered(text.render(outcome.report, everything))
-        sys.stdout.flush()
         if outcome.directory:
             outcome.write(tell)
             files = "report.html, with pictures; .md, .json, .xml (JUnit), .ktap; logs/"
@@ -39,7 +40,7 @@ def show(outcome: Compared | ComparedMatrix, form: str = "text", everything: boo
     else:
         if outcome.directory:
             outcome.write(tell)
-        print(reports.FORMS[form][1](outcome.report), end="")
+        put(reports.FORMS[form][1](outcome.report))
     for line in outcome.met:
         tell(f"failed: {line}")
 
@@ -55,18 +56,17 @@ def _show_matrix(outcome: ComparedMatrix, form: str) -> None:
         tell(f"also in {outcome.directory}: {files}")
     else:
         made = outcome.report.text(indent=2) if form == "json" else matrix.markdown(outcome.report)
-        print(made, end="")
+        put(made)
 
 
 def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = False) -> int:
     """Print how a bisection stands; what it is under other rules is nowhere written."""
     if as_json:
-        print(outcome.report.text(indent=2))
+        put(outcome.report.text(indent=2) + "\n")
     else:
         from testbed.report import bisection as report  # noqa: PLC0415  (slow, with scipy)
 
         print_rendered(report.render(outcome.report, outcome.headline))
-        sys.stdout.flush()
     if write:
         outcome.write(tell)
         if not as_json:
@@ -94,12 +94,39 @@ def print_rendered(renderable: RenderableType) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
     with console.capture() as captured:
         console.print(renderable)
-    print(captured.get(), end="")
+    put(captured.get())
+
+
+def put(text: str) -> None:
+    """Print a result now. Whoever reads it may have enough: what else there is to do is done all the same."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        abandon_output()
+
+
+def abandon_output() -> None:
+    """Let go of what nobody reads: Python would try to write it once more when it ends, and complain."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())
+
+
+def have_streams() -> None:
+    """Open what whoever started us has closed of standard input, output and error, to nothing.
+
+    Else Python has None there, and the first file that is opened has its number.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            os.set_inheritable(fd, True)
+            setattr(sys, name, os.fdopen(fd, mode, closefd=False))
 
 
 def tell(message: str) -> None:
     """Say something that is no result."""
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def complain(message: str) -> None:

@@ -13,6 +13,7 @@ from testbed.experiment.script import script
 from testbed.guest import terminal
 from testbed.guest.live import LiveGuest
 from testbed.host.errors import GuestFailed, SpecError
+from testbed.host.process import pasteable
 from testbed.trials import prepare
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs.request import ExperimentRequest
@@ -36,8 +37,18 @@ def build(request: ExperimentRequest, lab: Lab, watch: Watch) -> list[tuple[str,
     return list(kernels)
 
 
-def boot(request: BootRequest, lab: Lab, watch: Watch, tell: Callable[[str], None]) -> None:
-    """Connect this terminal to a shell in a guest until it ends. Raises as a trial does."""
+def boot(
+    request: BootRequest,
+    lab: Lab,
+    watch: Watch,
+    tell: Callable[[str], None],
+    aside: Callable[[], contextlib.AbstractContextManager[None]],
+) -> None:
+    """Connect this terminal to a shell in a guest until it ends. Raises as a trial does, and SpecError.
+
+    What else is shown at the terminal has to be gone within `aside`.
+    """
+    terminal.require_foreground()
     # Who types is not deterministic.
     experiment = replace(request.experiment, mode="realtime").first()
     arm = request.arm or next(iter(experiment.arms))
@@ -53,12 +64,27 @@ def boot(request: BootRequest, lab: Lab, watch: Watch, tell: Callable[[str], Non
     with LiveGuest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
         guest.boot(experiment.deadlines.boot)
         guest.balloon(experiment.guest.memory, experiment.deadlines.balloon)
-        for line in script(experiment, arm, 1).set_up:
-            guest.command(line)
+        told = script(experiment, arm, 1)
+        for line in told.set_up:
+            # There is nobody whom the workload could meet.
+            if not line.startswith("meets "):
+                guest.command(line)
         # init has it off until a workload starts; who traces by hand expects it on. A kernel may be without.
         with contextlib.suppress(GuestFailed):
             guest.command("set /sys/kernel/tracing/tracing_on 1")
-        size = format_size(experiment.guest.memory)
-        tell(f"{arm}: {experiment.guest.vcpus} vCPUs, {size}; Ctrl-] leaves at once")
+        memory = format_size(experiment.guest.memory)
+        tell(f"{arm}: {experiment.guest.vcpus} vCPUs, {memory}; Ctrl-] leaves at once")
+        tell(f"the workload, to be typed there: {by_hand(told.run)}")
         guest.type("shell")
-        terminal.interact(guest.console)
+        if size := terminal.size():
+            rows, columns = size
+            guest.type(f"stty rows {rows} cols {columns}")
+        with aside():
+            terminal.interact(guest.console)
+
+
+def by_hand(run: str) -> str:
+    """What a person types in the guest's shell for init's command `run`; nothing is sent to the host then."""
+    verb, *words = run.split()
+    seed = f"SEED={words.pop(0)} " if verb == "run-user" else ""
+    return f"mkdir -p /run/result; {seed}{pasteable(['observe', *(['-u'] if seed else []), *words])}"

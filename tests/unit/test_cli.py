@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import pexpect
 import pytest
 import xmlschema
 
@@ -899,6 +900,55 @@ def test_a_reader_that_has_enough_is_no_error(result: Path, words: tuple[str, ..
         os.close(writable)
     assert ran.returncode == 0
     assert "rror" not in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_a_reader_that_leaves_changes_neither_files_nor_status(tmp_path: Path) -> None:
+    """What is left to do is done, and a condition that is met stays so."""
+    result = measured(tmp_path / "r", {"a": [1000] * 8, "b": [1400 + n for n in range(8)]})
+    readable, writable = os.pipe()
+    os.close(readable)
+    try:
+        ran = process("report", result, "--fail-on", "any primary regressed", stdout=writable)
+    finally:
+        os.close(writable)
+    assert ran.returncode == 1
+    assert (result / "report.html").exists() and "failed: any primary regressed" in ran.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("words", "status"), [("metrics", 0), ("parse {log}", 0), ("report {missing}", 2), ("--help", 0)]
+)
+def test_closed_streams_are_no_error(tmp_path: Path, words: str, status: int, closed: str) -> None:
+    line = words.format(log=DATA / "patched.log.gz", missing=tmp_path)
+    command = f"{sys.executable} -m testbed {line} {closed}"
+    # A shell, as it is the one that can close them.
+    ran = subprocess.run(
+        ["/bin/sh", "-c", command], check=False, capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+    assert ran.returncode == status
+    assert "Traceback" not in ran.stderr and "rror" not in ran.stderr
+    assert bool(ran.stdout) == (status == 0 and " >&-" not in f" {closed}")
+
+
+def test_help_for_a_reader_that_has_enough() -> None:
+    readable, writable = os.pipe()
+    os.close(readable)
+    try:
+        ran = process("--help", stdout=writable)
+    finally:
+        os.close(writable)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_shell_in_the_background_is_refused_and_not_stopped() -> None:
+    command = f"set -m; {sys.executable} -m testbed boot {EXPERIMENT} & wait $!; echo status=$?"
+    shell = pexpect.spawn("/bin/sh", ["-c", command], cwd=REPOSITORY, timeout=30, encoding="utf-8")
+    shell.expect("status=2")
+    assert "testbed: boot: the guest's shell needs the terminal: run this in the foreground" in str(
+        shell.before
+    )
+    shell.close()
 
 
 @outputs

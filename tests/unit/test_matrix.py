@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,17 @@ import pytest
 import yaml
 
 from testbed.analysis.compare import Observation
+from testbed.analysis.decision import Decision, Judgement
 from testbed.analysis.parse import parse
 from testbed.experiment import Cell, Experiment, Json, MiB, expand
+from testbed.experiment.model import PrimarySpec
 from testbed.host.errors import BuildError, HostError, Interrupted, SpecError, StoreError
 from testbed.ledger import matrix as cells
 from testbed.ledger.document import parsed
 from testbed.report import matrix, plots
+from testbed.report.document import compared, document
 from testbed.report.matrix import MatrixReport
-from tests.unit.recorded import PATCHED, UNPATCHED, documented, plan, record
+from tests.unit.recorded import PATCHED, UNPATCHED, counted, documented, plan, record
 
 BASE = {
     "name": "x",
@@ -187,6 +191,22 @@ def test_the_table_has_a_row_per_cell(tmp_path: Path) -> None:
     assert text.count("\n|") == 2 + len(rows)
     assert "no \\| QEMU" in text
     assert parsed(MatrixReport, found.text()) == found
+
+
+def test_a_cell_has_units_and_what_was_decided() -> None:
+    few = Decision("none", 0.05, 1, 0, reason="1 of at least 3 pairs")
+    measured = [Observation(record("unpatched", 1), parse(counted(allocstall_movable=0)))]
+    measured.append(Observation(record("patched", 1), parse(counted(allocstall_movable=86))))
+    judged = Judgement({"direct_reclaims": few}, {}, 0.05, False, None)
+    said = plan(primary={"direct_reclaims": PrimarySpec(margin=0.01), "fault_p99": PrimarySpec(margin=0.1)})
+    one = document(said, compared(said, measured), measured, [], {"patched": judged})
+    made = matrix.document("x", [matrix.Outcome({"guest.vcpus": 1}, "1", one)])
+    ((_, reclaims, changed, p99, same),) = matrix.table(made).rows
+    # There is no percentage of nothing, but there is a change, and the heat map has it.
+    assert (reclaims, changed) == ("0", "+86; no verdict: 1 of at least 3 pairs")
+    assert re.fullmatch(r"[0-9.]+ (ms|µs)", p99) and same == "="
+    svg = plots.rendered(plots.heat_map(matrix.grids(made)[0]), "svg")
+    assert "+86" in {element.text for element in ET.fromstring(svg).iter()}
 
 
 def test_the_ratio_is_that_of_the_medians(tmp_path: Path) -> None:

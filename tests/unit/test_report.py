@@ -26,7 +26,7 @@ from testbed.analysis.compare import Exclusion, Observation
 from testbed.analysis.metrics import METRICS, Better
 from testbed.analysis.parse import Reading, parse
 from testbed.ledger.document import parsed
-from testbed.report import text
+from testbed.report import text, words
 from testbed.report.document import TRACE_LINES, ComparisonReport, Metric
 from testbed.report.escape import visible
 from testbed.report.table import Table
@@ -65,6 +65,12 @@ def three_arms() -> ComparisonReport:
         data["excluded"] = [
             {"arm": "again", "seed": 4, "outcome": "oom", "reason": "the OOM killer took mmap_test"},
             {"arm": "patched", "seed": 4, "outcome": "refused", "reason": unpaired},
+        ]
+        same = "patched and again are the same kernel, bit for bit, with the same settings"
+        differ = "oom: none of 3 trials of unpatched, none of 3 trials of patched, 1 of 4 trials of again"
+        data["remarks"] = [
+            {"kind": "same kernel", "text": same},
+            {"kind": "outcomes differ", "text": differ},
         ]
 
     return stored(change)
@@ -116,7 +122,7 @@ def test_the_report_is_the_stored_one(case: str, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_arms_stand_in_the_order_of_the_experiment(form: str) -> None:
     arms = dict.fromkeys(("zulu", "mike", "alpha"), STORED.arms["patched"])
-    found = FORMS[form](STORED.model_copy(update={"arms": arms}))
+    found = FORMS[form](STORED.model_copy(update={"arms": arms, "verdicts": {}}))
     assert re.search(r"metric\W+zulu\W+mike\W+alpha", found)
 
 
@@ -124,12 +130,12 @@ def test_arms_stand_in_the_order_of_the_experiment(form: str) -> None:
 def test_what_went_wrong_is_shown(form: str) -> None:
     found = re.sub(r"\s+", " ", FORMS[form](three_arms()).replace("\\", ""))
     for line in (
-        "outcomes of again: 3 measured, 1 oom",
+        "oom: none of 3 trials of unpatched, none of 3 trials of patched, 1 of 4 trials of again",
         "10 of 12 trials have run so far",
         "attempts lost to the infrastructure and tried again: 2",
         "not in the numbers: again seed 4: oom: the OOM killer took mmap_test",
         "not in the numbers: patched seed 4: refused: no measurement of arm again for this seed",
-        "note: some arms are the same kernel, bit for bit",
+        "patched and again are the same kernel, bit for bit, with the same settings",
         "(MemTotal 108,764 … 108,768 KiB)",
     ):
         assert line in found
@@ -160,7 +166,7 @@ def test_a_change_is_shown_for_two_arms_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "said"),
     [
         (0, "0"),
         (0.0, "0"),
@@ -174,10 +180,22 @@ def test_a_change_is_shown_for_two_arms_only() -> None:
         (8437.2, "8,437"),
         (2e9, "2,000,000,000"),
         (-3, "-3"),
+        (0.0000123, "0.0000123"),
+        (-1062.5, "-1,062"),
+        (99.96, "100"),
+        (0.00999, "0.00999"),
     ],
 )
-def test_numbers(value: float, words: str) -> None:
-    assert text.number(value) == words
+def test_numbers(value: float, said: str) -> None:
+    assert words.number(value) == said
+
+
+@given(st.floats(-1e15, 1e15, allow_nan=False))
+def test_no_number_has_an_exponent(value: float) -> None:
+    said = words.number(value)
+    assert re.fullmatch(r"-?[0-9,]+(\.[0-9]+)?", said)
+    # Three digits are exact to half a percent, and nobody asks for more than 12 places.
+    assert float(said.replace(",", "")) == pytest.approx(value, rel=0.005, abs=1e-12)
 
 
 def cell(*values: float, better: Better = "lower") -> Metric:
@@ -216,8 +234,10 @@ def test_spreads(metric: Metric | None, words: str) -> None:
         (cell(2), cell(3), "+50.0%"),
         (cell(2), cell(2), "="),
         (cell(0), cell(0), "="),
-        # No percentage of nothing.
-        (cell(0), cell(3), ""),
+        # There is no percentage of nothing, but there is a change.
+        (cell(0), cell(86), "+86"),
+        (cell(3), cell(0), "-100.0%"),
+        (cell(1), cell(12345), "+1,234,400.0%"),
         (cell(2, better="neither"), cell(3, better="neither"), ""),
         (None, cell(3), ""),
         (cell(3), None, ""),
@@ -299,7 +319,7 @@ def test_medians_are_of_the_seeds_that_every_arm_measured() -> None:
     tries = documented(plan(seeds=3), seen, []).arms["patched"].metrics["tries"]
     assert set(tries.values) == {"1", "2", "3"}
     assert tries.median == tries.values["1"] != tries.values["2"]
-    assert text.spread(tries, [1]) == text.number(tries.values["1"])
+    assert text.spread(tries, [1]) == words.number(tries.values["1"])
 
 
 def test_oom_kills_are_those_of_trials_that_failed_as_well() -> None:
@@ -388,7 +408,7 @@ def said_by_a_guest(words: str) -> ComparisonReport:
     accelerator = STORED.provenance.accelerator.model_copy(update={"reason": words})
     return STORED.model_copy(
         update={
-            "excluded": (Exclusion("patched", 4, "failed", words),),
+            "excluded": (Exclusion("patched", 4, "failed", words, (" ".join(words.split("\n")),)),),
             "arms": {**STORED.arms, "unpatched": traced},
             "provenance": STORED.provenance.model_copy(update={"accelerator": accelerator}),
         }
@@ -402,7 +422,7 @@ def test_a_terminal_obeys_nothing_that_a_guest_says(words: str, terminal: bool) 
     # Bold is what the report itself asks for.
     plain = re.sub(r"\x1b\[(?:0|1)m", "", found) if terminal else found
     assert all(char.isprintable() or char == "\n" for char in plain)
-    assert plain.count(visible(words)) == 3
+    assert plain.count(visible(words)) == 4
 
 
 @given(st.text())

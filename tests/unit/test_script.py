@@ -12,6 +12,7 @@ import yaml
 from testbed.experiment import load
 from testbed.experiment.script import Script, script
 from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
+from testbed.verbs.kernels import by_hand
 
 
 def told(tmp_path: Path, arm: dict[str, Any] | None = None, **changes: Any) -> Script:
@@ -52,6 +53,22 @@ def test_the_least_is_swap_and_the_counters(tmp_path: Path) -> None:
 def test_what_is_asked_for_is_told(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     assert line not in told(tmp_path).set_up
     assert line in told(tmp_path, **changes).set_up
+
+
+@pytest.mark.parametrize(
+    ("run", "typed"),
+    [
+        (
+            "run mmap_test mode=anon tasks=16 ms=3000 seed=7",
+            "mkdir -p /run/result; observe mmap_test mode=anon tasks=16 ms=3000 seed=7",
+        ),
+        ("run-user 7 usemem -t 4 1g", "mkdir -p /run/result; SEED=7 observe -u usemem -t 4 1g"),
+        # init takes words as they are; a shell does not.
+        ("run-user 7 x a;b $c *", "mkdir -p /run/result; SEED=7 observe -u x 'a;b' '$c' '*'"),
+    ],
+)
+def test_a_person_can_type_what_init_is_told(run: str, typed: str) -> None:
+    assert by_hand(run) == typed
 
 
 def test_an_arm_has_the_last_word(tmp_path: Path) -> None:

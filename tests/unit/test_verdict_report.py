@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from testbed.analysis.compare import Exclusion
-from testbed.analysis.decision import Decision
+from testbed.analysis.decision import Decision, Drift
 from testbed.analysis.verdict import decide
 from testbed.ledger.document import parsed
 from testbed.report import gate, html, plots, words
@@ -70,6 +71,54 @@ def document(
 def test_a_verdict_is_said_with_its_figures(given: Decision, verdict: str, pattern: str) -> None:
     assert given.verdict == verdict
     assert re.search(pattern, words.sentence("M", given)), words.sentence("M", given)
+
+
+def test_a_verdict_says_from_where_to_where() -> None:
+    made = document({"misses": IMPROVED, "fault_p99": REGRESSED, "pages_per_second": OPEN})
+    said = [words.said(one) for one in made.decisions("primary")]
+    assert said[0].startswith("misses before the drain: improved by -19.") and said[0].endswith(
+        ", from 269 to 0"
+    )
+    # In the unit of the table, the same for both.
+    assert said[1].endswith(", from 48 to 46.7 ms")
+    assert said[2].startswith("pages touched: not decided")
+
+
+FROM_NOTHING = decision(dict.fromkeys(SEEDS, 0.0), values(86, 0.1))
+HUGE = decision(values(1, 0.1), values(12, 0.1))
+OUTCOME = decide(
+    dict.fromkeys(SEEDS, 0.0),
+    dict.fromkeys(SEEDS, 1.0),
+    kind="outcome",
+    better="lower",
+    alpha=0.05,
+    margin=0,
+    sequential=False,
+)
+
+
+def test_a_change_has_a_unit_and_no_exponent() -> None:
+    assert re.search(r"^M: regressed by \+8\d(\.\d)? a seed \[\+\d", words.sentence("M", FROM_NOTHING))
+    assert re.search(r"^M: regressed by \+1,\d\d\d % \[", words.sentence("M", HUGE))
+    assert words.sentence("M", OUTCOME).startswith("M: regressed by +100 % of the seeds [+")
+
+
+def test_n_is_that_of_the_verdicts() -> None:
+    """Of OOM kills there are pairs where no seed was measured in every arm."""
+    alone = document({"oom_kills": OUTCOME}, seeds=())
+    assert "n = 12 pairs of seeds, looked at" in words.how(alone)
+    both = document({"misses": IMPROVED, "tries": REGRESSED, "oom_kills": FEW})
+    assert "n = 12 pairs of seeds (OOM kills: 1), looked at" in words.how(both)
+
+
+def test_drift_is_said_beside_the_verdict() -> None:
+    drifting = replace(IMPROVED, drift=Drift(0.8, 0.0002, 3.0))
+    made = document({"misses": drifting, "tries": REGRESSED})
+    (line,) = words.drifts(made)
+    assert "misses before the drain: the differences of pairs drift from seed to seed" in line
+    assert "too narrow, by a factor of about 3.0" in line and "p = 0.0002" in line
+    assert line in Page(html.page(made, [])).text
+    assert parsed(ComparisonReport, made.text()) == made
 
 
 # --- gate ----------------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a reader has to know before any verdict, as it may say that there is nothing to be read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args
+
+from testbed.analysis.compare import Arm
+from testbed.experiment import Experiment, Model
+from testbed.ledger.plan import KernelFacts, Plan
+from testbed.ledger.record import LOST, MEASURED
+
+Kind = Literal["nothing reclaimed", "same kernel", "outcomes differ"]
+KINDS: tuple[str, ...] = get_args(Kind)
+# If all of these are 0, no page was reclaimed.
+RECLAIM = ("direct_reclaims", "pgscan_direct", "pgscan_kswapd", "pgsteal_direct", "pgsteal_kswapd")
+
+
+class Remark(Model):
+    """One of them; `--fail-on` takes its kind."""
+
+    kind: Kind
+    text: str
+
+
+def remarks(plan: Plan, arms: Mapping[str, Arm]) -> Iterator[Remark]:
+    """All that there are to make of a plan's arms."""
+    if _idle(list(arms.values())):
+        text = "nothing was reclaimed in any trial: this compares nothing"
+        yield Remark(kind="nothing reclaimed", text=text)
+    for text in _same(plan.experiment, plan.provenance.kernels):
+        yield Remark(kind="same kernel", text=text)
+    for text in _unlike(arms):
+        yield Remark(kind="outcomes differ", text=text)
+
+
+def _idle(arms: Sequence[Arm]) -> bool:
+    counts = [list(arm.values.get(name, {}).values()) for arm in arms for name in RECLAIM]
+    killed = any(arm.kills for arm in arms)
+    return any(counts) and not any(map(any, counts)) and not killed
+
+
+def _same(experiment: Experiment, kernels: Mapping[str, KernelFacts]) -> Iterator[str]:
+    """Arms of one kernel, bit for bit, although their patches differ; and arms that differ in nothing."""
+    groups: dict[str, list[str]] = {}
+    for arm, kernel in kernels.items():
+        groups.setdefault(kernel.vmlinux_sha256, []).append(arm)
+    for arms in groups.values():
+        first, *others = arms
+        told = {arm: experiment.arms[arm].model_dump(exclude={"patches", "kernel", "config"}) for arm in arms}
+        for arm in others:
+            alike = [one for one in arms[: arms.index(arm)] if told[one] == told[arm]]
+            if alike:
+                yield f"{alike[0]} and {arm} are the same kernel, bit for bit, with the same settings"
+            elif kernels[arm].patches_sha256 != kernels[first].patches_sha256:
+                yield f"{first} and {arm} are the same kernel, bit for bit, although their patches differ"
+
+
+def _unlike(arms: Mapping[str, Arm]) -> Iterator[str]:
+    """How trials ended badly, where they did so in some arms and not in others."""
+    if not all(arm.outcomes for arm in arms.values()):
+        return
+    for outcome in dict.fromkeys(name for arm in arms.values() for name in arm.outcomes):
+        counts = {name: arm.outcomes.get(outcome, 0) for name, arm in arms.items()}
+        if outcome in (MEASURED, LOST) or all(counts.values()):
+            continue
+        trials = {name: sum(arm.outcomes.values()) for name, arm in arms.items()}
+        shares = (f"{count or 'none'} of {trials[name]} trials of {name}" for name, count in counts.items())
+        yield f"{outcome}: {', '.join(shares)}"
