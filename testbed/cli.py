@@ -46,7 +46,7 @@ from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failur
 # Of --line.
 EVERY_LINE = "all"
 # Of `compare`, what says how trials are to run.
-RUNNING_OPTIONS = ("mode", "accel", "seeds", "results", "fresh", "jobs", "line")
+RUNNING_OPTIONS = ("mode", "accel", "seeds", "results", "fresh", "jobs", "line", "again")
 
 
 def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
@@ -108,7 +108,13 @@ def _experiment_request(arguments: argparse.Namespace) -> ExperimentRequest:
 
 
 def _run_request(arguments: argparse.Namespace) -> RunRequest:
-    return RunRequest(_experiment_request(arguments), arguments.results, arguments.fresh, arguments.jobs)
+    return RunRequest(
+        _experiment_request(arguments),
+        arguments.results,
+        arguments.fresh,
+        arguments.jobs,
+        getattr(arguments, "again", None),
+    )
 
 
 def _conditions(arguments: argparse.Namespace) -> tuple[Condition, ...]:

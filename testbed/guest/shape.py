@@ -53,7 +53,8 @@ class Wiring:
     """What QEMU is connected to on our side.
 
     `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `plugin` is told of the socket
-    `plugin_fd` and the memory `clock_fd`; `incoming` is whether the machine waits for a snapshot to be loaded.
+    `plugin_fd` and of the memory `clock_fd`; `incoming` is whether the machine waits for a snapshot to be
+    loaded.
     """
 
     qmp_fd: int

@@ -27,7 +27,7 @@ GRACE_SECONDS = 3.0
 class Deadline:
     """A point in time by which something has to be done.
 
-    The time is this machine's, monotonic, unless another `clock` is given, which tells seconds of some `kind`.
+    Time is this machine's, monotonic, unless another `clock` is given, which tells seconds of another `kind`.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, kind: str = "s") -> None:

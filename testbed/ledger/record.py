@@ -36,9 +36,9 @@ class Record:
 
 
 def final(records: Sequence[Record]) -> dict[str, Record]:
-    """Per trial, the attempt that counts: the first that was not lost, else the last."""
+    """Per trial, the attempt that counts: the last that was not lost, else the last."""
     chosen: dict[str, Record] = {}
     for record in records:
-        if record.trial not in chosen or chosen[record.trial].outcome == LOST:
+        if record.outcome != LOST or chosen.get(record.trial, record).outcome == LOST:
             chosen[record.trial] = record
     return chosen

@@ -36,11 +36,17 @@ class Lab(Protocol):
         """Build what an experiment needs and lay out its trials; raises as trials.prepare.prepare() does."""
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        anew: bool = False,
     ) -> Mapping[str, Measurement]:
-        """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does.
+        """Run what the ledger does not hold yet of these trials, or all of them anew.
 
-        Returns what was measured now, by trial.
+        Raises as trials.pool.run() does. Returns what was measured now, by trial.
         """
 
 
@@ -55,7 +61,13 @@ class ThisMachine:
         return prepare.prepare(experiment, self.cache, note, threading.Event())
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        anew: bool = False,
     ) -> Mapping[str, Measurement]:
-        """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does."""
-        return pool.run(trials, ledger, jobs, progress)
+        """Run what the ledger does not hold yet of these trials, or all; raises as trials.pool.run() does."""
+        return pool.run(trials, ledger, jobs, progress, anew=anew)

@@ -172,21 +172,28 @@ def _settle(future: futures.Future[Any], work: Callable[[], Any]) -> None:
 
 
 def run(
-    trials_: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    trials_: Sequence[Trial],
+    ledger: Ledger,
+    jobs: int | None,
+    progress: Progress,
+    *,
+    anew: bool = False,
 ) -> dict[str, Measurement]:
-    """Run what the ledger does not hold yet of some trials, the arms taking turns.
+    """Run what the ledger does not hold yet of some trials, or all of them `anew`, the arms taking turns.
 
     `jobs` trials run side by side, if not as many as fit. What is lost in the end stays so, and the rest goes
     on. Returns what was measured, by trial.
     """
     jobs = jobs or jobs_for(trials_[0].shape)
-    done = final(ledger.records())
+    done = {} if anew else final(ledger.records())
     waiting = deque(t for t in interleaved(trials_) if t.id not in done or done[t.id].outcome == LOST)
     progress.started(len(trials_), len(trials_) - len(waiting), jobs)
     measurements: dict[str, Measurement] = {}
 
     def keep(attempt: Attempt) -> None:
-        measurements[attempt.record.trial] = attempt.measurement
+        # Of one that was lost, an earlier attempt may count.
+        if attempt.record.outcome != LOST:
+            measurements[attempt.record.trial] = attempt.measurement
 
     def plan(running: Sequence[Job]) -> Sequence[Job] | None:
         free = min(jobs - len(running), len(waiting))

@@ -51,8 +51,9 @@ def boot(request: BootRequest, lab: Lab, watch: Watch, tell: Callable[[str], Non
         here = prepare.machine(experiment, kernel, initramfs, lab.cache, watch.note)
     shape = prepare.with_arguments(here.shape, experiment, arm)
     with LiveGuest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:
-        guest.boot(experiment.deadlines.boot)
-        guest.balloon(experiment.guest.memory, experiment.deadlines.balloon)
+        deadlines = experiment.deadlines_of(deterministic=False)
+        guest.boot(deadlines.boot)
+        guest.balloon(experiment.guest.memory, deadlines.balloon)
         for line in script(experiment, arm, 1).set_up:
             guest.command(line)
         # init has it off until a workload starts; who traces by hand expects it on. A kernel may be without.

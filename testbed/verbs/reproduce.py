@@ -78,7 +78,7 @@ def manifest(plan: Plan, records: Sequence[Record], where: Path) -> Manifest:
             f"{where}: its guests ran in real time ({facts.accelerator.name}); "
             "only deterministic results can be done again"
         )
-    # A hang ended when the host's clock said so.
+    # How much of its log was read of a hung guest depends on the host.
     done = [r for r in final(records).values() if r.trial in plan.trials and r.outcome not in (LOST, _HANG)]
     if not done:
         raise SpecError(f"{where}: no trial of it has ended")

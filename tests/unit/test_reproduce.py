@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from testbed.experiment import BalloonSpec, Experiment, MiB
 from testbed.guest import qemu
 from testbed.guest.deterministic import _HOST_TIME, _without_host_time
 from testbed.guest.qemu import Qemu
-from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
+from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv
 from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.host import debian
@@ -286,10 +287,10 @@ def test_a_schedule_stays_within_its_bounds(kind: str, to: int, at: float, lengt
 
 def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        place = Rendezvous(ours, lambda: None)
-        with pytest.raises(Hang, match="did not come to the rendezvous within 0 s"):
-            place.wait(0.1)
+    with ours, theirs, tempfile.TemporaryFile() as memory:
+        place = Rendezvous(ours, GuestClock(memory.fileno()), lambda: None)
+        with pytest.raises(Hang, match="did not come to the rendezvous within 0 s of the guest's time"):
+            place.wait(0)
         theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
         place.wait(5)
         # It stands there until it is let go.
