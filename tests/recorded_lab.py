@@ -61,13 +61,7 @@ class RecordedLab:
         return Campaign((), made)
 
     def run(
-        self,
-        trials: Sequence[Trial],
-        ledger: Ledger,
-        jobs: int | None,
-        progress: Progress,
-        *,
-        anew: bool = False,
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
     ) -> dict[str, Measurement]:
         if not ledger.records():
             for arm, counts in self.counts.items():

@@ -36,17 +36,11 @@ class Lab(Protocol):
         """Build what an experiment needs and lay out its trials; raises as trials.prepare.prepare() does."""
 
     def run(
-        self,
-        trials: Sequence[Trial],
-        ledger: Ledger,
-        jobs: int | None,
-        progress: Progress,
-        *,
-        anew: bool = False,
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
     ) -> Mapping[str, Measurement]:
-        """Run what the ledger does not hold yet of these trials, or all of them anew.
+        """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does.
 
-        Raises as trials.pool.run() does. Returns what was measured now, by trial.
+        Returns what was measured now, by trial.
         """
 
 
@@ -61,13 +55,7 @@ class ThisMachine:
         return prepare.prepare(experiment, self.cache, note, threading.Event())
 
     def run(
-        self,
-        trials: Sequence[Trial],
-        ledger: Ledger,
-        jobs: int | None,
-        progress: Progress,
-        *,
-        anew: bool = False,
+        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
     ) -> Mapping[str, Measurement]:
-        """Run what the ledger does not hold yet of these trials, or all; raises as trials.pool.run() does."""
-        return pool.run(trials, ledger, jobs, progress, anew=anew)
+        """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does."""
+        return pool.run(trials, ledger, jobs, progress)

@@ -21,7 +21,7 @@ from testbed.analysis.parse import Measurement
 from testbed.experiment import MiB
 from testbed.guest.shape import Shape
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, Record, final
+from testbed.ledger.record import LOST, Record
 from testbed.trials import trial as trials
 from testbed.trials.trial import Attempt, Trial
 
@@ -172,21 +172,16 @@ def _settle(future: futures.Future[Any], work: Callable[[], Any]) -> None:
 
 
 def run(
-    trials_: Sequence[Trial],
-    ledger: Ledger,
-    jobs: int | None,
-    progress: Progress,
-    *,
-    anew: bool = False,
+    trials_: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
 ) -> dict[str, Measurement]:
-    """Run what the ledger does not hold yet of some trials, or all of them `anew`, the arms taking turns.
+    """Run what the ledger does not hold yet of some trials, the arms taking turns.
 
     `jobs` trials run side by side, if not as many as fit. What is lost in the end stays so, and the rest goes
     on. Returns what was measured, by trial.
     """
     jobs = jobs or jobs_for(trials_[0].shape)
-    done = {} if anew else final(ledger.records())
-    waiting = deque(t for t in interleaved(trials_) if t.id not in done or done[t.id].outcome == LOST)
+    settled = ledger.settled()
+    waiting = deque(t for t in interleaved(trials_) if t.id not in settled)
     progress.started(len(trials_), len(trials_) - len(waiting), jobs)
     measurements: dict[str, Measurement] = {}
 

@@ -114,7 +114,7 @@ class _Check:
         self._values: list[float] = []
         self._failures: list[str] = []
         self.verdict: int | None = None
-        kept = {id_: record for id_, record in final(ledger.records()).items() if record.outcome != LOST}
+        kept = ledger.settled()
         self._waiting = deque(trial for trial in trials if trial.id not in kept)
         watch.started(len(trials), len(trials) - len(self._waiting), 1)
         for trial in trials:

@@ -13,7 +13,7 @@ from testbed.experiment import LEAST_SEEDS, Cell, Experiment
 from testbed.host.errors import NoKvm, SpecError
 from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
-from testbed.ledger.record import Record, final
+from testbed.ledger.record import Record
 from testbed.report import words
 from testbed.trials.lab import Lab, Watch
 from testbed.trials.prepare import Campaign
@@ -90,16 +90,19 @@ class _Runs:
         with Ledger.create(directory) as ledger:
             ledger.set_plan(ready.plan)
             jobs = self.request.jobs
-            if failed := self._to_be_tried_again(ready.trials, ledger):
-                self.measurements.update(self.lab.run(failed, ledger, jobs, self.watch, anew=True))
+            # Before anything is decided by what is there.
+            if failed := self._reopened(ready.trials, ledger):
+                self.measurements.update(self.lab.run(failed, ledger, jobs, self.watch))
             self.measurements.update(
                 until_decided(experiment, ready.trials, ledger, lab=self.lab, jobs=jobs, watch=self.watch)
             )
 
-    def _to_be_tried_again(self, trials: Sequence[Trial], ledger: Ledger) -> list[Trial]:
+    def _reopened(self, trials: Sequence[Trial], ledger: Ledger) -> list[Trial]:
+        """The trials that are to be tried again, since they ended in a way that was asked for."""
         again = FAILURES if self.request.again == EVERY_FAILURE else (self.request.again,)
-        kept = final(ledger.records())
-        return [trial for trial in trials if trial.id in kept and kept[trial.id].outcome in again]
+        ended = {id_ for id_, record in ledger.settled().items() if record.outcome in again}
+        ledger.reopen(ended)
+        return [trial for trial in trials if trial.id in ended]
 
     def _prepared(self, experiment: Experiment) -> Campaign:
         """The trials of an experiment; in mode `auto` deterministic ones where KVM does not work."""
