@@ -84,6 +84,7 @@ enum { REALTIME = 0, ALL = -1 };
 EXPORT int qemu_plugin_version = API;
 
 static const unsigned char nop[] = { 0x0f, 0x1f, 0x80, 't', 'b', 'm', 't' };
+static const unsigned char pause_insn[] = { 0xf3, 0x90 };
 
 struct __attribute__((packed)) note {
 	char what;		/* to the host: 'm'eeting or 'b'reakpoint */
@@ -233,37 +234,58 @@ static void pass(unsigned int vcpu, void *data)
 		stand_still('b', b->addr);
 }
 
+static bool starts(const struct qemu_plugin_insn *insn, const unsigned char *code, size_t size)
+{
+	unsigned char found[sizeof(nop)];
+
+	return qemu_plugin_insn_data(insn, found, size) == size && !memcmp(found, code, size);
+}
+
+#define PAUSE_COUNTS 45
+
+/*
+ * What a block counts for: its instructions. More if it ends in a `pause`, for
+ * which QEMU leaves a vCPU and goes round all of them. A vCPU that waits, for
+ * work or for a lock, executes little else: a guest in which all of them wait
+ * gets on a hundred times more slowly. This way a second of that counts for ten.
+ */
+static size_t worth(struct qemu_plugin_tb *tb)
+{
+	size_t length = qemu_plugin_tb_n_insns(tb);
+	struct qemu_plugin_insn *last = qemu_plugin_tb_get_insn(tb, length - 1);
+
+	return length + (starts(last, pause_insn, sizeof(pause_insn)) ? PAUSE_COUNTS : 0);
+}
+
 /*
  * Whole blocks: of one that is left half-way we count too much. Not in line
  * (a scoreboard): with several vCPUs in one thread QEMU 10.0 then writes to a
  * constant of its translator's. Only the vCPUs' thread writes.
  */
-static void count(unsigned int vcpu, void *instructions)
+static void count(unsigned int vcpu, void *worth)
 {
 	(void)vcpu;
 	atomic_store_explicit(counted, atomic_load_explicit(counted, memory_order_relaxed) +
-			      (uintptr_t)instructions, memory_order_relaxed);
+			      (uintptr_t)worth, memory_order_relaxed);
 }
 
 static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	static int begun;
-	unsigned char code[sizeof(nop)];
 
 	(void)id;
 	if (!begun) {
 		begun = 1;
 		stand_still('m', 0);
 	}
-	qemu_plugin_register_vcpu_tb_exec_cb(tb, count, 0, (void *)qemu_plugin_tb_n_insns(tb));
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, count, 0, (void *)worth(tb));
 	for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb); i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		struct breakpoint *b = breakpoint_at(qemu_plugin_insn_vaddr(insn));
 
 		if (b)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass, READ_REGISTERS, b);
-		if (qemu_plugin_insn_data(insn, code, sizeof(code)) == sizeof(code) &&
-		    !memcmp(code, nop, sizeof(code)))
+		if (starts(insn, nop, sizeof(nop)))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, meet, 0, NULL);
 	}
 }
