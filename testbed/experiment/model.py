@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -224,9 +224,8 @@ class Deadlines:
     workload: float
 
 
-# What is worked out is more than this.
-_QUICKEST = Deadlines(20.0, 10.0, 20.0)
-_EMULATED = Deadlines(120.0, 60.0, 600.0)
+# A second of a deterministic guest in which all its vCPUs wait counts so often (guest/rendezvous.c).
+WAITING = 4.0
 # What a workload may need beside its own time, to fill memory and to send its results.
 MARGIN_SECONDS = {"deterministic": 5.0, "realtime": 30.0}
 # Of which an always valid test can decide anything (analysis/statistics.py, LEAST_PAIRS).
@@ -293,14 +292,15 @@ class Experiment(Model):
 
         In the guest's seconds if they are deterministic, else in the host's.
         """
-        guest, given = self.guest, self.deadlines
-        least = _QUICKEST if deterministic else _EMULATED
-        taken, whole = (size / (1024 * MiB) for size in (guest.boot_memory - guest.memory, guest.boot_memory))
-        return Deadlines(
-            given.boot or least.boot + whole + guest.vcpus,
-            given.balloon or least.balloon + 10 * taken,
-            given.workload or least.workload + 2 * self.workload.length,
-        )
+        vcpus, length = self.guest.vcpus, self.workload.length
+        whole, left = (size / (1024 * MiB) for size in (self.guest.boot_memory, self.guest.memory))
+        if deterministic:
+            boot, balloon = 10 + vcpus / 4 + whole / 2, 5 + (whole - left)
+            workload = 10 + WAITING * length + 50 * left
+        else:
+            boot, balloon = 120 + 2 * vcpus + 5 * whole, 60 + 10 * (whole - left)
+            workload = 600 + 2 * length + 50 * left
+        return replace(Deadlines(boot, balloon, workload), **self.deadlines.model_dump(exclude_none=True))
 
     @field_validator("primary")
     @classmethod
@@ -337,7 +337,7 @@ class Experiment(Model):
     @model_validator(mode="after")
     def _workload_has_time(self) -> Experiment:
         given, seconds = self.deadlines.workload, self.workload.length
-        needed = seconds + MARGIN_SECONDS[self.mode]
+        needed = seconds * (WAITING if self.mode == "deterministic" else 1) + MARGIN_SECONDS[self.mode]
         if given is not None and given < needed:
             raise ValueError(
                 f"deadlines.workload: {given:g} s is too short for a workload of {seconds:g} s in mode "

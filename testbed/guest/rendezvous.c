@@ -241,13 +241,14 @@ static bool starts(const struct qemu_plugin_insn *insn, const unsigned char *cod
 	return qemu_plugin_insn_data(insn, found, size) == size && !memcmp(found, code, size);
 }
 
-#define PAUSE_COUNTS 45
+#define PAUSE_COUNTS 21
 
 /*
  * What a block counts for: its instructions. More if it ends in a `pause`, for
- * which QEMU leaves a vCPU and goes round all of them. A vCPU that waits, for
- * work or for a lock, executes little else: a guest in which all of them wait
- * gets on a hundred times more slowly. This way a second of that counts for ten.
+ * which QEMU leaves a vCPU and goes round all of them: in a second of the guest's
+ * time in which all wait, for work or for a lock, the host works several times
+ * as long as in others. That counts for four; a turn of the idle loop has seven
+ * instructions, one of them a `pause`.
  */
 static size_t worth(struct qemu_plugin_tb *tb)
 {

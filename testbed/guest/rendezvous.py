@@ -45,7 +45,7 @@ class StoodStill(GuestLost):
 
 
 class GuestClock:
-    """The guest's time, a second for every 10^9 instructions executed, as the plugin counts them.
+    """The guest's time as the plugin counts it: a second for 10^9 instructions, and less if all vCPUs wait.
 
     It is read at any moment, and the guest does not notice. `fd` is the memory that the plugin counts in.
     """

@@ -434,7 +434,7 @@ def test_mode_auto_is_in_real_time_where_kvm_works(testbed: Testbed, prepared: l
 
 def test_mode_auto_has_to_be_possible_in_both_modes(testbed: Testbed, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text(EXPERIMENT.read_text() + "deadlines: {workload: 6}\n")
+    path.write_text(EXPERIMENT.read_text() + "deadlines: {workload: 9}\n")
     ran = testbed("compare", path, "--mode", "auto")
     assert ran.status == 2 and "too short for a workload of 1.25 s in mode deterministic" in ran.err
     ran = testbed("compare", EXPERIMENT, "--mode", "auto", "--accel", "tcg")

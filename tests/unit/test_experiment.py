@@ -166,7 +166,7 @@ MISTAKES = [
     (
         RIGHT + "deadlines:\n  workload: 5\n",
         "5: `deadlines.workload`: 5 s is too short for a workload of 3 s in mode deterministic; "
-        "give at least 8",
+        "give at least 17",
     ),
     (
         RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\ndeadlines: {workload: 600}\n",
@@ -338,9 +338,9 @@ def test_a_whole_number_does_for_seconds(file: Path) -> None:
 
 
 def test_deadlines_are_worked_out_where_they_are_not_given(file: Path) -> None:
-    shorter = loaded(file, RIGHT + "deadlines: {boot: 3, workload: 9}\n")
+    shorter = loaded(file, RIGHT + "deadlines: {boot: 3, workload: 17}\n")
     worked_out = loaded(file, RIGHT).deadlines_of(deterministic=True)
-    assert shorter.deadlines_of(deterministic=True) == Deadlines(3.0, worked_out.balloon, 9.0)
+    assert shorter.deadlines_of(deterministic=True) == Deadlines(3.0, worked_out.balloon, 17.0)
     larger = RIGHT + "guest: {vcpus: 64, boot_memory: 64G}\nworkload: {mmap_test: {seconds: 600}}\n"
     for deterministic in (True, False):
         small, large = (loaded(file, text).deadlines_of(deterministic) for text in (RIGHT, larger))

@@ -468,7 +468,7 @@ def deterministic_trial(manifest: Manifest, arm: str, seed: int) -> Trial:
 def test_published_ids_stay_whatever_the_deadlines_are() -> None:
     published = parsed(Manifest, PUBLISHED.read_text())
     assert published.experiment.deadlines == DeadlineSpec(boot=120.0, balloon=60.0, workload=600.0)
-    for deadlines in (published.experiment.deadlines, DeadlineSpec(), DeadlineSpec(workload=7.0)):
+    for deadlines in (published.experiment.deadlines, DeadlineSpec(), DeadlineSpec(workload=11.0)):
         experiment = published.experiment.model_copy(update={"deadlines": deadlines})
         manifest = published.model_copy(update={"experiment": experiment})
         assert [deterministic_trial(manifest, t.arm, t.seed).id for t in manifest.trials] == [
