@@ -61,7 +61,10 @@ from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failur
 # Of --line.
 EVERY_LINE = "all"
 # Of `compare`, what says how trials are to run.
-RUNNING_OPTIONS = ("mode", "accel", "seeds", "quick", "time", "results", "fresh", "jobs", "line", "save")
+RUNNING_OPTIONS = (
+    *("mode", "accel", "seeds", "quick", "time", "line", "save"),
+    *("results", "fresh", "jobs", "again"),
+)
 
 
 def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
@@ -155,7 +158,8 @@ def _file_request(arguments: argparse.Namespace) -> ExperimentRequest:
 
 
 def _run_request(arguments: argparse.Namespace, experiment: ExperimentRequest) -> RunRequest:
-    return RunRequest(experiment, arguments.results, arguments.fresh, arguments.jobs)
+    again = getattr(arguments, "again", None)
+    return RunRequest(experiment, arguments.results, arguments.fresh, arguments.jobs, again)
 
 
 def _conditions(arguments: argparse.Namespace) -> tuple[Condition, ...]:

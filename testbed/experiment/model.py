@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -229,15 +230,27 @@ class GuestSpec(Model):
 
 
 class DeadlineSpec(Model):
-    """Seconds of wall time that each stage of a trial may take; generous, since emulation is slow."""
+    """Seconds that each stage of a trial may take: of the guest's time if it is deterministic, else of the
+    host's. What is left out is worked out from the rest."""
 
-    boot: Annotated[float, Field(gt=0)] = 120.0
-    balloon: Annotated[float, Field(gt=0)] = 60.0
-    workload: Annotated[float, Field(gt=0)] = 600.0
+    boot: Annotated[float, Field(gt=0)] | None = None
+    balloon: Annotated[float, Field(gt=0)] | None = None
+    workload: Annotated[float, Field(gt=0)] | None = None
 
 
+@dataclass(frozen=True)
+class Deadlines:
+    """Those of a trial: by when a guest that has not got on is called hung, in seconds."""
+
+    boot: float
+    balloon: float
+    workload: float
+
+
+# A second of a deterministic guest in which all its vCPUs wait counts so often (guest/rendezvous.c).
+WAITING = 4.0
 # What a workload may need beside its own time, to fill memory and to send its results.
-MARGIN_SECONDS = 30.0
+MARGIN_SECONDS = {"deterministic": 5.0, "realtime": 30.0}
 # Of which an always valid test can decide anything (analysis/statistics.py, LEAST_PAIRS).
 LEAST_SEEDS = 6
 # The rate of false alarms where nobody says another.
@@ -247,8 +260,6 @@ MOST_SEEDS = 100_000
 MOST_FIRST_SEED = 2**31
 # As many as the guest keeps apart.
 MOST_PHASES = 16
-# Seconds that a second of virtual time may take, on a slow or busy machine.
-SLOWEST = 60.0
 
 
 class PrimarySpec(Model):
@@ -298,6 +309,21 @@ class Experiment(Model):
     matrix: dict[str, Annotated[tuple[Json, ...], Field(strict=False, min_length=1)]] = {}
     """Keys of this file, as in `guest.vcpus`, and the values that each is to take: a comparison for every
     combination."""
+
+    def deadlines_of(self, deterministic: bool) -> Deadlines:
+        """The deadlines of its trials: what is given, and the rest worked out.
+
+        In the guest's seconds if they are deterministic, else in the host's.
+        """
+        vcpus, length = self.guest.vcpus, self.workload.length
+        whole, left = (size / (1024 * MiB) for size in (self.guest.boot_memory, self.guest.memory))
+        if deterministic:
+            boot, balloon = 10 + vcpus / 4 + whole / 2, 5 + (whole - left)
+            workload = 10 + WAITING * length + 50 * left
+        else:
+            boot, balloon = 120 + 2 * vcpus + 5 * whole, 60 + 10 * (whole - left)
+            workload = 600 + 2 * length + 50 * left
+        return replace(Deadlines(boot, balloon, workload), **self.deadlines.model_dump(exclude_none=True))
 
     @field_validator("primary")
     @classmethod
@@ -351,12 +377,12 @@ class Experiment(Model):
 
     @model_validator(mode="after")
     def _workload_has_time(self) -> Experiment:
-        seconds = self.workload.length
-        needed = seconds * (SLOWEST if self.mode == "deterministic" else 1) + MARGIN_SECONDS
-        if self.deadlines.workload < needed:
+        given, seconds = self.deadlines.workload, self.workload.length
+        needed = seconds * (WAITING if self.mode == "deterministic" else 1) + MARGIN_SECONDS[self.mode]
+        if given is not None and given < needed:
             raise ValueError(
-                f"deadlines.workload: {self.deadlines.workload:g} s is too short for a workload of "
-                f"{seconds:g} s in mode {self.mode}; give at least {needed:g}"
+                f"deadlines.workload: {given:g} s is too short for a workload of {seconds:g} s in mode "
+                f"{self.mode}; give at least {needed:g}"
             )
         return self
 

@@ -57,19 +57,21 @@ class Wiring:
     """What QEMU is connected to on our side.
 
     `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `plugin` is told of the socket
-    `plugin_fd`; `incoming` is whether the machine waits for a snapshot to be loaded.
+    `plugin_fd` and of the memory `clock_fd`; `incoming` is whether the machine waits for a snapshot to be
+    loaded.
     """
 
     qmp_fd: int
     given: Mapping[str, Path] = field(default_factory=dict)
     plugin: Path | None = None
     plugin_fd: int = -1
+    clock_fd: int = -1
     incoming: bool = False
 
     @property
     def fds(self) -> tuple[int, ...]:
         """What QEMU has to have open."""
-        return (self.qmp_fd, self.plugin_fd) if self.plugin else (self.qmp_fd,)
+        return (self.qmp_fd, self.plugin_fd, self.clock_fd) if self.plugin else (self.qmp_fd,)
 
 
 def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring) -> list[str]:
@@ -86,7 +88,7 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
     for name, path in wiring.given.items():
         words += ["-fw_cfg", f"name=opt/testbed/{name},file={path}"]
     if wiring.plugin:
-        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd}"]
+        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd},count={wiring.clock_fd}"]
     if wiring.incoming:
         words += ["-incoming", "defer"]
     return words

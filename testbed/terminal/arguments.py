@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed.host.paths import data_directory
+from testbed.ledger.record import FAILURES
+from testbed.verbs.request import EVERY_FAILURE
 
 SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
 
@@ -89,6 +91,11 @@ def _add_experiment_verbs(verb: Verb) -> None:
             )
         if name in ("compare", "run"):
             _add_running_options(sub)
+            sub.add_argument(
+                "--again",
+                choices=[*FAILURES, EVERY_FAILURE],
+                help="try the trials that ended so once more; the newest attempt counts",
+            )
         every = ", or all" if name == "compare" else ""
         sub.add_argument("--line", metavar="LINE", help=f"instead of its source: a line of patches/{every}")
         if name == "compare":

@@ -236,7 +236,7 @@ def trial(
         shape=with_arguments(here.shape, experiment, arm, seed),
         memory=experiment.guest.memory,
         script=script(experiment, arm, seed),
-        deadlines=experiment.deadlines,
+        deadlines=experiment.deadlines_of(here.accel.name == "icount"),
         environment=here.environment,
         qemu=here.qemu,
         cache=guests.cache,

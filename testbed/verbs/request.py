@@ -98,14 +98,19 @@ class ExperimentRequest:
         return replace(cell, experiment=experiment.model_copy(update=changes))
 
 
+EVERY_FAILURE = "all"
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """An experiment to be run: what is missing of it, into `results` (results/NAME if None).
 
-    `fresh` moves an old result aside first. `jobs` trials side by side, as many as fit if None.
+    `fresh` moves an old result aside first. `jobs` trials side by side, as many as fit if None. Trials with
+    the outcome `again` are tried again, once; with EVERY_FAILURE, all that were not measured.
     """
 
     experiment: ExperimentRequest
     results: Path | None = None
     fresh: bool = False
     jobs: int | None = None
+    again: str | None = None

@@ -15,14 +15,14 @@ from testbed.host.errors import NoKvm, SpecError, TestbedError
 from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
 from testbed.ledger.plan import Plan
-from testbed.ledger.record import Record, final
+from testbed.ledger.record import FAILURES, Record, final
 from testbed.report import words
 from testbed.trials import effective
 from testbed.trials.lab import Lab, Watch
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
 from testbed.verbs import results
-from testbed.verbs.request import ExperimentRequest, RunRequest
+from testbed.verbs.request import EVERY_FAILURE, ExperimentRequest, RunRequest
 
 # In a result, the file that it came from.
 ORIGIN = "origin"
@@ -126,6 +126,9 @@ class _Runs:
             plan = _with_settings(ready.plan, _known_settings(ledger, ready.plan))
             ledger.set_plan(plan)
             jobs = self.request.jobs
+            # Before anything is decided by what is there.
+            if failed := self._reopened(ready.trials, ledger):
+                self.measurements.update(self.lab.run(failed, ledger, jobs, self.watch))
             self.measurements.update(
                 until_decided(experiment, ready.trials, ledger, lab=self.lab, jobs=jobs, watch=self.watch)
             )
@@ -139,6 +142,13 @@ class _Runs:
             for trial in effective.spokesmen(trials, final(ledger.records()))
             if trial.arm not in known
         }
+
+    def _reopened(self, trials: Sequence[Trial], ledger: Ledger) -> list[Trial]:
+        """The trials that are to be tried again, since they ended in a way that was asked for."""
+        again = FAILURES if self.request.again == EVERY_FAILURE else (self.request.again,)
+        ended = {id_ for id_, record in ledger.settled().items() if record.outcome in again}
+        ledger.reopen(ended)
+        return [trial for trial in trials if trial.id in ended]
 
     def _prepared(self, experiment: Experiment) -> Campaign:
         """The trials of an experiment; in mode `auto` deterministic ones where KVM does not work."""

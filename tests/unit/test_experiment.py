@@ -14,7 +14,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from testbed.experiment import Experiment, GuestSpec, MiB, format_size, is_path, load, parse_size
+from testbed.experiment import Deadlines, Experiment, GuestSpec, MiB, format_size, is_path, load, parse_size
 from testbed.host.errors import SpecError
 from tests.unit.recorded import EXPERIMENT, REPOSITORY, experiment_data
 
@@ -166,11 +166,11 @@ MISTAKES = [
     (
         RIGHT + "deadlines:\n  workload: 5\n",
         "5: `deadlines.workload`: 5 s is too short for a workload of 3 s in mode deterministic; "
-        "give at least 210",
+        "give at least 17",
     ),
     (
-        RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\n",
-        "1: `deadlines.workload`: 600 s is too short for a workload of 600.5 s in mode realtime; "
+        RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\ndeadlines: {workload: 600}\n",
+        "6: `deadlines.workload`: 600 s is too short for a workload of 600.5 s in mode realtime; "
         "give at least 630.5",
     ),
     (
@@ -335,6 +335,18 @@ def test_a_merge_key_merges(file: Path) -> None:
 
 def test_a_whole_number_does_for_seconds(file: Path) -> None:
     assert loaded(file, RIGHT + "deadlines: {boot: 30}\n").deadlines.boot == 30.0
+
+
+def test_deadlines_are_worked_out_where_they_are_not_given(file: Path) -> None:
+    shorter = loaded(file, RIGHT + "deadlines: {boot: 3, workload: 17}\n")
+    worked_out = loaded(file, RIGHT).deadlines_of(deterministic=True)
+    assert shorter.deadlines_of(deterministic=True) == Deadlines(3.0, worked_out.balloon, 17.0)
+    larger = RIGHT + "guest: {vcpus: 64, boot_memory: 64G}\nworkload: {mmap_test: {seconds: 600}}\n"
+    for deterministic in (True, False):
+        small, large = (loaded(file, text).deadlines_of(deterministic) for text in (RIGHT, larger))
+        assert (small.boot < large.boot, small.balloon < large.balloon) == (True, True)
+        # Twice its time, for who also fills memory and sends results.
+        assert (small.workload > 6, large.workload > 1200) == (True, True)
 
 
 def test_a_quoted_number_is_a_name(file: Path) -> None:
