@@ -37,7 +37,7 @@ from testbed.ledger.plan import (
     GuestFacts,
     SearchRules,
 )
-from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.ledger.record import FAILURES, LOST, MEASURED, Record
 from testbed.report import bisection
 from testbed.report.bisection import BisectionReport
 from testbed.trials import pool
@@ -45,7 +45,7 @@ from testbed.trials.commits import Broken, Built, Tester
 from testbed.trials.pool import BuildJob, Job, TrialJob
 from testbed.trials.trial import Attempt
 from testbed.verbs import reports
-from testbed.verbs.quantity import FAILURES, Quantity, Value, quantity
+from testbed.verbs.quantity import Quantity, Value, quantity
 
 Note = Callable[[str], None]
 
