@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from testbed.analysis.compare import Arm, Comparison
 from testbed.analysis.decision import Judgement
-from testbed.analysis.metrics import METRICS, Metric
+from testbed.analysis.metrics import Metric
 from testbed.analysis.verdict import Question, judge
 
 
@@ -31,10 +31,11 @@ def judgements(
     if not margins:
         return {}
     first, *others = comparison.arms.values()
+    metrics = comparison.metrics
     return {
         arm.name: judge(
-            [q for m in METRICS if m.name in margins and (q := question(m, first, arm, comparison, margins))],
-            [q for m in METRICS if m.name not in margins and (q := question(m, first, arm, comparison, {}))],
+            [q for m in metrics if m.name in margins and (q := question(m, first, arm, comparison, margins))],
+            [q for m in metrics if m.name not in margins and (q := question(m, first, arm, comparison, {}))],
             alpha=alpha / len(others),
             sequential=sequential,
             full=full,

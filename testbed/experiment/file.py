@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from testbed.experiment.model import Experiment
-from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
+from testbed.experiment.model import DEBIAN, SHA256, Experiment
+from testbed.experiment.values import NAME, SIZE_SCHEMA, SYSCTL, SYSFS, WORD, Json, describe, format_size
+from testbed.experiment.workloads import joined_file, split_file
 from testbed.host.errors import SpecError
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
@@ -191,8 +192,8 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
             raise SpecError(f"{file}: `{text}` leads nowhere: {nowhere}") from nowhere
 
     def anchor_pair(text: str) -> str:
-        host, colon, guest = text.partition(":")
-        return f"{anchor(host)}{colon}{guest}"
+        here, there = split_file(text)
+        return joined_file(anchor(here), there)
 
     kernel = experiment.kernel
     if kernel.tree is not None:
@@ -316,19 +317,40 @@ def _describe(error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, A
         case "value_error":
             return place + said
         case kind:
-            return place + f"{_PLAIN.get(kind) or error['msg'].lower()} (found {_shown(error['input'])})"
+            facts = error.get("ctx", {})
+            plain = _SPELLED.get(facts.get("pattern")) or _PLAIN.get(kind, "is not what it should be")
+            return place + f"{plain.format(**facts)} (found {_shown(error['input'])})"
 
 
 # What pydantic says about Python's types, in the words of somebody who writes YAML.
 _PLAIN = {
     "bool_type": "should be true or false",
     "dict_type": "should be a mapping of keys to values",
+    "finite_number": "should be a number, and not infinite",
     "float_type": "should be a number",
+    "greater_than": "should be more than {gt}",
+    "greater_than_equal": "should be at least {ge}",
     "int_type": "should be a whole number",
+    "less_than": "should be less than {lt}",
+    "less_than_equal": "should be at most {le}",
+    "literal_error": "should be {expected}",
     "model_type": "should be a mapping of keys to values",
+    "path_type": "should be a path",
+    "string_too_long": "should have at most {max_length} characters",
+    "string_too_short": "should not be empty",
     "string_type": "should be text; a number needs quotes",
+    "too_long": "should have at most {max_length} entries",
     "too_short": "should have at least one entry",
     "tuple_type": "should be a list, as in [a, b]",
+}
+# Patterns in words.
+_SPELLED = {
+    NAME: "should be a name of lower-case letters, digits, `.`, `_` and `-`, of 64 at most",
+    WORD: "should be a word without blanks, of ASCII characters",
+    SYSCTL: "should be a sysctl with dots, as in vm.swappiness",
+    SYSFS: "should be a path beneath /sys, as in kernel/mm/lru_gen/enabled",
+    DEBIAN: "should be a package, as in linux-source-6.1 or linux-source-6.1=6.1.176-1",
+    SHA256: "should be a SHA-256 in hexadecimal, 64 digits",
 }
 
 
@@ -368,7 +390,7 @@ def _known_keys(loc: Sequence[Hashable]) -> Iterator[str]:
         elif typing.get_origin(here) is dict:
             here = next(iter(_below(typing.get_args(here)[1])), None)
     if _is_model(here):
-        yield from here.model_fields
+        yield from (field.alias or name for name, field in here.model_fields.items())
 
 
 def _is_model(thing: object) -> bool:

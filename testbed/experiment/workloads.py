@@ -6,7 +6,8 @@ The programs are images/src/NAME.c; what each stresses and what its numbers mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -157,6 +158,18 @@ class SwapThrash(Load):
         return {"tasks": self.tasks, "pages": share(memory, self.footprint, self.tasks)}
 
 
+def split_file(text: str) -> tuple[str, str | None]:
+    """An entry of `files`: the path here, and the one in the guest, if it says so."""
+    here, *there = re.split(r"(?<!\\):", text, maxsplit=1)
+    return here.replace("\\:", ":"), there[0] if there else None
+
+
+def joined_file(here: str, there: str | None) -> str:
+    """The entry that split_file() takes apart."""
+    colon = "" if there is None else f":{there}"
+    return here.replace(":", "\\:") + colon
+
+
 class WorkloadSpec(Model):
     """What runs in the guest: one of the workloads, or any program of yours."""
 
@@ -174,7 +187,8 @@ class WorkloadSpec(Model):
     at most. The program is one of `files`, one of busybox's, or one of this machine, which is then brought
     along with the libraries that it needs."""
     files: Annotated[tuple[Word, ...], Field(strict=False)] = ()
-    """Files to bring along, as PATH (it becomes /bin/NAME) or PATH:PATH-IN-THE-GUEST."""
+    r"""Files and directories to bring along, as PATH (a file becomes /bin/NAME, a directory /NAME) or
+    PATH:PATH-IN-THE-GUEST. A colon in PATH is written `\:`."""
     disk: bool = False
     """Whether `command` needs a file system for files, at /mnt."""
     seconds: Seconds | None = None
@@ -217,14 +231,18 @@ class WorkloadSpec(Model):
         load = self.load
         return self.disk if load is None else load.disk or load.files_are_mapped
 
-    def run(self, memory: int, seed: int | str) -> str:
-        """Init's command that starts it in a guest with so many bytes of memory."""
+    def run(self, memory: int, seed: int | str, kept: Sequence[str] = ()) -> str:
+        """Init's command that starts it in a guest with so many bytes of memory.
+
+        Files in the guest that are to be `kept` are sent as init sends those in /run/result.
+        """
         if self.command is not None:
             known = {"{seed}": str(seed), "{pages}": str(memory // PAGE)}
             words = list(self.command)
             for key, value in known.items():
                 words = [word.replace(key, value) for word in words]
-            return " ".join(["run-user", str(seed), *words])
+            keeping = ["sh", f"/{KEEPER}", *kept, "--"] if kept else []
+            return " ".join(["run-user", str(seed), *keeping, *words])
         load = self.load
         assert load
         words_ = {**load.words(memory), "ms": max(1, round(load.seconds * 1000)), "seed": seed}
@@ -248,5 +266,9 @@ LOADS = tuple(
     name for name in WorkloadSpec.model_fields if name not in ("command", "files", "disk", "seconds")
 )
 LONGEST_COMMAND = 3000
+# What a terminal takes as a line, and a deterministic guest as a file, is little more.
+LONGEST_RUN = 4000
+# What comes along where files are to be kept: guest/keep.sh.
+KEEPER = "bin/testbed-keep"
 # Of a command that does not say how long it takes.
 DEFAULT_SECONDS = 5.0

@@ -68,7 +68,9 @@ def _rows(report: ComparisonReport, everything: bool) -> Iterator[list[str]]:
         if not (first.level == "main" or name in report.experiment.primary or everything):
             continue
         largest = max(metric.median or 0 for metric in (first, *others))
-        units = _SHOWN.get(first.unit, ((1.0, ""),))
+        # That of the registry is in the title, where it does not go without saying.
+        plain_unit = first.unit if name in report.experiment.metrics else ""
+        units = _SHOWN.get(first.unit, ((1.0, plain_unit),))
         divisor, unit = next((u for u in units if largest >= u[0]), units[-1])
         title = first.title + (f" ({unit})" if unit else "")
         yield _row(title, cells, report.seeds, divisor)
@@ -224,7 +226,20 @@ def notes(report: ComparisonReport) -> list[str]:
         lines.append(f"attempts lost to the infrastructure and tried again: {report.lost_attempts}")
     for e in report.excluded:
         lines.append(f"not in the numbers: {e.arm} seed {e.seed}: {e.outcome}: {e.reason}")
-    return lines
+    return [*lines, *report.lacking, *_without_values(report)]
+
+
+def _without_values(report: ComparisonReport) -> Iterator[str]:
+    """The experiment's own metrics that trials have measured, but said no number of."""
+    for name, own in report.experiment.metrics.items():
+        for arm, measured in report.arms.items():
+            trials = measured.outcomes.get(MEASURED, 0)
+            known = len(measured.metrics[name].values) if name in measured.metrics else 0
+            if known < trials:
+                where = own.file or "the output"
+                several = "" if own.combine else ", or several that `combine` says nothing about"
+                lacking = f"{trials - known} of {trials} trials have no {name}"
+                yield f"{arm}: {lacking}: no number in {where}{several}"
 
 
 def traces(report: ComparisonReport) -> Iterator[tuple[str, Sequence[str]]]:

@@ -66,7 +66,13 @@ class Counting:
         raise NotImplementedError
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
     ) -> dict[str, Measurement]:
         done = {found.trial for found in ledger.records()}
         assert jobs == 3 and isinstance(progress, Watcher)
