@@ -78,7 +78,7 @@ _KINDS = (
           "workload.files: `PATH:{0}`"),
     _Kind("", r"\benv: (?:can't execute )?['\u2018]?([^\s'\u2019:]+)['\u2019]?: " + f"(?:{_ENOENT})",
           "the program {0}", "workload.files: its path here"),
-    _Kind("", r"\b(?:sh|bash|dash|ash|script|\S+\.sh): (?:line )?\d+: ([^\s:]+): (?:command )?not found$",
+    _Kind("", r"\b(?:sh|bash|dash|ash|\S+\.sh): (?:(?:line )?\d+: )?([^\s:]+): (?:command )?not found$",
           "the program {0}", "workload.files: its path here"),
 )  # fmt: skip
 _COMPILED = tuple(
@@ -96,9 +96,9 @@ def _told(output: str) -> Iterator[str]:
         for error, subject, kind in _COMPILED:
             if error.search(line) and (found := subject.search(line[:500])):
                 groups = [group or "" for group in found.groups()]
-                yield f"the guest has no {kind.what.format(*groups)} ({kind.remedy.format(*groups)})"
+                yield f"missing in the guest: {kind.what.format(*groups)} ({kind.remedy.format(*groups)})"
                 break
         else:
             if re.search(_ENOSYS, line, re.IGNORECASE):
                 said = line.strip()[:80]
-                yield f"the guest's kernel is built without a system call: {said} (kernel.config: its option)"
+                yield f"missing in the guest: a system call of its kernel: {said} (kernel.config: its option)"

@@ -95,8 +95,9 @@ def _in_range(number: float) -> float | None:
 def _in_json(path: str, text: str) -> Iterator[float | None]:
     for document in _documents(text):
         for found in _at(document, path):
-            whether = isinstance(found, int | float) and not isinstance(found, bool)
-            yield _in_range(found) if whether else None
+            # True is an int, too.
+            number = None if isinstance(found, bool) or not isinstance(found, int | float) else found
+            yield None if number is None else _in_range(number)
 
 
 def _documents(text: str) -> Iterator[object]:

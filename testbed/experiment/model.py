@@ -73,7 +73,7 @@ class ArmSpec(Model):
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of series in patches/, or paths of patch files, in order."""
     sysctl: dict[SysctlName, SysctlValue] = {}
-    """Set before the workload starts, as in `vm.swappiness: 100`. A list of numbers, in quotes, is set when the
+    """Set before the workload starts, as in `vm.swappiness: 100`. A list, in quotes, is set when the
     kernel boots: `vm.lowmem_reserve_ratio: "256 256 32 0 0"`."""
     sysfs: dict[SysfsName, SysfsValue] = {}
     """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
