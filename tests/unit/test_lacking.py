@@ -27,8 +27,8 @@ io_uring: Function not implemented
 def test_each_missing_thing_is_named_with_what_brings_it() -> None:
     assert lacking(ASKED) == [
         "missing in the guest: /tmp (workload.files: a script that does `mkdir /tmp`)",
-        "missing in the guest: /dev/shm (workload.files: a script that does `mkdir /dev/shm; mount -t tmpfs tmpfs "
-        "/dev/shm`)",
+        "missing in the guest: /dev/shm (workload.files: a script that does `mkdir /dev/shm; mount -t tmpfs "
+        "tmpfs /dev/shm`)",
         "missing in the guest: System V IPC (kernel.config: a fragment with CONFIG_SYSVIPC=y)",
         "missing in the guest: sockets (kernel.config: a fragment with CONFIG_NET=y, CONFIG_UNIX=y, "
         "CONFIG_INET=y)",

@@ -11,7 +11,9 @@ import yaml
 
 from testbed.experiment import load
 from testbed.experiment.script import Script, script
-from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
+from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, joined_file, share, split_file
+from testbed.guest.shape import Shape
+from testbed.trials.prepare import with_arguments
 
 
 def told(tmp_path: Path, arm: dict[str, Any] | None = None, **changes: Any) -> Script:
@@ -49,6 +51,33 @@ def test_the_least_is_swap_and_the_counters(tmp_path: Path) -> None:
 def test_what_is_asked_for_is_told(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     assert line not in told(tmp_path).set_up
     assert line in told(tmp_path, **changes).set_up
+
+
+def test_how_zram_compresses_is_set_before_its_size(tmp_path: Path) -> None:
+    found = told(tmp_path, {"sysfs": {"block/zram0/comp_algorithm": "lzo", "kernel/mm/x": 1}})
+    assert found.set_up == (
+        "set /sys/block/zram0/comp_algorithm lzo",
+        "swap 268435456",
+        "sample 100",
+        "set /proc/sys/vm/swappiness 60",
+        "set /sys/kernel/mm/x 1",
+    )
+
+
+def test_a_list_is_set_by_the_kernel_itself(tmp_path: Path) -> None:
+    data = {"name": "x", "kernel": {"debian": "linux-source-6.1"}, "arms": {"a": {}, "b": {}}}
+    data["guest"] = {"sysctl": {"vm.lowmem_reserve_ratio": "256 256 32 0 0", "vm.dirty_ratio": 5}}
+    data["arms"]["b"] = {"sysctl": {"vm.lowmem_reserve_ratio": 9}, "command_line": ["x=1"]}  # type: ignore[index]
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(data))
+    experiment = load(path)
+    shape = Shape("icount", 1, 512 << 20)
+    assert experiment.boot_settings("a") == ('sysctl.vm.lowmem_reserve_ratio="256 256 32 0 0"',)
+    assert with_arguments(shape, experiment, "a").cmdline == 'sysctl.vm.lowmem_reserve_ratio="256 256 32 0 0"'
+    assert not [line for line in script(experiment, "a", 1).set_up if "lowmem" in line]
+    # An arm has the last word.
+    assert with_arguments(shape, experiment, "b").cmdline == "x=1"
+    assert "set /proc/sys/vm/lowmem_reserve_ratio 9" in script(experiment, "b", 1).set_up
 
 
 def test_an_arm_has_the_last_word(tmp_path: Path) -> None:
@@ -89,3 +118,18 @@ def test_a_share_is_whole_and_never_nothing(
     memory: int, footprint: float, tasks: int, unit: int, pages: int
 ) -> None:
     assert share(memory, footprint, tasks, unit) == pages
+
+
+@pytest.mark.parametrize(
+    ("text", "here", "there"),
+    [
+        ("a", "a", None),
+        ("a:/b", "a", "/b"),
+        ("a:", "a", ""),
+        ("a\\:b", "a:b", None),
+        ("a\\:b:/c:d", "a:b", "/c:d"),
+    ],
+)
+def test_a_colon_in_a_path_has_a_backslash(text: str, here: str, there: str | None) -> None:
+    assert split_file(text) == (here, there)
+    assert split_file(joined_file(here, there)) == (here, there)
