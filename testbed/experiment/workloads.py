@@ -20,6 +20,7 @@ HUGE_PAGES = 512
 
 Words = Mapping[str, int | str]
 Tasks = Annotated[int, Field(ge=1, le=512)]
+Text = Annotated[str, Field(min_length=1)]
 Footprint = Annotated[float, Field(gt=0, le=64)]
 
 
@@ -181,7 +182,7 @@ class WorkloadSpec(Model):
     memcg: Memcg | None = None
     high_order: HighOrder | None = None
     swap_thrash: SwapThrash | None = None
-    command: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] | None = None
+    command: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = None
     """A program and its arguments; `{seed}` in a word stands for the seed, `{pages}` for the guest's memory
     in pages of 4 KiB. The seed is in its environment, too (SEED), and decides how much later it starts, 10 ms
     at most. The program is one of `files`, one of busybox's, or one of this machine, which is then brought
@@ -241,17 +242,24 @@ class WorkloadSpec(Model):
             words = list(self.command)
             for key, value in known.items():
                 words = [word.replace(key, value) for word in words]
-            keeping = ["sh", f"/{KEEPER}", *kept, "--"] if kept else []
-            return " ".join(["run-user", str(seed), *keeping, *words])
+            if self.is_wrapped(kept):
+                plain = all(map(_PLAIN.fullmatch, words))
+                words = words if plain else list(map(_escaped, words))
+                words = ["sh", f"/{WRAPPER}", *kept, "--" if plain else "--escaped", *words]
+            return " ".join(["run-user", str(seed), *words])
         load = self.load
         assert load
         words_ = {**load.words(memory), "ms": max(1, round(load.seconds * 1000)), "seed": seed}
         return " ".join(["run", self.name, *(f"{key}={value}" for key, value in words_.items())])
 
+    def is_wrapped(self, kept: Sequence[str]) -> bool:
+        """Whether `command` needs a script around it, WRAPPER: for files to keep, or blanks in its words."""
+        return self.command is not None and (bool(kept) or not all(map(_PLAIN.fullmatch, self.command)))
+
     def describe(self) -> str:
         """The workload in a few words."""
         if self.command is not None:
-            return " ".join(self.command)
+            return " ".join(word if _PLAIN.fullmatch(word) else f"'{word}'" for word in self.command)
         assert self.load
         shown = {
             key: format_size(value) if key == "limit" else f"{value:g}" if isinstance(value, float) else value
@@ -268,7 +276,17 @@ LOADS = tuple(
 LONGEST_COMMAND = 3000
 # What a terminal takes as a line, and a deterministic guest as a file, is little more.
 LONGEST_RUN = 4000
-# What comes along where files are to be kept: guest/keep.sh.
-KEEPER = "bin/testbed-keep"
+# Where guest/wrapper.sh is in a guest that needs it.
+WRAPPER = "bin/testbed-wrapper"
+_PLAIN = re.compile("[!-~]+")
+
+
+def _escaped(word: str) -> str:
+    """A word without blanks of which the wrapper makes this one."""
+    return "".join(
+        chr(byte) if 32 < byte < 127 and byte != ord("\\") else f"\\0{byte:03o}" for byte in word.encode()
+    )
+
+
 # Of a command that does not say how long it takes.
 DEFAULT_SECONDS = 5.0

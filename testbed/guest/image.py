@@ -19,7 +19,7 @@ from testbed.host.files import once
 from testbed.host.paths import data_directory
 
 IMAGES = data_directory() / "images"
-KEEP = Path(__file__).with_name("keep.sh")
+WRAPPER_SCRIPT = Path(__file__).with_name("wrapper.sh")
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")
 CFLAGS = ("-static", "-s", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static")
@@ -65,7 +65,7 @@ print(f"{sys.platlibdir}/python{sys.version_info[0]}.{sys.version_info[1]}")
 # Of the library, what no program in a guest is for, and other people's packages.
 _LEFT_OUT = {
     *("__pycache__", "dist-packages", "ensurepip", "idlelib", "lib-dynload", "lib2to3", "pydoc_data"),
-    *("site-packages", "test", "tests", "tkinter", "turtledemo"),
+    *("site-packages", "test", "tests", "tkinter", "turtle", "turtledemo", "_tkinter"),
 }
 
 
@@ -181,13 +181,13 @@ def gather(program: str, files: Sequence[str]) -> dict[str, Path]:
         raise SpecError(f"workload.files: /{taken} is the guest's own", "give the file another name there")
     if name not in gathered and name not in own | applets:
         # A relative path would mean something else in the guest.
-        here = None if "/" in program and not program.startswith("/") else shutil.which(program)
+        here = None if "/" in program and not program.startswith("/") else _here(program)
         if here is None:
             raise SpecError(
                 f"workload.command: there is no program `{program}`",
                 "install it here, or bring it along: `files: [PATH]`, then `command: [NAME, ...]`",
             )
-        gathered[name] = Path(here)
+        gathered[name] = here
     if name in gathered and not _mode(gathered[name]) & stat.S_IXUSR:
         path = gathered[name]
         raise SpecError(f"workload.command: {path} is not executable", f"chmod +x {path}")
@@ -290,13 +290,23 @@ def _bring_interpreter(script: Path, gathered: dict[str, Path], there: Collectio
         name = interpreter.lstrip("/") if interpreter.startswith("/") else f"bin/{interpreter}"
         if name in there or name in gathered:
             continue
-        here = shutil.which(interpreter)
+        here = _here(interpreter)
         if here is None:
             raise SpecError(
                 f"workload.command: {script.name} is a script for {interpreter}, which the guest has not",
                 f"write it for /bin/sh, or bring the interpreter along: `files: [PATH:/{name}]`",
             )
-        gathered[name] = Path(here)
+        gathered[name] = here
+
+
+def _here(program: str) -> Path | None:
+    """A program of this machine."""
+    found = shutil.which(program)
+    if found and PurePosixPath(program).name.startswith("python") and not _is_elf(Path(found)):
+        # A script that chooses one of several, as pyenv has it.
+        asked = process.run([found, "-ISc", "import sys; print(sys.executable)"], timeout=LDD_SECONDS)
+        found = asked.stdout.decode().strip() or found
+    return Path(found) if found else None
 
 
 def _bring_library(there: str, gathered: dict[str, Path]) -> None:
@@ -317,7 +327,8 @@ def _bring_library(there: str, gathered: dict[str, Path]) -> None:
     for source, target in ((Path(library), place), (Path(extensions), f"{place}/lib-dynload")):
         for path in sorted(source.rglob("*")) if source.is_dir() else ():
             inner = path.relative_to(source)
-            if path.suffix in (".py", ".so") and not _LEFT_OUT & set(inner.parts):
+            wanted = path.suffix in (".py", ".so") and not path.name.startswith(("_test", "_ctypes_test"))
+            if wanted and not _LEFT_OUT & {*inner.parts, path.name.partition(".")[0]}:
                 gathered.setdefault(f"{target}/{inner}", path)
 
 

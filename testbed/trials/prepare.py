@@ -15,7 +15,7 @@ from pathlib import Path
 
 from testbed.experiment import Experiment, GuestSpec, MiB, format_size
 from testbed.experiment.script import script
-from testbed.experiment.workloads import KEEPER
+from testbed.experiment.workloads import WRAPPER
 from testbed.guest import accel, image, qemu
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
@@ -166,8 +166,8 @@ def brought(experiment: Experiment) -> dict[str, Path]:
     if workload.command is None:
         return {}
     files = image.gather(workload.command[0], workload.files)
-    if experiment.kept_files:
-        files[KEEPER] = image.KEEP
+    if workload.is_wrapped(experiment.kept_files):
+        files[WRAPPER] = image.WRAPPER_SCRIPT
     size = sum(path.stat().st_size for path in files.values())
     if size >= experiment.guest.memory:
         raise SpecError(

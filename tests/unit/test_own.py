@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.analysis.metrics import METRICS
@@ -135,7 +136,7 @@ def test_a_file_has_a_frame_of_its_own() -> None:
 def test_the_guest_keeps_a_file_under_the_name_that_is_read(tmp_path: Path) -> None:
     """The real script, with /run in a place of its own."""
     (tmp_path / "result").mkdir()
-    body = image.KEEP.read_text().replace("/run/result/", f"{tmp_path}/result/")
+    body = image.WRAPPER_SCRIPT.read_text().replace("/run/result/", f"{tmp_path}/result/")
     wanted = f"{tmp_path}/example.json"
     words = ["sh", "-c", body, "keep", wanted, "/nowhere/else", "--"]
     ran = subprocess.run([*words, "sh", "-c", f"echo 5 > {wanted}; exit 3"], check=False, timeout=10)
@@ -144,13 +145,36 @@ def test_the_guest_keeps_a_file_under_the_name_that_is_read(tmp_path: Path) -> N
     assert (tmp_path / "result" / frame_of(wanted)).read_text() == "5\n"
 
 
+TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=4))
+@settings(max_examples=25, deadline=None)
+def test_any_words_arrive_as_they_were_written(words: list[str]) -> None:
+    words = [word.rstrip("\n") or "x" for word in words]
+    line = WorkloadSpec(command=("printf", "%s\\0", "a b", *words)).run(1 << 20, 7)
+    verb, seed, shell, wrapper, *rest = line.split(" ")
+    assert (verb, seed, shell, wrapper, rest[0]) == (
+        "run-user",
+        "7",
+        "sh",
+        "/bin/testbed-wrapper",
+        "--escaped",
+    )
+    assert re.fullmatch("[ -~]+", line)
+    ran = subprocess.run(
+        [image.find_busybox(), "sh", image.WRAPPER_SCRIPT, *rest], capture_output=True, check=True, timeout=10
+    )
+    assert ran.stdout.decode().split("\0")[:-1] == ["a b", *words]
+
+
 def test_a_program_is_wrapped_only_where_a_file_is_kept() -> None:
     def run(file: str | None) -> str:
         changes = {"workload": WorkloadSpec(command=("x", "y")), "metrics": {"t": own(json="a", file=file)}}
         return script(plan(["a"], **changes).experiment, "a", 7).run
 
     assert run(None) == run("/run/result/x.json") == "run-user 7 x y"
-    assert run("/run/example.json") == "run-user 7 sh /bin/testbed-keep /run/example.json -- x y"
+    assert run("/run/example.json") == "run-user 7 sh /bin/testbed-wrapper /run/example.json -- x y"
 
 
 def user_log(output: str, files: Mapping[str, str]) -> bytes:
