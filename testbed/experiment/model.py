@@ -359,7 +359,7 @@ class Experiment(Model):
             length = len(" ".join([*spec.command_line, *self.boot_settings(arm)]))
             if length > MOST_COMMAND_LINE:
                 raise ValueError(
-                    f"arms.{arm}: its command line and lists of sysctls have {length} characters; "
+                    f"arms: {arm}: its command line and lists of sysctls have {length} characters; "
                     f"at most {MOST_COMMAND_LINE}"
                 )
         return self

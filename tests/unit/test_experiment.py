@@ -98,7 +98,7 @@ def test_what_is_no_size_is_refused(refusal: Refusal, key: str, value: str) -> N
 
 TARBALL = "name: x\nkernel:\n  tarball:\n    {key}: a\n    sha256: " + SHA256 + "\narms: {{a: {{}}}}\n"
 ARM = "name: x\nkernel: {debian: linux-source-6.1}\narms:\n  a: {patches: [p]}\n  b:\n    "
-OWN = RIGHT + "workload: {{command: [x]}}\nmetrics: {{t: {{{}}}}}\n"
+OWN = RIGHT + "workload: {command: [x]}\nmetrics: {t: {%s}}\n"
 NEITHER = 'neither a number nor words with a blank between them, as in "32 32 0"'
 MISTAKES = [
     # Unknown keys, at every level.
@@ -146,31 +146,31 @@ MISTAKES = [
     ),
     (
         RIGHT + f"guest: {{sysctl: {{vm.x: {'1 ' * 510}1}}}}\n",
-        "3: `arms.a`: its command line and lists of sysctls have 1035 characters; at most 1024",
+        "3: `arms`: a: its command line and lists of sysctls have 1035 characters; at most 1024",
     ),
     # A program's own numbers.
     (
-        OWN.format("pattern: 'x ([0-9'"),
+        OWN % "pattern: 'x ([0-9'",
         "5: `metrics.t.pattern`: is not a regular expression: unterminated character set at position 3",
     ),
     (
-        OWN.format("pattern: (a)(b)"),
+        OWN % "pattern: (a)(b)",
         "5: `metrics.t.pattern`: has 2 groups and should have one, the number; `(?:...)` is a group that "
         "does not count",
     ),
-    (OWN.format(""), "5: `metrics.t`: give exactly one of pattern and json"),
+    (OWN % "", "5: `metrics.t`: give exactly one of pattern and json"),
     (
-        OWN.format("pattern: (a), json: b"),
+        OWN % "pattern: (a), json: b",
         "5: `metrics.t`: give exactly one of pattern and json (found both)",
     ),
-    (OWN.format("jsn: b"), "5: `metrics.t.jsn`: unknown key; did you mean `json`?"),
-    (OWN.format("json: 3"), "5: `metrics.t.json`: should be text; a number needs quotes (found 3)"),
+    (OWN % "jsn: b", "5: `metrics.t.jsn`: unknown key; did you mean `json`?"),
+    (OWN % "json: 3", "5: `metrics.t.json`: should be text; a number needs quotes (found 3)"),
     (
-        OWN.format("json: a, file: run/x"),
+        OWN % "json: a, file: run/x",
         "5: `metrics.t.file`: should be a file in the guest, as in /run/example.json",
     ),
     (
-        OWN.format("json: a, combine: median"),
+        OWN % "json: a, combine: median",
         "5: `metrics.t.combine`: should be 'sum', 'mean', 'max', 'min' or 'last' (found 'median')",
     ),
     (

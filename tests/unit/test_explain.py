@@ -121,9 +121,7 @@ def test_what_takes_half_the_memory_is_said(built: set[str], tmp_path: Path) -> 
     assert "  note: 70 MiB of the guest's 128M are taken by what comes along (/data/big ...)" in told
     with (tmp_path / "big").open("wb") as big:
         big.truncate(128 << 20)
-    with pytest.raises(
-        SpecError, match=r"workload\.files: 128 MiB come along, and the guest has 128M for all"
-    ):
+    with pytest.raises(SpecError, match=r"workload\.files: 128 MiB come along, and .* has 128M for all"):
         lines(own(tmp_path, command=["true"], files=["./big:/data/big"]))
 
 

@@ -78,7 +78,7 @@ def make_trial(qemu: str, **deadlines: float) -> Trial:
         (
             "refuse-set",
             "failed",
-            "the guest refused `sysctl: {vm.swappiness: 60}`: it cannot be changed while the device is in use",
+            "refused `sysctl: {vm.swappiness: 60}`: it cannot be changed while the device is in use",
         ),
         ("refuse-sysctl", "failed", "the guest refused `sysctl.vm.x: 1 2`: parameter not found"),
     ],
