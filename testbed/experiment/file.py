@@ -22,8 +22,8 @@ from pydantic import BaseModel, ValidationError
 
 from testbed.experiment.model import DEBIAN, SHA256, Experiment
 from testbed.experiment.values import NAME, SIZE_SCHEMA, SYSCTL, SYSFS, WORD, Json, describe, format_size
-from testbed.experiment.workloads import joined_file, split_file
 from testbed.host.errors import SpecError
+from testbed.host.paths import joined_file, split_file
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
 _UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")

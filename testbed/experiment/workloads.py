@@ -159,18 +159,6 @@ class SwapThrash(Load):
         return {"tasks": self.tasks, "pages": share(memory, self.footprint, self.tasks)}
 
 
-def split_file(text: str) -> tuple[str, str | None]:
-    """An entry of `files`: the path here, and the one in the guest, if it says so."""
-    here, *there = re.split(r"(?<!\\):", text, maxsplit=1)
-    return here.replace("\\:", ":"), there[0] if there else None
-
-
-def joined_file(here: str, there: str | None) -> str:
-    """The entry that split_file() takes apart."""
-    colon = "" if there is None else f":{there}"
-    return here.replace(":", "\\:") + colon
-
-
 class WorkloadSpec(Model):
     """What runs in the guest: one of the workloads, or any program of yours."""
 

@@ -12,11 +12,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from testbed.experiment.workloads import split_file
 from testbed.host import process
 from testbed.host.errors import HostError, SpecError
 from testbed.host.files import once
-from testbed.host.paths import data_directory
+from testbed.host.paths import data_directory, split_file
 
 IMAGES = data_directory() / "images"
 WRAPPER_SCRIPT = Path(__file__).with_name("wrapper.sh")

@@ -155,9 +155,9 @@ def numa(guest: GuestSpec) -> tuple[str, ...]:
     return tuple(words)
 
 
-def initramfs(experiment: Experiment, cache: Path) -> Image:
-    """The image of an experiment's guests, with what its own command needs. Raises SpecError."""
-    return image.build(cache, files=brought(experiment))
+def initramfs(experiment: Experiment, cache: Path, files: Mapping[str, Path] | None = None) -> Image:
+    """The image of an experiment's guests, with the files that its own command needs. Raises SpecError."""
+    return image.build(cache, files=brought(experiment) if files is None else files)
 
 
 def brought(experiment: Experiment) -> dict[str, Path]:
@@ -211,7 +211,7 @@ def prepare(
     for line in crowding(experiment, files):
         progress(line)
     planned = plans(experiment, cache, progress)
-    image_built = image.build(cache, files=files)
+    image_built = initramfs(experiment, cache, files)
     built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
     first = next(iter(built.values()))
     here = machine(experiment, first, image_built, cache, progress, cancel=cancel, family=family)

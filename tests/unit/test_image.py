@@ -160,7 +160,7 @@ def test_python_comes_with_its_library(tmp_path: Path, line: str) -> None:
     for name, path in found.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / name)
-    words = [root / interpreter, "-c", "import json, zlib, sys; print(json.__file__, sys.path)"]
+    words = [str(root / interpreter), "-c", "import json, zlib, sys; print(json.__file__, sys.path)"]
     ran = subprocess.run(
         words,
         env={"LD_LIBRARY_PATH": str(root / "lib")},

@@ -170,8 +170,9 @@ def test_any_words_arrive_as_they_were_written(words: list[str]) -> None:
 
 def test_a_program_is_wrapped_only_where_a_file_is_kept() -> None:
     def run(file: str | None) -> str:
-        changes = {"workload": WorkloadSpec(command=("x", "y")), "metrics": {"t": own(json="a", file=file)}}
-        return script(plan(["a"], **changes).experiment, "a", 7).run
+        metrics = {"t": own(json="a", file=file)}
+        made = plan(["a"], workload=WorkloadSpec(command=("x", "y")), metrics=metrics)
+        return script(made.experiment, "a", 7).run
 
     assert run(None) == run("/run/result/x.json") == "run-user 7 x y"
     assert run("/run/example.json") == "run-user 7 sh /bin/testbed-wrapper /run/example.json -- x y"

@@ -11,8 +11,9 @@ import yaml
 
 from testbed.experiment import load
 from testbed.experiment.script import Script, script
-from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, joined_file, share, split_file
+from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
 from testbed.guest.shape import Shape
+from testbed.host.paths import joined_file, split_file
 from testbed.trials.prepare import with_arguments
 
 
