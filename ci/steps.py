@@ -59,6 +59,7 @@ from testbed.verbs.compare import (
     LeftOut,
     compare_lines,
     condition,
+    refuse_unknown,
 )
 from testbed.verbs.compare import compare as compare_arms
 from testbed.verbs.request import ExperimentRequest, Mode, RunRequest
@@ -149,7 +150,7 @@ def prepare() -> int:
         file, added = _derived(file, Path(tree) if tree else None, base, patches, out)
     job = _job(file, line)
     # What is wrong is said now, and not after the caches were fetched.
-    job.request.run.experiment.cells()
+    refuse_unknown(job.request.fail_on, job.request.run.experiment.first())
     _job_file(out).write_text(json.dumps(asdict(job), indent=1) + "\n")
     _say(process.pasteable(["testbed", *_words(job)]))
     system = f"testbed-1-{_system()}-"

@@ -48,6 +48,7 @@ from testbed.verbs import (
     history,
     init,
     kernels,
+    log,
     parse,
     replay,
     run,
@@ -256,6 +257,12 @@ def _report(arguments: argparse.Namespace, _lab: Lab) -> int:
     return exit_status(outcome)
 
 
+def _log(arguments: argparse.Namespace, _lab: Lab) -> int:
+    text = log.log(log.LogRequest(arguments.result, arguments.trial, arguments.console))
+    print(visible(text), end="" if text.endswith("\n") else "\n")
+    return FINE
+
+
 def _verify(arguments: argparse.Namespace, lab: Lab) -> int:
     return _again(replay.VerifyRequest(arguments.path, arguments.trials, None, arguments.jobs), lab)
 
@@ -421,6 +428,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, Lab], int]] = {
     "selfcheck": _selfcheck,
     "parse": _parse,
     "report": _report,
+    "log": _log,
     "history": _history,
     "verify": _verify,
     "bundle": _bundle,

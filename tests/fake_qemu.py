@@ -36,6 +36,9 @@ FAULTS = (
     "corrupt-frame",  # a kernel message lands in a frame
     "stubborn",  # neither quit nor SIGTERM ends it
     "few-cpus",  # the guest brings up 4 CPUs
+    "fail",  # the workload ends with status 1
+    "refuse-set",  # init cannot write a setting
+    "refuse-sysctl",  # the kernel does not take one of its command line
     # Of deterministic guests:
     "hang",  # the guest executes, and says nothing
     "halt",  # all vCPUs have halted
@@ -129,6 +132,8 @@ class Fake:
             self.status = "internal-error"
             self.event("STOP")
             time.sleep(60)
+        if self.fault == "refuse-sysctl":
+            say("[    0.5] Failed to set sysctl parameter 'vm.x=1 2': parameter not found\r\n")
         say(f"\n#tb:ready release=6.1.0 cpus={4 if self.fault == 'few-cpus' else 8}\n")
         for line in sys.stdin:
             self.obey(line.split())
@@ -159,7 +164,12 @@ class Fake:
                     part = part.replace(
                         b"pgfault", b"[   12.3] mmap_test: page allocation failure\r\npgfault", 1
                     )
+                if self.fault == "fail":
+                    part = part.replace(b"#tb:end status=0", b"#tb:end status=1")
                 os.write(1, part)
+            case "set" if self.fault == "refuse-set":
+                say("/init: line 170: write error: Device or resource busy\n")
+                say(f"\n#tb:error {' '.join(words)}\n")
             case _:
                 say("\n#tb:ok\n")
 

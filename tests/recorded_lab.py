@@ -61,7 +61,13 @@ class RecordedLab:
         return Campaign((), made)
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
     ) -> dict[str, Measurement]:
         if not ledger.records():
             for arm, counts in self.counts.items():

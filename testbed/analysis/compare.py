@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from testbed.analysis.metrics import METRICS
+from testbed.analysis.metrics import METRICS, Metric
 from testbed.analysis.oom import Kill
 from testbed.analysis.parse import Measurement, Miss
 from testbed.ledger.record import LOST, MEASURED, Record
@@ -62,16 +62,22 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arms in the order of the experiment; `seeds` are those that every arm has measured."""
+    """Arms in the order of the experiment; `seeds` are those that every arm has measured.
+
+    `metrics` are those that the arms' values are of.
+    """
 
     arms: Mapping[str, Arm]
     seeds: tuple[int, ...]
     excluded: tuple[Exclusion, ...]
     run_order: tuple[int, ...]
     """The same seeds as they were run."""
+    metrics: tuple[Metric, ...] = METRICS
 
 
-def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Comparison:
+def compare(
+    arm_names: Sequence[str], observations: Sequence[Observation], metrics: tuple[Metric, ...] = METRICS
+) -> Comparison:
     """Put the arms side by side.
 
     A seed takes part when each arm has measured it and their effective memory is the same within
@@ -95,11 +101,13 @@ def compare(arm_names: Sequence[str], observations: Sequence[Observation]) -> Co
     began = {seed: min(o.record.started for o in by_seed[seed].values()) for seed in seeds}
     return Comparison(
         arms={
-            name: _arm(name, seeds, [o for o in observations if o.record.arm == name]) for name in arm_names
+            name: _arm(name, seeds, [o for o in observations if o.record.arm == name], metrics)
+            for name in arm_names
         },
         seeds=tuple(seeds),
         excluded=tuple(excluded),
         run_order=tuple(sorted(seeds, key=began.__getitem__)),
+        metrics=metrics,
     )
 
 
@@ -121,17 +129,19 @@ def _differ(totals: Mapping[str, int]) -> bool:
     return max(totals.values()) - min(totals.values()) > MEMORY_TOLERANCE * max(totals.values())
 
 
-def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -> Arm:
+def _arm(
+    name: str, seeds: Sequence[int], observations: Sequence[Observation], metrics: Sequence[Metric]
+) -> Arm:
     measured = [o for o in observations if o.record.outcome == MEASURED]
     values: dict[str, dict[int, float]] = {}
-    for metric in METRICS:
+    for metric in metrics:
         telling = observations if metric.of_failures else measured
         by_seed = {o.record.seed: metric.value(o.measurement) for o in telling if o.record.outcome != LOST}
         values[metric.name] = {seed: value for seed, value in sorted(by_seed.items()) if value is not None}
     return Arm(
         name=name,
         values=values,
-        phases=_phases([o for o in measured if o.record.seed in seeds]),
+        phases=_phases([o for o in measured if o.record.seed in seeds], metrics),
         memory={o.record.seed: o.record.memory["total"] for o in measured if o.record.seed in seeds},
         misses=tuple(miss for o in measured if o.record.seed in seeds for miss in o.measurement.misses),
         outcomes=Counter(o.record.outcome for o in observations),
@@ -143,9 +153,11 @@ def _arm(name: str, seeds: Sequence[int], observations: Sequence[Observation]) -
     )
 
 
-def _phases(observations: Sequence[Observation]) -> dict[str, dict[str, dict[int, float]]]:
+def _phases(
+    observations: Sequence[Observation], metrics: Sequence[Metric]
+) -> dict[str, dict[str, dict[int, float]]]:
     by_metric: dict[str, dict[str, dict[int, float]]] = {}
-    for metric in METRICS:
+    for metric in metrics:
         for o in observations:
             values = metric.per_phase(o.measurement)
             for phase, value in values.items() if len(values) > 1 else ():

@@ -14,7 +14,7 @@ import numpy as np
 from testbed.analysis.compare import Arm, Comparison
 from testbed.analysis.decision import Judgement
 from testbed.analysis.drift import LEVEL, differences, drift
-from testbed.analysis.metrics import METRICS, Metric
+from testbed.analysis.metrics import Metric
 from testbed.analysis.verdict import Question, judge
 
 
@@ -36,13 +36,14 @@ def judgements(
         return {}
     first, *others = comparison.arms.values()
     found = {}
+    metrics = comparison.metrics
     for arm in others:
         primaries = [
-            q for m in METRICS if m.name in margins and (q := question(m, first, arm, comparison, margins))
+            q for m in metrics if m.name in margins and (q := question(m, first, arm, comparison, margins))
         ]
         judged = judge(
             primaries,
-            [q for m in METRICS if m.name not in margins and (q := question(m, first, arm, comparison, {}))],
+            [q for m in metrics if m.name not in margins and (q := question(m, first, arm, comparison, {}))],
             alpha=alpha / len(others),
             sequential=sequential,
             full=full,

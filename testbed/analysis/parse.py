@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -38,6 +38,12 @@ _TRACE = re.compile(
 
 # A kernel with this counter has the tracepoint, too; on others there is no frame `trace` to miss.
 INSTRUMENTED = "direct_reclaim_try"
+
+# Frames that testbed has of its own, some of them `.before` and `.after`.
+TESTBEDS = {
+    *("tasks", "samples", "sampling", "tally", "episodes", "trace", "output"),
+    *("vmstat", "meminfo", "pressure", "zram", "zoneinfo", "kswapd"),
+}
 
 # The columns of /sys/block/zram0/mm_stat, in bytes and pages: Documentation/admin-guide/blockdev/zram.rst.
 ZRAM = (
@@ -237,6 +243,8 @@ class Measurement:
     misses: tuple[Miss, ...] = ()
     kills: tuple[Kill, ...] = ()
     output: str = ""
+    # Whatever else the program left in /run/result, by name.
+    files: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     damaged: float = 0.0
 
@@ -331,6 +339,11 @@ def parse(log: bytes) -> Measurement:
         misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
         kills=kills(frames.between),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
+        files={
+            name: body.decode("utf-8", "replace")
+            for name, body in frames.contents.items()
+            if name.partition(".")[0] not in TESTBEDS
+        },
         problems=_told(reader.problems, frames.lost, len(log)),
         damaged=frames.lost / len(log) if log else 0.0,
     )

@@ -11,7 +11,6 @@ from scipy import stats
 from testbed.analysis.compare import Comparison
 from testbed.analysis.decision import Decision, Judgement
 from testbed.analysis.judge import question
-from testbed.analysis.metrics import METRICS
 from testbed.analysis.verdict import decide
 
 # Of the test whether there are more false alarms than there may be, and of the bound of their rate.
@@ -60,7 +59,7 @@ def _p_values(comparison: Comparison, judgement: Judgement, seeds: Collection[in
     """Of the metrics that nobody declared, but for those that are the same in every pair."""
     first, other = comparison.arms.values()
     p_values = {}
-    for metric in METRICS:
+    for metric in comparison.metrics:
         pairs = question(metric, first, other, comparison, {})
         if metric.name in judgement.primaries or pairs is None:
             continue

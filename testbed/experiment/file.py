@@ -20,10 +20,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from testbed.experiment.model import Experiment, SourceSpec
-from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
+from testbed.experiment.model import DEBIAN, SHA256, Experiment, SourceSpec
+from testbed.experiment.values import NAME, SIZE_SCHEMA, SYSCTL, SYSFS, WORD, Json, describe, format_size
 from testbed.host.errors import SpecError
-from testbed.host.paths import data_directory
+from testbed.host.paths import data_directory, joined_file, split_file
 
 # What ends so is a file with patches; what begins so is a range of commits.
 PATCH_SUFFIXES = tuple(
@@ -215,8 +215,8 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
             raise SpecError(f"{file}: `{text}` leads nowhere: {nowhere}") from nowhere
 
     def anchor_pair(text: str) -> str:
-        host, colon, guest = text.partition(":")
-        return f"{anchor(host)}{colon}{guest}"
+        here, there = split_file(text)
+        return joined_file(anchor(here), there)
 
     def anchor_source(spec: S) -> S:
         if spec.tree is not None:
@@ -389,19 +389,40 @@ def _describe(
         case "value_error":
             return place + said
         case kind:
-            return place + f"{_PLAIN.get(kind) or error['msg'].lower()} (found {_shown(error['input'])})"
+            facts = error.get("ctx", {})
+            plain = _SPELLED.get(facts.get("pattern")) or _PLAIN.get(kind, "is not what it should be")
+            return place + f"{plain.format(**facts)} (found {_shown(error['input'])})"
 
 
 # What pydantic says about Python's types, in the words of somebody who writes YAML.
 _PLAIN = {
     "bool_type": "should be true or false",
     "dict_type": "should be a mapping of keys to values",
+    "finite_number": "should be a number, and not infinite",
     "float_type": "should be a number",
+    "greater_than": "should be more than {gt}",
+    "greater_than_equal": "should be at least {ge}",
     "int_type": "should be a whole number",
+    "less_than": "should be less than {lt}",
+    "less_than_equal": "should be at most {le}",
+    "literal_error": "should be {expected}",
     "model_type": "should be a mapping of keys to values",
+    "path_type": "should be a path",
+    "string_too_long": "should have at most {max_length} characters",
+    "string_too_short": "should not be empty",
     "string_type": "should be text; a number needs quotes",
+    "too_long": "should have at most {max_length} entries",
     "too_short": "should have at least one entry",
     "tuple_type": "should be a list, as in [a, b]",
+}
+# Patterns in words.
+_SPELLED = {
+    NAME: "should be a name of lower-case letters, digits, `.`, `_` and `-`, of 64 at most",
+    WORD: "should be a word without blanks, of ASCII characters",
+    SYSCTL: "should be a sysctl with dots, as in vm.swappiness",
+    SYSFS: "should be a path beneath /sys, as in kernel/mm/lru_gen/enabled",
+    DEBIAN: "should be a package, as in linux-source-6.1 or linux-source-6.1=6.1.176-1",
+    SHA256: "should be a SHA-256 in hexadecimal, 64 digits",
 }
 
 
@@ -441,7 +462,7 @@ def _known_keys(loc: Sequence[Hashable]) -> Iterator[str]:
         elif typing.get_origin(here) is dict:
             here = next(iter(_below(typing.get_args(here)[1])), None)
     if _is_model(here):
-        yield from here.model_fields
+        yield from (field.alias or name for name, field in here.model_fields.items())
 
 
 def _is_model(thing: object) -> bool:

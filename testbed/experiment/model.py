@@ -11,27 +11,33 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from testbed.experiment.own import OwnMetric, is_sent
 from testbed.experiment.values import (
     Json,
     MiB,
     Model,
     Name,
-    Setting,
     Size,
     SysctlName,
+    SysctlValue,
     SysfsName,
+    SysfsValue,
     Word,
     format_size,
+    is_list,
     one_of,
 )
-from testbed.experiment.workloads import MmapTest, WorkloadSpec
+from testbed.experiment.workloads import LONGEST_RUN, MmapTest, WorkloadSpec
+
+SHA256 = r"^[0-9a-f]{64}$"
+DEBIAN = r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$"
 
 
 class TarballSource(Model):
     """A release tarball; `url` may be a local path. Checked against `sha256` before use."""
 
     url: str
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Field(pattern=SHA256)]
 
 
 class GitSource(Model):
@@ -47,7 +53,7 @@ SOURCES = ("debian", "tarball", "git", "tree")
 class SourceSpec(Model):
     """Where a kernel's source comes from: exactly one of the four."""
 
-    debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$")] | None = None
+    debian: Annotated[str, Field(pattern=DEBIAN)] | None = None
     """A package, as installed or else the newest in Debian's suites; of one version with `=VERSION`."""
     tarball: TarballSource | None = None
     git: GitSource | None = None
@@ -90,9 +96,10 @@ class ArmSpec(Model):
     """Fragments after those of `kernel.config`; single options, too, as in `CONFIG_LRU_GEN_ENABLED=y`."""
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of series in patches/, files, directories, or commits as in `git:v6.1..topic`, in order."""
-    sysctl: dict[SysctlName, Setting] = {}
-    """Set before the workload starts, as in `vm.swappiness: 100`."""
-    sysfs: dict[SysfsName, Setting] = {}
+    sysctl: dict[SysctlName, SysctlValue] = {}
+    """Set before the workload starts, as in `vm.swappiness: 100`. A list, in quotes, is set when the
+    kernel boots: `vm.lowmem_reserve_ratio: "256 256 32 0 0"`."""
+    sysfs: dict[SysfsName, SysfsValue] = {}
     """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
     command_line: Annotated[tuple[Word, ...], Field(strict=False)] = ()
     """Arguments of its kernel, after those that testbed gives, as in `[slub_max_order=0]`."""
@@ -194,9 +201,9 @@ class GuestSpec(Model):
     min_free_kbytes: Annotated[int, Field(ge=1)] | None = None
     """vm.min_free_kbytes."""
     watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] | None = None
-    sysctl: dict[SysctlName, Setting] = {}
+    sysctl: dict[SysctlName, SysctlValue] = {}
     """Set before the workload starts, as in `vm.vfs_cache_pressure: 200`."""
-    sysfs: dict[SysfsName, Setting] = {}
+    sysfs: dict[SysfsName, SysfsValue] = {}
     """The same beneath /sys."""
 
     @model_validator(mode="after")
@@ -279,6 +286,8 @@ class Experiment(Model):
     """The first is what the others are compared with."""
     guest: GuestSpec = GuestSpec()
     workload: WorkloadSpec = WorkloadSpec(mmap_test=MmapTest())
+    metrics: dict[Name, OwnMetric] = {}
+    """Numbers that the workload's `command` says, as metrics beside testbed's own: docs/workloads.md."""
     primary: Annotated[dict[Name, PrimarySpec], Field(max_length=3)] = {}
     """The metrics that the verdict is about, declared before anything runs: at most three."""
     phases: dict[Name, Annotated[float, Field(ge=0)]] = {}
@@ -325,10 +334,23 @@ class Experiment(Model):
             workload = 600 + 2 * length + 50 * left
         return replace(Deadlines(boot, balloon, workload), **self.deadlines.model_dump(exclude_none=True))
 
+    @field_validator("metrics")
+    @classmethod
+    def _names_of_their_own(cls, metrics: dict[str, OwnMetric], info: ValidationInfo) -> dict[str, OwnMetric]:
+        taken = {*(info.context or {}).get("metrics", ()), "any"}
+        for name in metrics:
+            if name in taken:
+                raise ValueError(f"{name}: testbed has something of that name; give it another one")
+        return metrics
+
     @field_validator("primary")
     @classmethod
     def _known_metrics(cls, primary: dict[str, PrimarySpec], info: ValidationInfo) -> dict[str, PrimarySpec]:
         known = (info.context or {}).get("metrics", ())
+        if "metrics" not in info.data:
+            # What is wrong with these is said already.
+            return primary
+        known = (*known, *info.data["metrics"]) if known else ()
         for name in primary if known else ():
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -352,6 +374,17 @@ class Experiment(Model):
         return self.model_copy(update={"arms": {name: self.arms[name]}})
 
     @property
+    def kept_files(self) -> tuple[str, ...]:
+        """Files in the guest that metrics are in, and that init would not send by itself."""
+        files = dict.fromkeys(metric.file for metric in self.metrics.values())
+        return tuple(file for file in files if file and not is_sent(file))
+
+    def boot_settings(self, arm: str) -> tuple[str, ...]:
+        """The sysctls that are lists, as arguments of an arm's kernel: init takes one word."""
+        settings = {**self.guest.sysctl, **self.arms[arm].sysctl}
+        return tuple(f'sysctl.{name}="{value}"' for name, value in settings.items() if is_list(value))
+
+    @property
     def looks(self) -> bool:
         """Whether seeds are added until the primary metrics are decided."""
         return bool(self.primary) and self.sequential and self.seeds >= LEAST_SEEDS and len(self.arms) > 1
@@ -373,6 +406,29 @@ class Experiment(Model):
             raise ValueError("phases: the first begins at 0, and each after the one before it")
         if len(starts) > MOST_PHASES:
             raise ValueError(f"phases: {len(starts)} are too many; {MOST_PHASES} at most")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_have_a_program_that_fits(self) -> Experiment:
+        if self.metrics and self.workload.command is None:
+            raise ValueError("metrics: are what a program says; they go with `workload.command`")
+        length = len(self.workload.run(self.guest.memory, MOST_FIRST_SEED, self.kept_files))
+        if length > LONGEST_RUN:
+            raise ValueError(
+                f"workload.command: init's line for it has {length} characters, of which {LONGEST_RUN} fit; "
+                "bring a script in `files`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _command_lines_fit(self) -> Experiment:
+        for arm, spec in self.arms.items():
+            length = len(" ".join([*spec.command_line, *self.boot_settings(arm)]))
+            if length > MOST_COMMAND_LINE:
+                raise ValueError(
+                    f"arms: {arm}: its command line and lists of sysctls have {length} characters; "
+                    f"at most {MOST_COMMAND_LINE}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from testbed.experiment import PAGE, Experiment, GuestSpec
+from testbed.experiment.values import is_list
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,18 @@ def script(experiment: Experiment, arm: str, seed: int | str) -> Script:
     meetings = guest.balloon.targets(guest.memory, workload.length) if guest.balloon else ()
     return Script(
         tuple(_set_up(experiment, arm, meetings)),
-        workload.run(guest.memory, seed),
+        workload.run(guest.memory, seed, experiment.kept_files),
         meetings,
     )
 
 
 def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], ...]) -> Iterator[str]:
     guest, workload = experiment.guest, experiment.workload
+    settings = dict(_settings(experiment, arm))
+    # How zram compresses is fixed with its size.
+    early = {path: value for path, value in settings.items() if path.startswith("/sys/block/zram")}
+    for path, value in early.items():
+        yield f"set {path} {value}"
     if guest.swap:
         yield f"swap {guest.swap}"
     if workload.needs_disk:
@@ -51,14 +57,20 @@ def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], .
         yield f"phases {','.join(starts)}"
     if experiment.sample:
         yield f"sample {max(1, round(experiment.sample * 1000))}"
-    settings = _of_guest(guest)
-    for given in (guest, experiment.arms[arm]):
-        settings |= {f"/proc/sys/{name.replace('.', '/')}": value for name, value in given.sysctl.items()}
-        settings |= {f"/sys/{name}": value for name, value in given.sysfs.items()}
     for path, value in settings.items():
-        yield f"set {path} {value}"
+        if path not in early:
+            yield f"set {path} {value}"
     if experiment.tracepoints:
         yield "tally"
+
+
+def _settings(experiment: Experiment, arm: str) -> Iterator[tuple[str, int | str]]:
+    """Paths and values that init writes: an arm's have the last word. Lists are not among them."""
+    settings = _of_guest(experiment.guest)
+    for given in (experiment.guest, experiment.arms[arm]):
+        settings |= {f"/proc/sys/{name.replace('.', '/')}": value for name, value in given.sysctl.items()}
+        settings |= {f"/sys/{name}": value for name, value in given.sysfs.items()}
+    return ((path, value) for path, value in settings.items() if not is_list(value))
 
 
 def _of_guest(guest: GuestSpec) -> dict[str, int | str]:

@@ -46,19 +46,51 @@ SIZE_SCHEMA = {"type": "string", "pattern": "^[0-9]+ *[KMGkmg](i?[Bb])?$", "exam
 Size = Annotated[int, BeforeValidator(_sized), WithJsonSchema(SIZE_SCHEMA, mode="validation")]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 # Where two results are compared, the arms have the names of the results.
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[
     str,
-    Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"),
+    Field(pattern=NAME),
     WithJsonSchema({"type": "string"}, mode="serialization"),
 ]
-Word = Annotated[str, Field(pattern=r"^[!-~]+$", description="A word without blanks.")]
-# As in vm.swappiness; a value is one word.
-SysctlName = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$")]
+WORD = r"^[!-~]+$"
+Word = Annotated[str, Field(pattern=WORD, description="A word without blanks.")]
+# As in vm.swappiness.
+SYSCTL = r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$"
+SysctlName = Annotated[str, Field(pattern=SYSCTL)]
 # As in kernel/mm/lru_gen/enabled, beneath /sys.
-SysfsName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)+$")]
-Setting = int | Word
+SYSFS = r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)+$"
+SysfsName = Annotated[str, Field(pattern=SYSFS)]
+# Words of a list go between quotes on a kernel's command line.
+_LIST = r"^([!-~]+|[!#-~]+( [!#-~]+)+)$"
+
+
+def _scalar(value: object, pattern: str, otherwise: str) -> object:
+    if isinstance(value, bool) or value is None:
+        raise ValueError(
+            "should be a number or text; `yes`, `no`, `on`, `off`, `true` and `false` need quotes"
+        )
+    if not isinstance(value, int) and not (isinstance(value, str) and re.search(pattern, value)):
+        raise ValueError(f"{reprlib.repr(value)} is {otherwise}")
+    return value
+
+
+def _sysctl_value(value: object) -> object:
+    return _scalar(value, _LIST, 'neither a number nor words with a blank between them, as in "32 32 0"')
+
+
+def _sysfs_value(value: object) -> object:
+    return _scalar(value, WORD, "neither a number nor one word, and more is not written to a file in /sys")
+
+
+SysctlValue = Annotated[int | Annotated[str, Field(pattern=_LIST)], BeforeValidator(_sysctl_value)]
+SysfsValue = Annotated[int | Word, BeforeValidator(_sysfs_value)]
 # Whatever a file may say.
 Json = Annotated[JsonValue, WithJsonSchema({})]
+
+
+def is_list(value: int | str) -> bool:
+    """Whether a setting is more than one word."""
+    return isinstance(value, str) and " " in value
 
 
 def describe(at: Mapping[str, object]) -> str:

@@ -6,7 +6,8 @@ The programs are images/src/NAME.c; what each stresses and what its numbers mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,7 @@ HUGE_PAGES = 512
 
 Words = Mapping[str, int | str]
 Tasks = Annotated[int, Field(ge=1, le=512)]
+Text = Annotated[str, Field(min_length=1)]
 Footprint = Annotated[float, Field(gt=0, le=64)]
 
 
@@ -168,13 +170,14 @@ class WorkloadSpec(Model):
     memcg: Memcg | None = None
     high_order: HighOrder | None = None
     swap_thrash: SwapThrash | None = None
-    command: Annotated[tuple[Word, ...], Field(strict=False, min_length=1)] | None = None
+    command: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] | None = None
     """A program and its arguments; `{seed}` in a word stands for the seed, `{pages}` for the guest's memory
     in pages of 4 KiB. The seed is in its environment, too (SEED), and decides how much later it starts, 10 ms
     at most. The program is one of `files`, one of busybox's, or one of this machine, which is then brought
     along with the libraries that it needs."""
     files: Annotated[tuple[Word, ...], Field(strict=False)] = ()
-    """Files to bring along, as PATH (it becomes /bin/NAME) or PATH:PATH-IN-THE-GUEST."""
+    r"""Files and directories to bring along, as PATH (a file becomes /bin/NAME, a directory /NAME) or
+    PATH:PATH-IN-THE-GUEST. A colon in PATH is written `\:`."""
     disk: bool = False
     """Whether `command` needs a file system for files, at /mnt."""
     seconds: Seconds | None = None
@@ -217,23 +220,34 @@ class WorkloadSpec(Model):
         load = self.load
         return self.disk if load is None else load.disk or load.files_are_mapped
 
-    def run(self, memory: int, seed: int | str) -> str:
-        """Init's command that starts it in a guest with so many bytes of memory."""
+    def run(self, memory: int, seed: int | str, kept: Sequence[str] = ()) -> str:
+        """Init's command that starts it in a guest with so many bytes of memory.
+
+        Files in the guest that are to be `kept` are sent as init sends those in /run/result.
+        """
         if self.command is not None:
             known = {"{seed}": str(seed), "{pages}": str(memory // PAGE)}
             words = list(self.command)
             for key, value in known.items():
                 words = [word.replace(key, value) for word in words]
+            if self.is_wrapped(kept):
+                plain = all(map(_PLAIN.fullmatch, words))
+                words = words if plain else list(map(_escaped, words))
+                words = ["sh", f"/{WRAPPER}", *kept, "--" if plain else "--escaped", *words]
             return " ".join(["run-user", str(seed), *words])
         load = self.load
         assert load
         words_ = {**load.words(memory), "ms": max(1, round(load.seconds * 1000)), "seed": seed}
         return " ".join(["run", self.name, *(f"{key}={value}" for key, value in words_.items())])
 
+    def is_wrapped(self, kept: Sequence[str]) -> bool:
+        """Whether `command` needs a script around it, WRAPPER: for files to keep, or blanks in its words."""
+        return self.command is not None and (bool(kept) or not all(map(_PLAIN.fullmatch, self.command)))
+
     def describe(self) -> str:
         """The workload in a few words."""
         if self.command is not None:
-            return " ".join(self.command)
+            return " ".join(word if _PLAIN.fullmatch(word) else f"'{word}'" for word in self.command)
         assert self.load
         shown = {
             key: format_size(value) if key == "limit" else f"{value:g}" if isinstance(value, float) else value
@@ -248,5 +262,19 @@ LOADS = tuple(
     name for name in WorkloadSpec.model_fields if name not in ("command", "files", "disk", "seconds")
 )
 LONGEST_COMMAND = 3000
+# What a terminal takes as a line, and a deterministic guest as a file, is little more.
+LONGEST_RUN = 4000
+# Where guest/wrapper.sh is in a guest that needs it.
+WRAPPER = "bin/testbed-wrapper"
+_PLAIN = re.compile("[!-~]+")
+
+
+def _escaped(word: str) -> str:
+    """A word without blanks of which the wrapper makes this one."""
+    return "".join(
+        chr(byte) if 32 < byte < 127 and byte != ord("\\") else f"\\0{byte:03o}" for byte in word.encode()
+    )
+
+
 # Of a command that does not say how long it takes.
 DEFAULT_SECONDS = 5.0

@@ -141,7 +141,9 @@ class BootingGuest(DeterministicGuest):
             self.monitor.execute("cont")
             self._meet(seconds)
             self.release()
-        self.require_all_cpus(self.answer("ready", seconds, "boot"))
+        ready = self.answer("ready", seconds, "boot")
+        self.require_all_cpus(ready)
+        self.require_boot_settings(ready)
 
     def save(self, path: Path, seconds: float) -> None:
         """Stop the guest at the rendezvous of init's `meet` and write it to a file.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import re
 import socket
 import subprocess
 import tempfile
@@ -29,6 +30,36 @@ from testbed.wire import Mark
 # How long QEMU may take to end by itself after a panic, so that the panic's last lines are kept.
 LAST_WORDS_SECONDS = 3.0
 COMMAND_SECONDS = 60.0
+
+
+# How the kernel says so: fs/proc/proc_sysctl.c, process_sysctl_arg().
+_NOT_SET = re.compile(rb"to set sysctl parameter '([^'=\r\n]+)=([^'\r\n]*)'(?:: ([^\r\n]*))?")
+# What the guest's shell says when it cannot write.
+_CANNOT_WRITE = re.compile(rb"(?:write error|can't create [^:\r\n]+): ([^\r\n]+)")
+_IN_WORDS = {
+    "device or resource busy": "it cannot be changed while the device is in use",
+    "invalid argument": "the kernel does not take this value",
+    "nonexistent directory": "this kernel has no such setting; is its option in `kernel.config`?",
+    "no such file or directory": "this kernel has no such setting; is its option in `kernel.config`?",
+    "numerical result out of range": "the value is out of range",
+    "operation not permitted": "the kernel does not allow it now",
+    "permission denied": "it can be read only",
+}
+
+
+def refusal(stage: str, text: str, log: bytes) -> str:
+    """What is to be said when init answers `error TEXT`: of a setting its key, and why in plain words."""
+    verb, _, setting = text.partition(" ")
+    path, _, value = setting.partition(" ")
+    if verb != "set":
+        return f"the guest refused {stage}: {text}"
+    key = path.removeprefix("/sys/")
+    if path.startswith("/proc/sys/"):
+        key = path.removeprefix("/proc/sys/").replace("/", ".")
+    kind = "sysctl" if path.startswith("/proc/sys/") else "sysfs"
+    reasons = _CANNOT_WRITE.findall(log)
+    said = reasons[-1].decode(errors="replace").strip() if reasons else "it does not say why"
+    return f"the guest refused `{kind}: {{{key}: {value}}}`: {_IN_WORDS.get(said.lower(), said)}"
 
 
 class Guest(abc.ABC):
@@ -107,6 +138,24 @@ class Guest(abc.ABC):
     def change_memory(self, size: int, seconds: float) -> None:
         """Set the balloon's target to `size` bytes while a workload meets the host."""
 
+    def require_boot_settings(self, ready: Mark) -> None:
+        """Raise GuestFailed if the kernel did not take a sysctl of its command line."""
+        with self.explained():
+            if match := _NOT_SET.search(self.log):
+                name, value, reason = (part.decode(errors="replace") for part in match.groups(b""))
+                raise GuestFailed(
+                    f"the guest refused `sysctl.{name}: {value}`: {reason or 'the kernel failed'}"
+                )
+            release = re.match(r"(\d+)\.(\d+)", ready.fields.get("release", ""))
+            if (
+                " sysctl." in f" {self.shape.cmdline}"
+                and release
+                and tuple(map(int, release.groups())) < (5, 8)
+            ):
+                raise GuestFailed(
+                    f"Linux {release[0]} takes no lists of sysctls when it boots; 5.8 and later do"
+                )
+
     def require_all_cpus(self, ready: Mark) -> None:
         """Raise GuestFailed if fewer CPUs came up than the machine has."""
         if (cpus := ready.fields.get("cpus")) != str(self.shape.vcpus):
@@ -129,7 +178,7 @@ class Guest(abc.ABC):
             while True:
                 mark = self.console.expect_mark(names, deadline, stage, self._watch)
                 if mark.name == "error":
-                    raise GuestFailed(f"the guest refused {stage}: {mark.text}")
+                    raise GuestFailed(refusal(stage, mark.text, self.log))
                 if mark.name != "meet" or on_meet is None:
                     return mark
                 on_meet()

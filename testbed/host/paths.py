@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,3 +34,15 @@ def sha256(file: Path) -> str:
     """The hash of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def split_file(text: str) -> tuple[str, str | None]:
+    """An entry of an experiment's `files`: the path here, and the one in the guest, if it says so."""
+    here, *there = re.split(r"(?<!\\):", text, maxsplit=1)
+    return here.replace("\\:", ":"), there[0] if there else None
+
+
+def joined_file(here: str, there: str | None) -> str:
+    """The entry that split_file() takes apart."""
+    colon = "" if there is None else f":{there}"
+    return here.replace(":", "\\:") + colon

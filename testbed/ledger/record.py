@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from testbed.host.errors import BY_HAND, CONSOLE
 
 MEASURED = "measured"
 LOST = "lost"
+FAILED = "failed"
 # How a workload can fail, as `outcome:` has it, and what is said of a kernel where it does.
 FAILURES = {
     "panic": "panics",
@@ -58,6 +59,16 @@ class Record:
     @property
     def log_name(self) -> str:
         return f"{self.trial}.{self.attempt}.log.gz"
+
+
+def hopeless(records: Sequence[Record], arms: Collection[str], first_seed: int) -> bool:
+    """Whether a program cannot work at all: the first seed has `failed` in every arm, and nothing measured.
+
+    What the kernel did to it (`oom`, `panic`, `hang`, `flood`) is a finding, and may be another next time.
+    """
+    counting = final(records).values()
+    failed = {record.arm for record in counting if record.seed == first_seed and record.outcome == FAILED}
+    return set(arms) <= failed and all(record.outcome != MEASURED for record in counting)
 
 
 def final(records: Sequence[Record]) -> dict[str, Record]:

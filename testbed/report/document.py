@@ -16,8 +16,10 @@ from testbed.analysis import decision
 from testbed.analysis.compare import Arm as ComparedArm
 from testbed.analysis.compare import Comparison, Exclusion, Observation, compare, lost_attempts, median
 from testbed.analysis.decision import Decision
-from testbed.analysis.metrics import METRICS, Better, Kind, Level
+from testbed.analysis.lacking import lacking
+from testbed.analysis.metrics import Better, Kind, Level
 from testbed.analysis.oom import Kill
+from testbed.analysis.own import with_own
 from testbed.experiment import Experiment, Model
 from testbed.ledger import plan as ledger
 from testbed.ledger.document import Document, Number
@@ -132,6 +134,8 @@ class ComparisonReport(Document):
     trials: Trials
     lost_attempts: Count
     excluded: tuple[Exclusion, ...]
+    lacking: tuple[str, ...] = ()
+    """What programs said that their guests have not got, and what brings it."""
     wall_seconds: dict[str, float]
     """Seconds that each stage of a trial took, on average."""
     guest_seconds: float | None
@@ -180,7 +184,7 @@ def document(
         description=experiment.description,
         experiment=experiment,
         seeds=comparison.seeds,
-        arms={name: _arm(arm, comparison.seeds, workload, phases) for name, arm in comparison.arms.items()},
+        arms={name: _arm(arm, comparison, workload, phases) for name, arm in comparison.arms.items()},
         remarks=tuple(remarks(plan, comparison.arms)),
         alpha=experiment.alpha,
         sequential=experiment.looks,
@@ -188,6 +192,7 @@ def document(
         trials=Trials(planned=len(plan.trials), ended=len(observations)),
         lost_attempts=lost_attempts(attempts),
         excluded=comparison.excluded,
+        lacking=tuple(dict.fromkeys(line for o in observations for line in lacking(o.measurement.output))),
         wall_seconds=_stages(comparison, observations),
         guest_seconds=_guest_seconds(observations),
         provenance=Provenance(
@@ -201,7 +206,7 @@ def document(
 
 def compared(plan: Plan, observations: Sequence[Observation]) -> Comparison:
     """The arms of a plan, side by side."""
-    return compare(list(plan.experiment.arms), observations)
+    return compare(list(plan.experiment.arms), observations, with_own(plan.experiment.metrics))
 
 
 def _judgement(judgement: decision.Judgement) -> Judgement:
@@ -213,7 +218,7 @@ def _judgement(judgement: decision.Judgement) -> Judgement:
     )
 
 
-def _arm(arm: ComparedArm, seeds: Sequence[int], workload: str, phases: Sequence[str]) -> Arm:
+def _arm(arm: ComparedArm, comparison: Comparison, workload: str, phases: Sequence[str]) -> Arm:
     metrics = {
         metric.name: Metric(
             title=metric.title_of(workload),
@@ -229,10 +234,14 @@ def _arm(arm: ComparedArm, seeds: Sequence[int], workload: str, phases: Sequence
             },
             values=by_seed(arm.values[metric.name]),
             median=median(
-                {s: v for s, v in arm.values[metric.name].items() if s in seeds or metric.of_failures}
+                {
+                    seed: value
+                    for seed, value in arm.values[metric.name].items()
+                    if seed in comparison.seeds or metric.of_failures
+                }
             ),
         )
-        for metric in METRICS
+        for metric in comparison.metrics
         if arm.values[metric.name]
     }
     return Arm(

@@ -34,8 +34,8 @@ class Condition:
         return f"{self.of} {self.verdict}".strip()
 
 
-def condition(text: str, metrics: Collection[str]) -> Condition:
-    """Read a condition. Raises ValueError that says what is wrong."""
+def condition(text: str) -> Condition:
+    """Read a condition, of whatever metric. Raises ValueError that says what is wrong."""
     if (remark := " ".join(text.split())) in KINDS:
         return Condition(remark)
     match = _CONDITION.fullmatch(text)
@@ -47,10 +47,14 @@ def condition(text: str, metrics: Collection[str]) -> Condition:
     of, verdict = match[1], match[2]
     if verdict not in VERDICTS:
         raise ValueError(f"`{verdict}` is no verdict: {', '.join(VERDICTS)}")
-    if of not in ("any", "any primary") and of not in metrics:
+    return Condition(of, verdict)
+
+
+def require(conditions: Sequence[Condition], metrics: Collection[str]) -> None:
+    """Raise ValueError for a condition on a metric that is not among these."""
+    for of in (wanted.of for wanted in conditions if wanted.of not in ("any", "any primary", *metrics)):
         near = difflib.get_close_matches(of, metrics, n=1)
         raise ValueError(f"there is no metric `{of}`" + (f"; did you mean `{near[0]}`?" if near else ""))
-    return Condition(of, verdict)
 
 
 def failures(report: ComparisonReport, conditions: Sequence[Condition]) -> Iterator[str]:

@@ -77,7 +77,7 @@ def _forests(report: ComparisonReport, comparison: Comparison) -> Iterator[Pictu
 
 def _plain_rows(comparison: Comparison, first: str, arm: str, primary: set[str]) -> Iterator[Row]:
     """The metrics that nobody declared, each by itself."""
-    for metric in METRICS:
+    for metric in comparison.metrics:
         if metric.level != "main" or metric.name in primary:
             continue
         before, after = (

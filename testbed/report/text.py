@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from testbed.analysis.compare import Exclusion
 from testbed.experiment import BalloonSpec, Experiment, format_size
 from testbed.ledger.plan import GuestFacts
+from testbed.ledger.record import MEASURED
 from testbed.report import words
 from testbed.report.document import Arm, ComparisonReport, Metric
 from testbed.report.escape import escaped, visible
@@ -312,7 +313,20 @@ def notes(report: ComparisonReport) -> list[str]:
         lines.append(f"{trials.ended} of {trials.planned} trials have run so far")
     if report.lost_attempts:
         lines.append(f"attempts lost to the infrastructure and tried again: {report.lost_attempts}")
-    return lines
+    return [*lines, *report.lacking, *_without_values(report)]
+
+
+def _without_values(report: ComparisonReport) -> Iterator[str]:
+    """The experiment's own metrics that trials have measured, but said no number of."""
+    for name, own in report.experiment.metrics.items():
+        for arm, measured in report.arms.items():
+            trials = measured.outcomes.get(MEASURED, 0)
+            known = len(measured.metrics[name].values) if name in measured.metrics else 0
+            if known < trials:
+                where = own.file or "the output"
+                several = "" if own.combine else ", or several that `combine` says nothing about"
+                lacking = f"{trials - known} of {trials} trials have no {name}"
+                yield f"{arm}: {lacking}: no number in {where}{several}"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     _add_experiment_verbs(verb)
     _add_selfcheck_verb(verb)
     _add_result_verbs(verb)
+    _add_log_verb(verb)
     _add_bisect_verb(verb)
     verb("experiments", "list the repository's own experiments: what each is about, how long it takes here")
     sub = verb("list", "list the results here: what each says, and how old it is")
@@ -196,6 +197,13 @@ def _add_result_verbs(verb: Verb) -> None:
     sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
     sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
     sub.add_argument("--break-at-miss", type=positive, metavar="N", help="and stop at its Nth reclaim miss")
+
+
+def _add_log_verb(verb: Verb) -> None:
+    sub = verb("log", "print what a trial's program printed")
+    sub.add_argument("result", type=Path, metavar="RESULT", help="a result's directory")
+    sub.add_argument("trial", metavar="ARM:SEED", help="or a trial's id")
+    sub.add_argument("--console", action="store_true", help="the whole console log instead")
 
 
 def _add_result(sub: argparse.ArgumentParser, more: str) -> None:

@@ -36,7 +36,13 @@ class Lab(Protocol):
         """Build what an experiment needs and lay out its trials; raises as trials.prepare.prepare() does."""
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
     ) -> Mapping[str, Measurement]:
         """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does.
 
@@ -58,10 +64,16 @@ class ThisMachine:
         return prepare.prepare(experiment, self.cache, note, threading.Event())
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
     ) -> Mapping[str, Measurement]:
         """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does."""
-        return pool.run(trials, ledger, jobs, progress)
+        return pool.run(trials, ledger, jobs, progress, to_the_end=to_the_end)
 
     def settings(self, trial: Trial) -> Mapping[str, str]:
         """What is set in a guest of a trial's arm, as trials.effective.read() has it."""

@@ -21,7 +21,7 @@ from testbed.analysis.parse import Measurement
 from testbed.experiment import MiB
 from testbed.guest.shape import Shape
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, Record
+from testbed.ledger.record import LOST, Record, hopeless
 from testbed.trials import trial as trials
 from testbed.trials.trial import Attempt, Trial
 
@@ -172,15 +172,24 @@ def _settle(future: futures.Future[Any], work: Callable[[], Any]) -> None:
 
 
 def run(
-    trials_: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+    trials_: Sequence[Trial],
+    ledger: Ledger,
+    jobs: int | None,
+    progress: Progress,
+    *,
+    to_the_end: bool = False,
 ) -> dict[str, Measurement]:
     """Run what the ledger does not hold yet of some trials, the arms taking turns.
 
     `jobs` trials run side by side, if not as many as fit. What is lost in the end stays so, and the rest goes
-    on. Returns what was measured, by trial.
+    on; not if it is hopeless, unless `to_the_end`. Returns what was measured, by trial.
     """
     jobs = jobs or jobs_for(trials_[0].shape)
+    arms, first_seed = {t.arm for t in trials_}, min(t.seed for t in trials_)
+    ids = {t.id for t in trials_}
     settled = ledger.settled()
+    # Of those that are tried anew, what became of them before says nothing.
+    records = [record for record in ledger.records() if record.trial in ids and record.trial in settled]
     waiting = deque(t for t in interleaved(trials_) if t.id not in settled)
     progress.started(len(trials_), len(trials_) - len(waiting), jobs)
     measurements: dict[str, Measurement] = {}
@@ -189,8 +198,11 @@ def run(
         # Of one that was lost, an earlier attempt may count.
         if attempt.record.outcome != LOST:
             measurements[attempt.record.trial] = attempt.measurement
+        records.append(attempt.record)
 
     def plan(running: Sequence[Job]) -> Sequence[Job] | None:
+        if not to_the_end and hopeless(records, arms, first_seed):
+            waiting.clear()
         free = min(jobs - len(running), len(waiting))
         return [trial_job(waiting.popleft(), keep) for _ in range(free)] if free or running else None
 

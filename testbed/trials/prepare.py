@@ -8,13 +8,14 @@ import hashlib
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from testbed.experiment import Experiment, GuestSpec, MiB, SourceSpec
+from testbed.experiment import Experiment, GuestSpec, MiB, SourceSpec, format_size
 from testbed.experiment.script import script
+from testbed.experiment.workloads import WRAPPER
 from testbed.guest import accel, image, qemu
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
@@ -141,7 +142,7 @@ def shape_of(experiment: Experiment) -> Shape:
 
 def with_arguments(shape: Shape, experiment: Experiment, arm: str, seed: int | None = None) -> Shape:
     """The machine with what an arm's kernel is told beside what all are told; of a seed, with its boot."""
-    words = list(experiment.arms[arm].command_line)
+    words = [*experiment.arms[arm].command_line, *experiment.boot_settings(arm)]
     if seed is not None and shape.accel == "icount":
         # Nobody reads it. The kernel's random numbers begin with it, and it moves what is allocated.
         words.append(f"testbed.boot={seed % experiment.boots if experiment.boots else seed}")
@@ -161,12 +162,38 @@ def numa(guest: GuestSpec) -> tuple[str, ...]:
     return tuple(words)
 
 
-def initramfs(experiment: Experiment, cache: Path) -> Image:
-    """The image of an experiment's guests, with what its own command needs. Raises SpecError."""
+def initramfs(experiment: Experiment, cache: Path, files: Mapping[str, Path] | None = None) -> Image:
+    """The image of an experiment's guests, with the files that its own command needs. Raises SpecError."""
+    return image.build(cache, files=brought(experiment) if files is None else files)
+
+
+def brought(experiment: Experiment) -> dict[str, Path]:
+    """What an experiment's own command brings into its guests, as image.build() has it. Raises SpecError."""
     workload = experiment.workload
     if workload.command is None:
-        return image.build(cache)
-    return image.build(cache, files=image.gather(workload.command[0], workload.files))
+        return {}
+    files = image.gather(workload.command[0], workload.files)
+    if workload.is_wrapped(experiment.kept_files):
+        files[WRAPPER] = image.WRAPPER_SCRIPT
+    size = sum(path.stat().st_size for path in files.values())
+    if size >= experiment.guest.memory:
+        raise SpecError(
+            f"workload.files: {size / MiB:.0f} MiB come along, and the guest has "
+            f"{format_size(experiment.guest.memory)} for all",
+            "give it more: `guest.memory`",
+        )
+    return files
+
+
+def crowding(experiment: Experiment, files: Mapping[str, Path]) -> Iterator[str]:
+    """A line on what comes along, if it takes half the guest's memory."""
+    size, memory = sum(path.stat().st_size for path in files.values()), experiment.guest.memory
+    if size > memory / 2:
+        largest = sorted(files, key=lambda name: -files[name].stat().st_size)[:3]
+        yield (
+            f"note: {size / MiB:.0f} MiB of the guest's {format_size(memory)} are taken by what comes along "
+            f"({', '.join(f'/{name}' for name in largest)} ...)"
+        )
 
 
 def environment(family: str, booted_by: str) -> tuple[str, ...]:
@@ -186,9 +213,13 @@ def prepare(
 
     Raises SpecError, HostError, BuildError; Interrupted when `cancel` is set.
     """
+    # What can be refused at once comes before what takes minutes.
+    files = brought(experiment)
+    for line in crowding(experiment, files):
+        progress(line)
     planned = plans(experiment, cache, progress)
+    image_built = initramfs(experiment, cache, files)
     built = {name: build.build(plan, progress=progress) for name, plan in planned.items()}
-    image_built = initramfs(experiment, cache)
     first = next(iter(built.values()))
     here = machine(experiment, first, image_built, cache, progress, cancel=cancel, family=family)
     guests = Guests(image_built, here, cache)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from testbed.analysis.lacking import lacking
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import Deadlines
 from testbed.experiment.script import Script
@@ -221,6 +222,7 @@ def _set_up(guest: LiveGuest, trial: Trial, course: Course) -> None:
     with course.stage("boot"):
         ready = guest.boot(deadlines.boot)
     guest.require_all_cpus(ready)
+    guest.require_boot_settings(ready)
     with course.stage("balloon"):
         balloon = guest.balloon(trial.memory, deadlines.balloon)
     course.note_memory(balloon, guest.command("memory", "memory"))
@@ -246,6 +248,7 @@ def _judge(measurement: Measurement, end: Mark) -> None:
         victims = ", ".join(measurement.oom_victims) or "a task"
         raise OutOfMemory(f"the OOM killer took {victims}")
     if end.fields.get("status") != "0":
-        raise GuestFailed(f"the workload failed: {end.text}", measurement.output.strip())
+        said = [*lacking(measurement.output), measurement.output.strip()]
+        raise GuestFailed(f"the workload failed: {end.text}", "\n  ".join(said))
     if not measurement.complete:
         raise GuestLost("the results did not arrive whole: " + "; ".join(measurement.problems))

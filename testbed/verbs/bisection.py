@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.ledger.ledger import Ledger
+from testbed.trials import prepare
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs.request import ExperimentRequest
 from testbed.verbs.run import make_room
@@ -65,6 +66,9 @@ def run(request: BisectRequest, lab: Lab, watch: Watch) -> Bisected:
     from testbed.verbs import bisect  # noqa: PLC0415  (slow, with scipy and matplotlib)
 
     experiment = request.experiment.first()
+    # What cannot be brought into any guest is refused before commits are looked at.
+    with request.experiment.named():
+        prepare.brought(experiment)
     home = request.results or Path("results") / f"bisect-{experiment.name}"
     ends = request.good, request.bad
     question = bisect.question(request.repository, ends, request.paths, experiment, request.metric)

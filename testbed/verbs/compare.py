@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from testbed.analysis.metrics import METRICS
+from testbed.analysis.own import with_own
 from testbed.analysis.parse import Measurement
+from testbed.experiment import Experiment
 from testbed.host.errors import HostError, SpecError
 from testbed.kernel import series
 from testbed.ledger import matrix
@@ -97,8 +99,20 @@ class LeftOut:
 
 def condition(text: str) -> Condition:
     """Read a condition of --fail-on. Raises SpecError."""
+    with _of_gate():
+        return gate.condition(text)
+
+
+def refuse_unknown(fail_on: Sequence[Condition], experiment: Experiment) -> None:
+    """Raise SpecError for a condition on what is no metric of the experiment."""
+    with _of_gate():
+        gate.require(fail_on, [metric.name for metric in with_own(experiment.metrics)])
+
+
+@contextlib.contextmanager
+def _of_gate() -> Iterator[None]:
     try:
-        return gate.condition(text, [metric.name for metric in METRICS])
+        yield
     except ValueError as bad:
         raise SpecError(f"--fail-on: {bad}") from bad
 
@@ -107,6 +121,7 @@ def compare(request: CompareRequest, lab: Lab, watch: Watch) -> Compared | Compa
     """Run what is missing of an experiment and put its arms side by side; raises as run() does."""
     cells = request.run.experiment.cells()
     first = cells[0].experiment
+    refuse_unknown(request.fail_on, first)
     _refuse_idle_gate(request.fail_on, judged=bool(first.primary) and len(first.arms) > 1)
     done = execute(request.run, cells, lab, watch)
     return report(ReportRequest(done.directory, request.fail_on), done.measurements)
@@ -161,6 +176,7 @@ def report(
 
 
 def _compared(result: Result, fail_on: Sequence[Condition]) -> Compared:
+    refuse_unknown(fail_on, result.plan.experiment)
     document = results.report(result)
     if document.seeds:
         _refuse_idle_gate(fail_on, judged=bool(document.verdicts))

@@ -48,11 +48,12 @@ def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) 
     for cell in cells:
         if cell.at:
             yield f"with {cell.label}:"
+        crowding = tuple(prepare.crowding(cell.experiment, prepare.brought(cell.experiment)))
         plans = prepare.plans(cell.experiment, cache, progress)
         missing = {plan.key for plan in plans.values() if build.published(plan) is None}
         seconds += build_seconds(missing - unbuilt) + trials_seconds(cell.experiment)
         unbuilt |= missing
-        lines = list(_cell(cell.experiment, plans, missing))
+        lines = [*_cell(cell.experiment, plans, missing), *(f"  {line}" for line in crowding)]
         # Of further cells what is not so in the first.
         yield from (line for line in lines if line not in told)
         told = told or frozenset(lines)
@@ -78,7 +79,7 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
             yield f"    to be built: {pasteable(build.command(plan))}"
         else:
             yield f"    built: {plan.directory / 'vmlinux'}"
-        if words := experiment.arms[arm].command_line:
+        if words := [*experiment.arms[arm].command_line, *experiment.boot_settings(arm)]:
             yield f"    kernel: {' '.join(words)}"
         yield from (f"    guest: {line}" for line in prepare.guest_commands(experiment, arm))
     vmlinux = next(iter(plans.values())).directory / "vmlinux"

@@ -57,8 +57,9 @@ def boot(
         raise SpecError(f"{request.experiment.file}: there is no arm `{arm}`: {known}")
     experiment = experiment.only(arm)
     with request.experiment.named():
-        kernel = prepare.kernels(experiment, lab.cache, watch.note)[arm]
+        # First what may be refused at once.
         initramfs = prepare.initramfs(experiment, lab.cache)
+        kernel = prepare.kernels(experiment, lab.cache, watch.note)[arm]
         here = prepare.machine(experiment, kernel, initramfs, lab.cache, watch.note)
     shape = prepare.with_arguments(here.shape, experiment, arm)
     with LiveGuest(shape, kernel.vmlinux, initramfs.path, qemu=here.qemu.program) as guest:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from testbed.analysis.metrics import METRICS
+from testbed.analysis.metrics import METRICS, Metric
 from testbed.analysis.parse import Measurement
 from testbed.analysis.parse import parse as parse_log
 from testbed.host.errors import SpecError
@@ -18,8 +18,9 @@ from testbed.verbs import results
 def parse(path: Path) -> Iterator[Mapping[str, object]]:
     """The facts of every trial of a result, or of one log. Raises SpecError for what cannot be read."""
     if path.is_dir():
-        for observation in results.load(path).observations:
-            record, facts = observation.record, _facts(observation.measurement)
+        result = results.load(path)
+        for observation in result.observations:
+            record, facts = observation.record, _facts(observation.measurement, result.comparison.metrics)
             yield {"arm": record.arm, "seed": record.seed, "outcome": record.outcome, **facts}
         return
     try:
@@ -27,11 +28,11 @@ def parse(path: Path) -> Iterator[Mapping[str, object]]:
         data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
     except (OSError, EOFError, zlib.error) as unreadable:
         raise SpecError(f"{path}: cannot be read: {unreadable}") from unreadable
-    yield _facts(parse_log(data))
+    yield _facts(parse_log(data), METRICS)
 
 
-def _facts(measurement: Measurement) -> dict[str, object]:
-    values = {metric.name: metric.value(measurement) for metric in METRICS}
+def _facts(measurement: Measurement, metrics: Sequence[Metric]) -> dict[str, object]:
+    values = {metric.name: metric.value(measurement) for metric in metrics}
     return {
         "complete": measurement.complete,
         "metrics": {name: value for name, value in values.items() if value is not None},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What bisect and check go by: a metric of the registry, or how trials end."""
+"""What bisect and check go by: a metric, or how trials end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from testbed.analysis.bisect.search import Measured
-from testbed.analysis.metrics import METRICS
+from testbed.analysis.own import with_own
 from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
 from testbed.host.errors import SpecError
@@ -20,7 +20,7 @@ Value = Callable[[Record, Callable[[], Measurement]], float | None]
 
 @dataclass(frozen=True)
 class Quantity:
-    """A metric of the registry, or `outcome:panic`, which is 1 where a trial ends so."""
+    """A metric, or `outcome:panic`, which is 1 where a trial ends so."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ def quantity(name: str | None, experiment: Experiment) -> Quantity:
             raise SpecError("--metric: the experiment has no primary metric", "`testbed metrics` lists all")
     if name.startswith(OUTCOME):
         return _ending(name)
-    metric = next((metric for metric in METRICS if metric.name == name), None)
+    metric = next((metric for metric in with_own(experiment.metrics) if metric.name == name), None)
     if metric is None:
         raise SpecError(f"--metric: there is no metric `{name}`; `testbed metrics` lists them")
     margin = experiment.primary[name].margin if name in experiment.primary else 0.0

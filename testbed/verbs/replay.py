@@ -78,7 +78,7 @@ def verify(request: VerifyRequest, lab: Lab, watch: Watch) -> Repeated:
         repeat = reproduce.only(loaded, request.trial) if request.trial else loaded
         chosen = interleaved(reproduce.sample(repeat.trials, request.sample))
         with Ledger.create(scratch / "again") as ledger:
-            lab.run(chosen, ledger, request.jobs, watch)
+            lab.run(chosen, ledger, request.jobs, watch, to_the_end=True)
             return Repeated(len(chosen), tuple(reproduce.differences(repeat, ledger)))
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.likeness import unlike
-from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import ALPHA, LEAST_SEEDS
 from testbed.host.errors import SpecError, StoreError
@@ -199,9 +198,12 @@ def history(paths: Sequence[Path], metric: str, alpha: float, margin: float) -> 
     for path, (_, result) in zip(paths[1:], found[1:], strict=True):
         if differences := list(unlike(found[0][1].plan, result.plan)):
             raise SpecError(f"{paths[0]} and {path} were not measured alike: {'; '.join(differences)}")
-    known = next((m for m in METRICS if m.name == metric), None)
+    known = next((m for m in found[0][1].comparison.metrics if m.name == metric), None)
     if known is None:
         raise SpecError(f"there is no metric `{metric}`; `testbed metrics` lists them")
+    for path, (_, result) in zip(paths, found, strict=True):
+        if result.plan.experiment.metrics.get(metric) != found[0][1].plan.experiment.metrics.get(metric):
+            raise SpecError(f"{paths[0]} and {path} do not declare the same metric `{metric}`")
     points = [
         Point(
             f"{result.plan.provenance.kernels[arm].release} {arm}",
@@ -233,7 +235,9 @@ def selfcheck(home: Path) -> SelfcheckReport:
         experiment = result.plan.experiment
         alpha = experiment.alpha
         titles = {
-            m.name: m.title_of(experiment.workload.name) for m in METRICS if m.name in experiment.primary
+            m.name: m.title_of(experiment.workload.name)
+            for m in result.comparison.metrics
+            if m.name in experiment.primary
         }
         # Whatever is decided, and when: so many seeds there are.
         pairs = LEAST_SEEDS if experiment.looks else experiment.seeds

@@ -15,7 +15,7 @@ from testbed.host.errors import NoKvm, SpecError, TestbedError
 from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
 from testbed.ledger.plan import Plan
-from testbed.ledger.record import FAILURES, Record, final
+from testbed.ledger.record import FAILURES, Record, final, hopeless
 from testbed.report import words
 from testbed.trials import effective
 from testbed.trials.lab import Lab, Watch
@@ -168,6 +168,14 @@ class _Runs:
         return replace(ready, plan=ready.plan.model_copy(update=changes))
 
 
+def _in_vain(experiment: Experiment, trials: Sequence[Trial], ledger: Ledger) -> int:
+    """How many trials are not run, since none can be measured; 0 unless it is so."""
+    planned = {trial.id for trial in trials}
+    records = [record for record in ledger.records() if record.trial in planned]
+    vain = hopeless(records, experiment.arms, experiment.first_seed)
+    return len(planned - {record.trial for record in records}) if vain else 0
+
+
 def until_decided(
     experiment: Experiment,
     trials: Sequence[Trial],
@@ -190,6 +198,13 @@ def until_decided(
     for seeds in (*stops, experiment.seeds):
         end = experiment.first_seed + seeds
         measurements |= lab.run([trial for trial in trials if trial.seed < end], ledger, jobs, watch)
+        if rest := _in_vain(experiment, trials, ledger):
+            look = f"testbed log {ledger.directory} {trials[0].arm}:{experiment.first_seed}"
+            watch.note(
+                f"seed {experiment.first_seed} failed in every arm, so {rest} trials are not run; "
+                f"`{look}` prints what it said; with --fresh or a file that was changed, all begins anew"
+            )
+            break
         if seeds == experiment.seeds:
             break
         so_far = results.read(ledger, measurements)

@@ -49,6 +49,7 @@ from tests.unit.recorded import (
     pair,
     plan,
     record,
+    with_frame,
     write_result,
 )
 from tests.unit.test_guest_faults import make_trial
@@ -366,6 +367,16 @@ def test_a_log_that_is_cut_off_is_parsed_as_far_as_it_goes(testbed: Testbed, tmp
     told = json.loads(testbed("parse", path).out)
     assert told["complete"] is False and told["metrics"] == {}
     assert "frame vmstat.before: missing" in told["problems"]
+
+
+def test_a_log_is_printed_and_harmless(testbed: Testbed, result: Path, tmp_path: Path) -> None:
+    ran = testbed("log", result, "patched:1", "--console")
+    assert ran.status == 0 and "\n#tb:end status=0 " in ran.out and ran.out.count("\n") > 1000
+    log = with_frame(PATCHED, "output", b"one\n\x1b[2Jtwo")
+    write_result(tmp_path / "own", plan(["a"]), [(record("a", 1), log)])
+    assert testbed("log", tmp_path / "own", "a:1") == Ran(0, "one\n\\x1b[2Jtwo\n", "")
+    ran = testbed("log", tmp_path / "own", "a:2")
+    assert ran == Ran(2, "", f"testbed: {tmp_path / 'own'}: there is no trial `a:2`: a:1\n")
 
 
 def test_a_result_is_parsed_again_line_by_line(testbed: Testbed, result: Path) -> None:

@@ -7,14 +7,16 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from testbed.experiment import Deadlines, Experiment, GuestSpec, MiB, format_size, is_path, load, parse_size
+from testbed.experiment import file as file_module
 from testbed.host.errors import SpecError
 from tests.unit.recorded import EXPERIMENT, REPOSITORY, experiment_data
 
@@ -96,6 +98,8 @@ def test_what_is_no_size_is_refused(refusal: Refusal, key: str, value: str) -> N
 
 TARBALL = "name: x\nkernel:\n  tarball:\n    {key}: a\n    sha256: " + SHA256 + "\narms: {{a: {{}}}}\n"
 ARM = "name: x\nkernel: {debian: linux-source-6.1}\narms:\n  a: {patches: [p]}\n  b:\n    "
+OWN = RIGHT + "workload: {command: [x]}\nmetrics: {t: {%s}}\n"
+NEITHER = 'neither a number nor words with a blank between them, as in "32 32 0"'
 MISTAKES = [
     # Unknown keys, at every level.
     (RIGHT + "seedz: 3\n", "4: `seedz`: unknown key; did you mean `seeds`?"),
@@ -112,9 +116,9 @@ MISTAKES = [
     ),
     (
         ARM + "command_line: [a b]\n",
-        "6: `arms.b.command_line.0`: string should match pattern '^[!-~]+$' (found 'a b')",
+        "6: `arms.b.command_line.0`: should be a word without blanks, of ASCII characters (found 'a b')",
     ),
-    (RIGHT + "first_seed: 0\n", "4: `first_seed`: input should be greater than or equal to 1 (found 0)"),
+    (RIGHT + "first_seed: 0\n", "4: `first_seed`: should be at least 1 (found 0)"),
     (ARM + "patchez: [p]\n", "6: `arms.b.patchez`: unknown key; did you mean `patches`?"),
     (
         RIGHT.replace("kernel: {", "kernel: {configs: [guest], "),
@@ -123,8 +127,60 @@ MISTAKES = [
     (
         RIGHT + "zzzz: 1\n",
         "4: `zzzz`: unknown key; known here: accel, alpha, arms, boots, deadlines, description, first_seed, "
-        "guest, kernel, matrix, minutes, mode, name, phases, primary, sample, seeds, sequential, "
+        "guest, kernel, matrix, metrics, minutes, mode, name, phases, primary, sample, seeds, sequential, "
         "tracepoints, workload",
+    ),
+    # Settings.
+    (ARM + "sysctl: {vm.x: [1, 2]}\n", "6: `arms.b.sysctl.vm.x`: [1, 2] is " + NEITHER),
+    (ARM + "sysctl: {vm.x: 1  2}\n", "6: `arms.b.sysctl.vm.x`: '1  2' is " + NEITHER),
+    (ARM + "sysctl: {vm.x: 'a \"b'}\n", "6: `arms.b.sysctl.vm.x`: 'a \"b' is " + NEITHER),
+    (
+        ARM + "sysfs: {block/zram0/x: 1 2}\n",
+        "6: `arms.b.sysfs.block/zram0/x`: '1 2' is neither a number nor one word, and more is not written to "
+        "a file in /sys",
+    ),
+    (
+        ARM + "sysfs: {kernel/mm/x: yes}\n",
+        "6: `arms.b.sysfs.kernel/mm/x`: should be a number or text; `yes`, `no`, `on`, `off`, `true` and "
+        "`false` need quotes",
+    ),
+    (
+        RIGHT + f"guest: {{sysctl: {{vm.x: {'1 ' * 510}1}}}}\n",
+        "3: `arms`: a: its command line and lists of sysctls have 1035 characters; at most 1024",
+    ),
+    # A program's own numbers.
+    (
+        OWN % "pattern: 'x ([0-9'",
+        "5: `metrics.t.pattern`: is not a regular expression: unterminated character set at position 3",
+    ),
+    (
+        OWN % "pattern: (a)(b)",
+        "5: `metrics.t.pattern`: has 2 groups and should have one, the number; `(?:...)` is a group that "
+        "does not count",
+    ),
+    (OWN % "", "5: `metrics.t`: give exactly one of pattern and json"),
+    (
+        OWN % "pattern: (a), json: b",
+        "5: `metrics.t`: give exactly one of pattern and json (found both)",
+    ),
+    (OWN % "jsn: b", "5: `metrics.t.jsn`: unknown key; did you mean `json`?"),
+    (OWN % "json: 3", "5: `metrics.t.json`: should be text; a number needs quotes (found 3)"),
+    (
+        OWN % "json: a, file: run/x",
+        "5: `metrics.t.file`: should be a file in the guest, as in /run/example.json",
+    ),
+    (
+        OWN % "json: a, combine: median",
+        "5: `metrics.t.combine`: should be 'sum', 'mean', 'max', 'min' or 'last' (found 'median')",
+    ),
+    (
+        RIGHT + "metrics: {t: {json: a}}\n",
+        "4: `metrics`: are what a program says; they go with `workload.command`",
+    ),
+    (
+        RIGHT + f"workload: {{command: [{', '.join('x' * 2000)}]}}\n",
+        "4: `workload.command`: init's line for it has 4019 characters, of which 4000 fit; bring a script in "
+        "`files`",
     ),
     # Missing.
     (RIGHT.replace("name: x\n", ""), "1: `name`: is missing"),
@@ -146,12 +202,12 @@ MISTAKES = [
     ),
     (
         RIGHT.replace("linux-source-6.1", "linux"),
-        "2: `kernel.debian`: string should match pattern '^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$' "
+        "2: `kernel.debian`: should be a package, as in linux-source-6.1 or linux-source-6.1=6.1.176-1 "
         "(found 'linux')",
     ),
     (
         TARBALL.format(key="url").replace(SHA256, "beef"),
-        "5: `kernel.tarball.sha256`: string should match pattern '^[0-9a-f]{64}$' (found 'beef')",
+        "5: `kernel.tarball.sha256`: should be a SHA-256 in hexadecimal, 64 digits (found 'beef')",
     ),
     # Sizes that make no machine.
     (
@@ -191,11 +247,11 @@ MISTAKES = [
     (RIGHT + "tracepoints: 1\n", "4: `tracepoints`: should be true or false (found 1)"),
     (RIGHT + "seeds: 3.0\n", "4: `seeds`: should be a whole number (found 3.0)"),
     (RIGHT + "seeds:\n", "4: `seeds`: should be a whole number (found nothing)"),
-    (RIGHT + "seeds: 0\n", "4: `seeds`: input should be greater than or equal to 1 (found 0)"),
-    (RIGHT + "seeds: -1\n", "4: `seeds`: input should be greater than or equal to 1 (found -1)"),
-    (RIGHT + "accel: xen\n", "4: `accel`: input should be 'auto', 'kvm' or 'tcg' (found 'xen')"),
+    (RIGHT + "seeds: 0\n", "4: `seeds`: should be at least 1 (found 0)"),
+    (RIGHT + "seeds: -1\n", "4: `seeds`: should be at least 1 (found -1)"),
+    (RIGHT + "accel: xen\n", "4: `accel`: should be 'auto', 'kvm' or 'tcg' (found 'xen')"),
     (RIGHT + "guest: 5\n", "4: `guest`: should be a mapping of keys to values (found 5)"),
-    (RIGHT + "guest: {vcpus: 65}\n", "4: `guest.vcpus`: input should be less than or equal to 64 (found 65)"),
+    (RIGHT + "guest: {vcpus: 65}\n", "4: `guest.vcpus`: should be at most 64 (found 65)"),
     (
         RIGHT + "workload: {mmap_test: {seconds: true}}\n",
         "4: `workload.mmap_test.seconds`: should be a number (found true)",
@@ -204,8 +260,14 @@ MISTAKES = [
         RIGHT + "workload: {mmap_test: {footprint: '2'}}\n",
         "4: `workload.mmap_test.footprint`: should be a number (found '2')",
     ),
-    (RIGHT + "deadlines: {boot: .inf}\n", "4: `deadlines.boot`: input should be a finite number (found inf)"),
-    (RIGHT + "deadlines: {boot: .nan}\n", "4: `deadlines.boot`: input should be a finite number (found nan)"),
+    (
+        RIGHT + "deadlines: {boot: .inf}\n",
+        "4: `deadlines.boot`: should be a number, and not infinite (found inf)",
+    ),
+    (
+        RIGHT + "deadlines: {boot: .nan}\n",
+        "4: `deadlines.boot`: should be a number, and not infinite (found nan)",
+    ),
     (RIGHT.replace("{a: {}}", "{}"), "3: `arms`: should have at least one entry (found {})"),
     (RIGHT.replace("{a: {}}", "[a]"), "3: `arms`: should be a mapping of keys to values (found ['a'])"),
     (
@@ -214,7 +276,8 @@ MISTAKES = [
     ),
     (
         RIGHT.replace("{a: {}}", "{A b: {}}"),
-        "3: `arms.A b`: string should match pattern '^[a-z0-9][a-z0-9._-]{0,63}$' (found 'A b')",
+        "3: `arms.A b`: should be a name of lower-case letters, digits, `.`, `_` and `-`, of 64 at most "
+        "(found 'A b')",
     ),
     (ARM + "patches: p\n", "6: `arms.b.patches`: should be a list, as in [a, b] (found 'p')"),
     (
@@ -263,6 +326,105 @@ def test_a_mistake_is_named_with_its_line_and_key(refusal: Refusal, text: str, m
 def test_every_mistake_has_a_line_of_its_own(refusal: Refusal) -> None:
     lines = refusal(RIGHT + "seedz: 3\nguest: {memory: 1}\naccel: xen\n").splitlines()
     assert sorted(line[:2] for line in lines) == ["4:", "5:", "6:"]
+
+
+NAMED = ["misses", "direct_reclaims"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            "metrics: {misses: {json: a}}\n",
+            "5: `metrics`: misses: testbed has something of that name; give it another one",
+        ),
+        (
+            "metrics: {any: {json: a}}\n",
+            "5: `metrics`: any: testbed has something of that name; give it another one",
+        ),
+        (
+            "metrics: {mine: {json: a}}\nprimary: {mines: {}}\n",
+            "6: `primary`: mines: there is no such metric; did you mean `mine`?",
+        ),
+        # One mistake, one line.
+        (
+            "metrics: {mine: {pattern: a}}\nprimary: {mine: {}}\n",
+            "5: `metrics.mine.pattern`: has 0 groups and should have one, the number; `(?:...)` is a group "
+            "that does not count",
+        ),
+    ],
+)
+def test_metrics_of_ones_own_have_names_of_their_own(file: Path, more: str, message: str) -> None:
+    file.write_text(RIGHT + "workload: {command: [x]}\n" + more)
+    with pytest.raises(SpecError) as caught:
+        load(file, metrics=NAMED)
+    assert str(caught.value) == f"{file}:{message}"
+
+
+def test_a_metric_of_ones_own_may_be_primary(file: Path) -> None:
+    text = (
+        "workload: {command: [x]}\nmetrics: {mine: {json: a.b, unit: KB/s}}\nprimary: {mine: {margin: 0.1}}\n"
+    )
+    file.write_text(RIGHT + text)
+    experiment = load(file, metrics=NAMED)
+    assert (experiment.metrics["mine"].path, experiment.metrics["mine"].unit) == ("a.b", "KB/s")
+    assert list(experiment.primary) == ["mine"]
+
+
+def keys_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every key that a file may have; of free keys, of one that is right."""
+    for name, field in model.model_fields.items():
+        here = (*path, field.alias or name)
+        yield here
+        for below in file_module._below(field.annotation):
+            free = () if file_module._is_model(below) else FREE[here[-1]]
+            inner = below if not free else next(iter(file_module._below(get_args(below)[1])), None)
+            if free:
+                yield (*here, *free)
+            if inner is not None:
+                yield from keys_of(inner, (*here, *free))
+
+
+FREE = {
+    "arms": ("a",),
+    "metrics": ("t",),
+    "primary": ("p",),
+    "phases": ("p",),
+    "sysctl": ("vm.x",),
+    "sysfs": ("a/x",),
+    "matrix": ("guest.vcpus",),
+}
+WRONG: list[Any] = [
+    *(None, True, -1, 0, 10**30, 1.5, float("inf"), float("nan"), "", "x", "x y", "\u00e9", "x" * 5000, "("),
+    *([], [1], [None], ["x y"], [[]], {}, {"zz": 1}, {"A B": 1}, {"x": None}, {"x": [1]}),
+]
+# Words of a library, and of Python.
+STRANGE = re.compile(
+    r"pydantic|function-|constrained|\binput\b|value error|\bvalid\b|\btuple\b|dictionary|\bdict\b|\bint\b|"
+    r"\bstr\b|_type|_error|mismatch|nonetype|\bstring\b|match pattern|class '|instance|"
+    r"errors\.|not what it should",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("path", sorted(set(keys_of(Experiment))), ids=".".join)
+def test_no_wrong_value_brings_words_of_a_library(file: Path, path: tuple[str, ...]) -> None:
+    for wrong in WRONG:
+        data: dict[str, Any] = {"name": "x", "kernel": {"debian": "linux-source-6.1"}, "arms": {"a": {}}}
+        if path[0] == "metrics":
+            data["workload"] = {"command": ["x"]}
+        here = data
+        for part in path[:-1]:
+            here = here.setdefault(part, {})
+            assert isinstance(here, dict)
+        here[path[-1]] = wrong
+        file.write_text(yaml.safe_dump(data))
+        try:
+            load(file)
+        except SpecError as refused:
+            for line in str(refused).splitlines():
+                said = line.partition(" (found ")[0].replace(repr(wrong), "")
+                assert line.startswith(str(file)) and not STRANGE.search(said.replace(str(file), "")), line
 
 
 def test_an_executable_tag_is_not_executed(refusal: Refusal) -> None:

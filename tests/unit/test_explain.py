@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from testbed.experiment import Experiment, load
+from testbed.host.errors import SpecError
 from testbed.kernel import build
 from testbed.kernel.patch import Change, Patch
 from testbed.terminal.progress import Watcher
@@ -98,6 +99,36 @@ def test_the_experiment_of_the_repository(built: set[str]) -> None:
     machine = next(line for line in told if line.startswith("  machine: "))
     assert "-smp 8 -m 512M" in machine and "/cache/kernels/instrumentation/vmlinux" in machine
     assert "icount" in machine
+
+
+def own(tmp_path: Path, **workload: Any) -> Path:
+    said = {"name": "x", "kernel": {"debian": "linux-source-6.1"}, "arms": {"a": {}, "b": {}}}
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({**said, "workload": workload}))
+    return path
+
+
+def test_what_cannot_be_brought_is_said_before_a_source_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "plans", lambda *_: pytest.fail("the source was looked at"))
+    (tmp_path / "t.sh").write_text("#!/bin/sh\n")
+    files = ["./t.sh:/etc/", "./t.sh:/lib", "./t.sh:."]
+    with pytest.raises(SpecError) as raised:
+        lines(own(tmp_path, command=["sh", "-c", "ls -l /etc /lib"], files=files))
+    told = [line for line in str(raised.value).splitlines() if "workload.files" in line]
+    assert len(told) == 3 and told[0].startswith(f"{tmp_path}/x.yaml: workload.files: ")
+
+
+def test_what_takes_half_the_memory_is_said(built: set[str], tmp_path: Path) -> None:
+    with (tmp_path / "big").open("wb") as big:
+        big.truncate(70 << 20)
+    told = lines(own(tmp_path, command=["true"], files=["./big:/data/big"]))
+    assert "  note: 70 MiB of the guest's 128M are taken by what comes along (/data/big ...)" in told
+    with (tmp_path / "big").open("wb") as big:
+        big.truncate(128 << 20)
+    with pytest.raises(SpecError, match=r"workload\.files: 128 MiB come along, and .* has 128M for all"):
+        lines(own(tmp_path, command=["true"], files=["./big:/data/big"]))
 
 
 def test_what_an_arms_kernel_is_told_is_shown(built: set[str], tmp_path: Path) -> None:

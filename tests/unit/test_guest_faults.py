@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed.experiment import ArmSpec, Deadlines, Experiment, KernelSpec, MiB
+from testbed.experiment import ArmSpec, Deadlines, Experiment, GuestSpec, KernelSpec, MiB
 from testbed.experiment.script import script
+from testbed.guest.guest import refusal
 from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.rendezvous import GuestClock, StoodStill
@@ -28,7 +29,12 @@ from testbed.trials.trial import Trial
 from tests.helpers import children_of
 
 FAKE = Path(__file__).parent.parent / "fake_qemu.py"
-EXPERIMENT = Experiment(name="x", kernel=KernelSpec(debian="linux-source-6.1"), arms={"a": ArmSpec()})
+EXPERIMENT = Experiment(
+    name="x",
+    kernel=KernelSpec(debian="linux-source-6.1"),
+    arms={"a": ArmSpec()},
+    guest=GuestSpec(swappiness=60),
+)
 SHAPE = Shape("tcg", vcpus=8, boot_memory=512 * MiB)
 
 
@@ -75,6 +81,13 @@ def make_trial(qemu: str, **deadlines: float) -> Trial:
         ("reset", "panic", "the guest reset itself"),
         ("corrupt-frame", LOST, "checksum"),
         ("few-cpus", "failed", "4 of 8 CPUs"),
+        ("fail", "failed", "the workload failed: "),
+        (
+            "refuse-set",
+            "failed",
+            "refused `sysctl: {vm.swappiness: 60}`: it cannot be changed while the device is in use",
+        ),
+        ("refuse-sysctl", "failed", "the guest refused `sysctl.vm.x: 1 2`: parameter not found"),
     ],
 )
 def test_a_fault_becomes_an_outcome_in_time(
@@ -135,6 +148,31 @@ def test_a_boot_that_hangs_does_so_by_the_guests_time(qemu: Callable[[str], str]
     assert record.detail.startswith("boot: no ready or error within 3 s of the guest's time")
     # It is a fast one: 10^10 instructions in a second.
     assert (record.outcome, time.monotonic() - began < 2.5) == ("hang", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "told"),
+    [
+        (
+            "set /sys/block/zram0/comp_algorithm lzo",
+            "x: write error: Device or resource busy",
+            "`sysfs: {block/zram0/comp_algorithm: lzo}`: it cannot be changed while the device is in use",
+        ),
+        (
+            "set /proc/sys/vm/no_such 1",
+            "/init: line 9: can't create /proc/sys/vm/no_such: nonexistent directory",
+            "`sysctl: {vm.no_such: 1}`: this kernel has no such setting; is its option in `kernel.config`?",
+        ),
+        (
+            "set /proc/sys/vm/swappiness 900",
+            "write error: Device or resource busy\nwrite error: Invalid argument\r\n",
+            "`sysctl: {vm.swappiness: 900}`: the kernel does not take this value",
+        ),
+        ("swap 5", "", "`swap 5`: swap 5"),
+    ],
+)
+def test_a_setting_that_is_refused_is_said_with_its_key(text: str, said: str, told: str) -> None:
+    assert refusal(f"`{text}`", text, said.encode()) == f"the guest refused {told}"
 
 
 @pytest.mark.parametrize("fault", ["die-at-start", "die-at-boot", "stop"])

@@ -108,6 +108,82 @@ def test_a_file_is_where_it_was_asked_for(tmp_path: Path) -> None:
     assert image.gather("/opt/run", [f"{run}:/opt/run"]) == {"opt/run": run}
 
 
+def test_a_directory_comes_whole(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "deep" / "er").mkdir(parents=True)
+    (data / "empty").mkdir()
+    one, two = script(data, "1", 0o644, "one"), script(data / "deep" / "er", "2", 0o755, "two")
+    (data / "link").symlink_to(one)
+    (data / "elsewhere").symlink_to(data / "deep")
+    whole = {"one": one, "deep/er/two": two, "empty": data / "empty", "link": data / "link"}
+    whole["elsewhere/er/two"] = data / "elsewhere" / "er" / "two"
+    assert image.gather("true", [str(data)]) == {f"data/{name}": path for name, path in whole.items()}
+    assert image.gather("true", [f"{data}:/opt/x/"]) == {
+        f"opt/x/{name}": path for name, path in whole.items()
+    }
+    # What is beneath a directory that others use, too.
+    assert set(image.gather("true", [f"{data / 'deep'}:/lib"])) == {"lib/er/two"}
+    entries = listed(image.archive({"data/one": (0o644, b"1")}, {}, ["data/empty"]))
+    assert entries["data/empty"] == entries["data"] == (0o040755, b"")
+
+
+def test_a_path_may_have_colons(tmp_path: Path) -> None:
+    here = script(tmp_path, "x", 0o644, "a:b")
+    written = str(here).replace(":", "\\:")
+    assert image.gather("true", [written]) == {"bin/a:b": here}
+    assert image.gather("true", [f"{written}:/data/x"]) == {"data/x": here}
+    with pytest.raises(SpecError, match=r"/a is not a file or directory that can be read"):
+        image.gather("true", [str(here)])
+
+
+@pytest.mark.parametrize("line", ["#!/usr/bin/env -S python3 -u", "#!{python}"])
+def test_python_comes_with_its_library(tmp_path: Path, line: str) -> None:
+    # Not what stands for one of several.
+    asked = subprocess.run(
+        ["python3", "-ISc", "import sys; print(sys.executable)"], capture_output=True, text=True, check=True
+    )
+    python = asked.stdout.strip()
+    mine = script(tmp_path, f"{line.format(python=python)}\nimport json, zlib; print(json.dumps(1))\n")
+    found = image.gather("script", [str(mine)])
+    names = set(found)
+    interpreter = python.lstrip("/") if "{" in line else "bin/python3"
+    assert found[interpreter] == Path(python)
+    assert ("usr/bin/env" in names) == ("env" in line)
+    place = next(
+        name.removesuffix("/os.py") for name in names if re.fullmatch(r"lib\w*/python3\.\d+/os\.py", name)
+    )
+    assert {f"{place}/encodings/utf_8.py", f"{place}/json/decoder.py", f"{place}/json/__init__.py"} <= names
+    assert any(name.startswith(f"{place}/lib-dynload/") for name in names)
+    assert not any("__pycache__" in name or "/test/" in name or "-packages" in name for name in names)
+    # It finds it all there, and nothing else of this machine.
+    root = tmp_path / "root"
+    for name, path in found.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, root / name)
+    words = [str(root / interpreter), "-c", "import json, zlib, sys; print(json.__file__, sys.path)"]
+    ran = subprocess.run(
+        words,
+        env={"LD_LIBRARY_PATH": str(root / "lib")},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ran.stdout.startswith(f"{root}/{place}/json/__init__.py")
+
+
+def test_an_interpreter_of_this_machine_comes_along(tmp_path: Path) -> None:
+    found = image.gather("script", [str(script(tmp_path, "#!/bin/bash\n"))])
+    assert found["bin/bash"] == Path("/bin/bash")
+    assert "lib/x86_64-linux-gnu/libc.so.6" in found
+
+
+def test_whoever_brings_a_library_may_have_its_interpreter(tmp_path: Path) -> None:
+    (tmp_path / "perl").mkdir()
+    script(tmp_path / "perl", "1;", 0o644, "strict.pm")
+    assert "usr/share/perl/strict.pm" in image.gather("perl", [f"{tmp_path / 'perl'}:/usr/share/perl"])
+
+
 def test_a_program_of_this_machine_comes_with_its_libraries() -> None:
     found = image.gather("objdump", [])
     assert found["bin/objdump"] == Path(shutil.which("objdump") or "")
@@ -157,14 +233,41 @@ def test_libraries_of_a_library_come_too(tmp_path: Path) -> None:
         ),
         ("./script", ["{here}/script"], r"workload\.command: there is no program `\./script`"),
         ("true", ["{here}/nothing"], r"workload\.files: .*/nothing is not a file"),
-        ("true", ["{here}"], r"workload\.files: .* is not a file that can be read\n.*directory"),
         ("true", ["{here}/script:/proc/x"], r"workload\.files: .* cannot be at /proc/x .*\n.*/data"),
         ("true", ["{here}/script:/mnt/x"], r"cannot be at /mnt/x"),
         ("true", ["{here}/script:/opt/../etc/x"], r"cannot be at /opt/\.\./etc/x"),
         ("true", ["{here}/script:/bin/observe"], r"workload\.files: /bin/observe is the guest's own"),
         ("true", ["{here}/script:/init"], r"workload\.files: /init is the guest's own"),
         ("plain", ["{here}/plain"], r"workload\.command: .*/plain is not executable\n.*chmod"),
-        ("python", ["{here}/python"], r"python is a script for /usr/bin/python3, which the guest has not\n"),
+        # Neither lost nor turned into a file.
+        ("true", ["{here}/script:/lib"], r"/lib is no name for a file .*\n.*script:/lib/script`"),
+        ("true", ["{here}/script:/etc/"], r"/etc/ is no name for a file .*\n.*script:/etc/script`"),
+        ("true", ["{here}/script:/"], r"/ is no name for a file .*\n.*script:/script`"),
+        ("true", ["{here}/script:."], r"\. is no name for a file .*\n.*script:/script`"),
+        ("true", ["{here}/script:"], r"nothing is no name for a file .*\n.*script:/script`"),
+        ("true", ["{here}/script:/lib", "{here}/script:/etc/"], r"(?s): /lib is no .*: /etc/ is no "),
+        ("true", ["{here}/script:/data", "{here}/script:/data/x"], r"/data cannot be a file, as /data/x is"),
+        (
+            "ls",
+            ["{here}/script:/lib/x86_64-linux-gnu", "{here}/dynamic"],
+            r"/lib/x86_64-linux-gnu cannot be a",
+        ),
+        ("true", ["{here}/script", "{here}/other/script"], r"/bin/script is brought twice: .*/other/script"),
+        ("true", ["{here}/loop"], r"/loop/self is a link to a directory that it is in"),
+        ("true", ["{here}/dangling"], r"/dangling/link is neither a file nor a directory"),
+        ("true", ["{here}/tree:/"], r"a file cannot be at /dev/x in the guest"),
+        # Scripts.
+        (
+            "foreign",
+            ["{here}/foreign"],
+            r"foreign is a script for /opt/nowhere/sh, which the guest has not\n",
+        ),
+        ("env", ["{here}/env-foreign"], r"env-foreign is a script for nowhere-sh, which the guest has not\n"),
+        ("empty", ["{here}/empty"], r"the first line of .*/empty names no interpreter\n.*#!/bin/sh"),
+        ("blank", ["{here}/blank"], r"the first line of .*/blank names no interpreter\n"),
+        ("crlf", ["{here}/crlf"], r"lines of .*/crlf end with CR LF; .* `/bin/sh\\r`\n.*sed -i 's/\\r\$//'"),
+        ("perly", ["{here}/perly"], r"perl needs its library of modules, .*\n.*directories along"),
+        ("perl", [], r"perl needs its library of modules, which does not come by itself\n"),
     ],
 )
 def test_what_cannot_be_is_said_with_its_remedy(
@@ -172,7 +275,19 @@ def test_what_cannot_be_is_said_with_its_remedy(
 ) -> None:
     script(tmp_path, "#!/bin/sh\n")
     script(tmp_path, "#!/bin/sh\n", 0o644, "plain")
-    script(tmp_path, "#!/usr/bin/python3 -u\n", name="python")
+    script(tmp_path, "#!/opt/nowhere/sh -u\n", name="foreign")
+    script(tmp_path, "#!/usr/bin/env -S FOO=1 nowhere-sh -u\n", name="env-foreign")
+    script(tmp_path, "#!", name="empty")
+    script(tmp_path, "#! \n", name="blank")
+    script(tmp_path, "#!/bin/sh\r\necho\r\n", name="crlf")
+    script(tmp_path, "#!/usr/bin/perl -w\n", name="perly")
+    (tmp_path / "dynamic").symlink_to("/bin/ls")
+    for directory in ("other", "loop", "dangling", "tree/dev"):
+        (tmp_path / directory).mkdir(parents=True)
+    script(tmp_path / "other", "#!/bin/sh\n")
+    (tmp_path / "loop" / "self").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling" / "link").symlink_to("nowhere")
+    script(tmp_path / "tree" / "dev", "x", name="x")
     with pytest.raises(SpecError) as raised:
         image.gather(program, [text.format(here=tmp_path) for text in files])
     assert re.search(message, str(raised.value)), raised.value

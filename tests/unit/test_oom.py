@@ -179,9 +179,7 @@ def test_patches_that_change_nothing_compiled_are_said_even_so() -> None:
 
 
 def test_the_gate_takes_remarks_as_conditions() -> None:
-    wanted = [
-        gate.condition(words, []) for words in ("nothing reclaimed", " same  kernel", "outcomes differ")
-    ]
+    wanted = [gate.condition(words) for words in ("nothing reclaimed", " same  kernel", "outcomes differ")]
     assert [str(one) for one in wanted] == ["nothing reclaimed", "same kernel", "outcomes differ"]
     (met,) = gate.failures(idle(NOTHING, NOTHING), wanted)
     assert met == "nothing reclaimed: nothing was reclaimed in any trial: this compares nothing"

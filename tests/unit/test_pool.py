@@ -23,7 +23,7 @@ from testbed.experiment import Experiment
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestLost, HostError, Interrupted
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, MEASURED, Record, final
+from testbed.ledger.record import LOST, MEASURED, Record, final, hopeless
 from testbed.trials import pool, prepare
 from testbed.trials.pool import BuildJob, Job, TrialJob
 from testbed.trials.prepare import Campaign
@@ -167,6 +167,39 @@ def test_failures_are_tried_again_on_demand_and_the_newest_attempt_counts(
     with pytest.raises(SystemExit):
         ran("--again", "measured")
     assert "invalid choice: 'measured'" in capsys.readouterr().err
+
+
+# --- what is hopeless ------------------------------------------------------------------------------
+
+
+def test_what_fails_in_every_arm_is_not_run_seed_by_seed(tmp_path: Path, ledger: Ledger) -> None:
+    trials = plan(script(tmp_path / "qemu", fake("fail")), seeds=5)
+    watched = Watched()
+    pool.run(trials, ledger, 1, watched)
+    assert [(r.arm, r.seed, r.outcome) for r in watched.records] == [("a", 1, "failed"), ("b", 1, "failed")]
+    pool.run(trials, ledger, 1, again := Watched())
+    assert again.records == []
+    # To do a result again is not to find out whether it works.
+    pool.run(trials[:2], ledger, 1, again, to_the_end=True)
+    assert [(r.arm, r.seed) for r in again.records] == [("a", 2)]
+
+
+def test_what_fails_in_one_arm_is_a_finding(tmp_path: Path, ledger: Ledger) -> None:
+    works = plan(script(tmp_path / "works", fake("none")), "a")
+    fails = plan(script(tmp_path / "fails", fake("fail")), "b")
+    watched = Watched()
+    pool.run([*works, *fails], ledger, 1, watched)
+    assert len(watched.records) == 4
+
+
+@pytest.mark.parametrize("outcome", ["oom", "panic", "hang", "flood", LOST, MEASURED])
+def test_what_a_kernel_does_is_never_hopeless(outcome: str) -> None:
+    failed = [record("a", 1, "failed"), record("b", 1, "failed")]
+    assert hopeless(failed, "ab", 1)
+    assert not hopeless(failed, "abc", 1)
+    assert not hopeless([failed[0], record("b", 1, outcome)], "ab", 1)
+    assert not hopeless([record("a", 2, "failed"), record("b", 2, "failed")], "ab", 1)
+    assert hopeless([*failed, record("a", 2, outcome)], "ab", 1) == (outcome != MEASURED)
 
 
 # --- any plan ------------------------------------------------------------------------------------

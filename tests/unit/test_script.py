@@ -12,6 +12,9 @@ import yaml
 from testbed.experiment import load
 from testbed.experiment.script import Script, script
 from testbed.experiment.workloads import CHUNK_PAGES, HUGE_PAGES, LOADS, share
+from testbed.guest.shape import Shape
+from testbed.host.paths import joined_file, split_file
+from testbed.trials.prepare import with_arguments
 from testbed.verbs.kernels import by_hand
 
 
@@ -71,6 +74,32 @@ def test_a_person_can_type_what_init_is_told(run: str, typed: str) -> None:
     assert by_hand(run) == typed
 
 
+def test_how_zram_compresses_is_set_before_its_size(tmp_path: Path) -> None:
+    found = told(tmp_path, {"sysfs": {"block/zram0/comp_algorithm": "lzo", "kernel/mm/x": 1}})
+    assert found.set_up == (
+        "set /sys/block/zram0/comp_algorithm lzo",
+        "swap 268435456",
+        "sample 100",
+        "set /sys/kernel/mm/x 1",
+    )
+
+
+def test_a_list_is_set_by_the_kernel_itself(tmp_path: Path) -> None:
+    data = {"name": "x", "kernel": {"debian": "linux-source-6.1"}, "arms": {"a": {}, "b": {}}}
+    data["guest"] = {"sysctl": {"vm.lowmem_reserve_ratio": "256 256 32 0 0", "vm.dirty_ratio": 5}}
+    data["arms"]["b"] = {"sysctl": {"vm.lowmem_reserve_ratio": 9}, "command_line": ["x=1"]}  # type: ignore[index]
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump(data))
+    experiment = load(path)
+    shape = Shape("icount", 1, 512 << 20)
+    assert experiment.boot_settings("a") == ('sysctl.vm.lowmem_reserve_ratio="256 256 32 0 0"',)
+    assert with_arguments(shape, experiment, "a").cmdline == 'sysctl.vm.lowmem_reserve_ratio="256 256 32 0 0"'
+    assert not [line for line in script(experiment, "a", 1).set_up if "lowmem" in line]
+    # An arm has the last word.
+    assert with_arguments(shape, experiment, "b").cmdline == "x=1"
+    assert "set /proc/sys/vm/lowmem_reserve_ratio 9" in script(experiment, "b", 1).set_up
+
+
 def test_an_arm_has_the_last_word(tmp_path: Path) -> None:
     found = told(
         tmp_path, {"sysctl": {"vm.swappiness": 1}}, guest={"swappiness": 2, "sysctl": {"vm.swappiness": 3}}
@@ -109,3 +138,18 @@ def test_a_share_is_whole_and_never_nothing(
     memory: int, footprint: float, tasks: int, unit: int, pages: int
 ) -> None:
     assert share(memory, footprint, tasks, unit) == pages
+
+
+@pytest.mark.parametrize(
+    ("text", "here", "there"),
+    [
+        ("a", "a", None),
+        ("a:/b", "a", "/b"),
+        ("a:", "a", ""),
+        ("a\\:b", "a:b", None),
+        ("a\\:b:/c:d", "a:b", "/c:d"),
+    ],
+)
+def test_a_colon_in_a_path_has_a_backslash(text: str, here: str, there: str | None) -> None:
+    assert split_file(text) == (here, there)
+    assert split_file(joined_file(here, there)) == (here, there)

@@ -66,7 +66,13 @@ class Counting:
         raise NotImplementedError
 
     def run(
-        self, trials: Sequence[Trial], ledger: Ledger, jobs: int | None, progress: Progress
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
     ) -> dict[str, Measurement]:
         done = {found.trial for found in ledger.records()}
         assert jobs == 3 and isinstance(progress, Watcher)
@@ -120,6 +126,36 @@ def test_what_is_not_decided_goes_on_to_the_cap(run: Run, capsys: pytest.Capture
     assert "decided" not in said
     # Once, after the pilot.
     assert said.count("with so many seeds, a change of ") == 1
+
+
+class Failing(Counting):
+    """Guests in which the program does not work."""
+
+    def run(
+        self,
+        trials: Sequence[Trial],
+        ledger: Ledger,
+        jobs: int | None,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
+    ) -> dict[str, Measurement]:
+        for trial in trials:
+            if trial.seed == 1:
+                ledger.add(record(trial.arm, 1, "failed", trial=trial.id), b"")
+        return {}
+
+
+def test_a_run_in_vain_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of = experiment(sequential=False)
+    one = make_trial("qemu")
+    trials = [replace(one, arm=arm, seed=n) for arm in "ab" for n in range(1, of.seeds + 1)]
+    with Ledger.create(tmp_path / "r") as ledger:
+        ledger.set_plan(planned(of, trials))
+        watcher = Watcher(Console(width=400, force_terminal=False))
+        until_decided(of, trials, ledger, lab=Failing({}, [0.0]), jobs=3, watch=watcher)
+    wanted = f"seed 1 failed in every arm, so {2 * of.seeds - 2} trials are not run; `testbed log "
+    assert wanted in capsys.readouterr().out
 
 
 def test_every_arm_has_to_be_decided(run: Run) -> None:

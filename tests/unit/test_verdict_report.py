@@ -140,7 +140,8 @@ def test_drift_is_said_beside_the_verdict() -> None:
 )
 def test_a_condition_is_met_or_not(text: str, met: int) -> None:
     made = document({"misses": IMPROVED, "fairness": OPEN}, {"fault_p99": REGRESSED})
-    wanted = gate.condition(text, ["misses", "fault_p99", "fairness"])
+    wanted = gate.condition(text)
+    gate.require([wanted], ["misses", "fault_p99", "fairness"])
     assert len(list(gate.failures(made, [wanted]))) == met
 
 
@@ -155,7 +156,7 @@ def test_a_condition_is_met_or_not(text: str, met: int) -> None:
 )
 def test_what_is_no_condition_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        gate.condition(text, ["misses"])
+        gate.require([gate.condition(text)], ["misses"])
 
 
 # --- machines ------------------------------------------------------------------------------------

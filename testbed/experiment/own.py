@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Metrics of a program's own: which of the numbers that it says, and what they are."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+
+from testbed.experiment.values import Model
+
+# Init sends what is here, under its name, as far as the encoder takes that.
+RESULT = "/run/result/"
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        groups = re.compile(text, re.MULTILINE).groups
+    except (re.error, OverflowError, RecursionError) as bad:
+        raise ValueError(f"is not a regular expression: {bad}") from bad
+    if groups != 1:
+        raise ValueError(
+            f"has {groups} groups and should have one, the number; `(?:...)` is a group that does not count"
+        )
+    return text
+
+
+def _guest_file(text: str) -> str:
+    if not text.startswith("/") or text.endswith("/") or {"", ".", ".."} & set(text[1:].split("/")):
+        raise ValueError("should be a file in the guest, as in /run/example.json")
+    if not _NAME.fullmatch(frame_of(text)):
+        raise ValueError(f"{text} is too long, or has other characters than letters, digits, `_`, `.`, `-`")
+    return text
+
+
+def is_sent(file: str) -> bool:
+    """Whether init sends a file of the guest by itself."""
+    return "/" not in file.removeprefix(RESULT)
+
+
+def frame_of(file: str) -> str:
+    """What a file in the guest is called in the log."""
+    return file.removeprefix(RESULT) if is_sent(file) else "file." + file.strip("/").replace("/", "_")
+
+
+class OwnMetric(Model):
+    """A number that the program says: exactly one of `pattern` and `json`."""
+
+    pattern: Annotated[str, AfterValidator(_regular_expression)] | None = None
+    """A regular expression with one group, the number, as in `'([0-9.]+) KB/s'`; `^` and `$` are a line's."""
+    path: Annotated[str | None, Field(alias="json", min_length=1)] = None
+    """Where in JSON it is, as in `jobs.0.iops`; `*` stands for all entries. Other text may be around."""
+    file: (
+        Annotated[
+            str,
+            AfterValidator(_guest_file),
+            WithJsonSchema({"type": "string", "pattern": "^/", "examples": ["/run/example.json"]}),
+        ]
+        | None
+    ) = None
+    """A file that the program writes in the guest, in place of what it prints."""
+    unit: Annotated[str, Field(max_length=16)] = ""
+    better: Literal["higher", "lower"] | None = None
+    combine: Literal["sum", "mean", "max", "min", "last"] | None = None
+    """What to make of several numbers. Without it there has to be exactly one."""
+
+    @property
+    def frame(self) -> str:
+        """What it is in is called so in the log."""
+        return frame_of(self.file) if self.file else "output"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> OwnMetric:
+        if (self.pattern is None) == (self.path is None):
+            found = " (found both)" if self.pattern else ""
+            raise ValueError(f"give exactly one of pattern and json{found}")
+        return self
