@@ -35,7 +35,7 @@ NULL: dict[str, Callable[[Rng, int], Array]] = {
     "t with 3 degrees": lambda rng, n: rng.standard_t(3, size=n),
     "skewed": lambda rng, n: rng.exponential(size=n),
     "two values": lambda rng, n: rng.choice([-1.0, 1.0], size=n),
-    "counts, mostly 0": lambda rng, n: rng.poisson(0.3, size=n) - rng.poisson(0.3, size=n) + 0.0,
+    "counts, mostly 0": lambda rng, n: np.array(rng.poisson(0.3, n) - rng.poisson(0.3, n), np.float64),
 }
 
 

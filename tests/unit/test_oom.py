@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ def everywhere() -> ComparisonReport:
     return documented(plan(arms, 3), [oom(arm, seed) for seed in (1, 2, 3) for arm in arms])
 
 
-FORMS = {
+FORMS: dict[str, Callable[[ComparisonReport], str]] = {
     "text": shown,
     "Markdown": text.markdown,
     "HTML": lambda report: re.sub("<[^>]*>", " ", html.page(report, [])),

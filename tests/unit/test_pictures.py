@@ -164,8 +164,12 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     ),
     "over no time": lambda: plots.over_time([Track("x", {"a": [[(0.0, 1.0)]], "b": []}, {})]),
     "over NaN": lambda: plots.over_time([Track("x", {"a": [[(0, NAN), (1, NAN)]]}, {})]),
-    "heat map": lambda: plots.heat_map(Grid("m", "a", "x", ("1", "2"), ("3",), ((0.5, None),))),
-    "heat map of ends": lambda: plots.heat_map(Grid("m", "a", "x", ("1", "2"), ("3",), ((0.0, math.inf),))),
+    "heat map": lambda: plots.heat_map(
+        Grid("m", "a", "x", ("1", "2"), ("3",), ((0.5, None),), (("", "+86"),))
+    ),
+    "heat map of ends": lambda: plots.heat_map(
+        Grid("m", "a", "x", ("1", "2"), ("3",), ((0.0, math.inf),), (("", ""),))
+    ),
     "history": lambda: plots.history("x", ["6.1", "6.2"], [[1.0, 2.0], [3.0]], ["regressed"]),
     "history of nothing": lambda: plots.history("x", ["6.1", "6.2"], [[], [NAN]], ["none"]),
     "diagonal": lambda: plots.diagonal({"one": [0.9, 0.1], "other": [0.5]}, "x", "a metric"),
