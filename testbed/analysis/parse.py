@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -329,7 +329,7 @@ def parse(log: bytes) -> Measurement:
         tally=reader.read("tally", counters),
         episodes=reader.read("episodes", _episodes),
         misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
-        kills=kills(frames.between),
+        kills=_timed(kills(frames.between), samples),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         problems=_told(reader.problems, frames.lost, len(log)),
         damaged=frames.lost / len(log) if log else 0.0,
@@ -347,6 +347,19 @@ def _samples(reader: _Reader) -> tuple[Samples | None, Mapping[str, int] | None]
         reader.problems.append(f"frame samples: has {len(samples.rows)} rows, which is not what was sampled")
         return None, sampling
     return Samples(samples.columns, samples.rows, sampling["lost"]), sampling
+
+
+def _timed(found: tuple[Kill, ...], samples: Samples | None) -> tuple[Kill, ...]:
+    """Kills with the time at which they had been counted, where the console does not tell when they were."""
+    if samples is None or "oom_kill" not in samples:
+        return found
+    # The counter is from the guest's boot on, as the clock is.
+    counted = list(zip(samples["ns"], samples["oom_kill"], strict=True))
+    by_number = [next((ns / 1e9 for ns, n in counted if n >= k), None) for k in range(1, len(found) + 1)]
+    return tuple(
+        replace(kill, seconds=seconds) if kill.seconds is None else kill
+        for kill, seconds in zip(found, by_number, strict=True)
+    )
 
 
 def _told(problems: Sequence[str], lost: int, length: int) -> tuple[str, ...]:
