@@ -2,7 +2,8 @@
 """A console log becomes a measurement. Pure, and never raises, whatever the log holds.
 
 Only frames that arrived whole are used; what could not be used is named in `Measurement.problems`. No
-number is taken from outside of a frame: only frames have a checksum.
+number that is compared is taken from outside of a frame: only frames have a checksum. What the console says
+of OOM kills is shown, and no more.
 """
 
 from __future__ import annotations
@@ -354,7 +355,7 @@ def _timed(found: tuple[Kill, ...], samples: Samples | None) -> tuple[Kill, ...]
     if samples is None or "oom_kill" not in samples:
         return found
     # The counter is from the guest's boot on, as the clock is.
-    counted = list(zip(samples["ns"], samples["oom_kill"], strict=True))
+    counted = list(zip(*(samples[column] for column in ("ns", "oom_kill")), strict=True))
     by_number = [next((ns / 1e9 for ns, n in counted if n >= k), None) for k in range(1, len(found) + 1)]
     return tuple(
         replace(kill, seconds=seconds) if kill.seconds is None else kill
