@@ -25,7 +25,8 @@ _ROW = re.compile(rb"\[ {0,10}([0-9]{1,10})\]((?: {1,16}-?[0-9]{1,20}){5,12}) ")
 class Kill:
     """One task that the OOM killer took; what the kernel did not tell is None.
 
-    `seconds` are by the guest's clock, from its boot on. `had_bytes` is what the victim had in memory and,
+    `seconds` are by the guest's clock, from its boot on: from the console, if the kernel has the time in its
+    messages, else when a sample first had it counted. `had_bytes` is what the victim had in memory and,
     where the kernel lists its tasks, in swap. Of swap it is what there was when the victim was chosen; a
     kill within a memory cgroup does not tell it.
     """

@@ -2,7 +2,8 @@
 """A console log becomes a measurement. Pure, and never raises, whatever the log holds.
 
 Only frames that arrived whole are used; what could not be used is named in `Measurement.problems`. No
-number is taken from outside of a frame: only frames have a checksum.
+number that is compared is taken from outside of a frame: only frames have a checksum. What the console says
+of OOM kills is shown, and no more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -337,7 +338,7 @@ def parse(log: bytes) -> Measurement:
         tally=reader.read("tally", counters),
         episodes=reader.read("episodes", _episodes),
         misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
-        kills=kills(frames.between),
+        kills=_timed(kills(frames.between), samples),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         files={
             name: body.decode("utf-8", "replace")
@@ -360,6 +361,19 @@ def _samples(reader: _Reader) -> tuple[Samples | None, Mapping[str, int] | None]
         reader.problems.append(f"frame samples: has {len(samples.rows)} rows, which is not what was sampled")
         return None, sampling
     return Samples(samples.columns, samples.rows, sampling["lost"]), sampling
+
+
+def _timed(found: tuple[Kill, ...], samples: Samples | None) -> tuple[Kill, ...]:
+    """Kills with the time at which they had been counted, where the console does not tell when they were."""
+    if samples is None or "oom_kill" not in samples:
+        return found
+    # The counter is from the guest's boot on, as the clock is.
+    counted = list(zip(*(samples[column] for column in ("ns", "oom_kill")), strict=True))
+    by_number = [next((ns / 1e9 for ns, n in counted if n >= k), None) for k in range(1, len(found) + 1)]
+    return tuple(
+        replace(kill, seconds=seconds) if kill.seconds is None else kill
+        for kill, seconds in zip(found, by_number, strict=True)
+    )
 
 
 def _told(problems: Sequence[str], lost: int, length: int) -> tuple[str, ...]:

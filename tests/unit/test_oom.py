@@ -15,7 +15,7 @@ from testbed.analysis.parse import parse
 from testbed.ledger.document import parsed
 from testbed.report import gate, html, interchange, text
 from testbed.report.document import ComparisonReport
-from tests.unit.recorded import PATCHED, UNPATCHED, counted, documented, edited, plan, record
+from tests.unit.recorded import PATCHED, UNPATCHED, counted, documented, edited, frame, plan, record
 from tests.unit.test_report import shown
 
 # Of Linux 6.1, but for what stands between.
@@ -55,6 +55,27 @@ def test_each_kill_has_what_was_said_of_it() -> None:
 def test_what_is_not_told_is_not_known() -> None:
     line = b"Memory cgroup out of memory: Killed process 91 (memcg) total-vm:14372kB"
     assert kills(line) == (Kill("memcg", 91, None, None, None, None),)
+
+
+# As the repository's kernels say it, without the time.
+REAL = b"""tail invoked oom-killer: gfp_mask=0x140dca(GFP_HIGHUSER_MOVABLE|__GFP_COMP|__GFP_ZERO), order=0
+Free swap  = 0kB
+Total swap = 65532kB
+Tasks state (memory values in pages):
+[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name
+[     51]     0    51      870      546    40960        0         -1000 observe
+[     52]     0    52    35897    21143   331776    14540             0 tail
+oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),global_oom,task_memcg=/,task=tail,pid=52,uid=0
+Out of memory: Killed process 52 (tail) total-vm:143588kB, anon-rss:83224kB, file-rss:4kB, shmem-rss:1344kB
+"""
+
+
+def test_where_messages_have_no_time_it_is_that_of_the_first_sample_with_it() -> None:
+    assert [kill.seconds for kill in kills(REAL)] == [None]
+    sampled = b"ns phase oom_kill\n1000000000 0 0\n2000000000 0 0\n2100000000 0 1\n3000000000 0 1\n"
+    log = PATCHED + REAL + frame("samples", sampled) + frame("sampling", b"samples 4\nlost 0\n")
+    (kill,) = parse(log).kills
+    assert (kill.seconds, kill.had_bytes) == (2.1, (84572 << 10) + 14540 * 4096)
 
 
 # --- in the report --------------------------------------------------------------------------------
