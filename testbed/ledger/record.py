@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 MEASURED = "measured"
 LOST = "lost"
+# How a workload may fail.
+FAILURES = ("failed", "flood", "hang", "oom", "panic")
 
 
 @dataclass(frozen=True)

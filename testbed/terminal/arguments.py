@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed.host.paths import data_directory
-from testbed.verbs.quantity import FAILURES
+from testbed.ledger.record import FAILURES
 from testbed.verbs.request import EVERY_FAILURE
 
 SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"

@@ -13,13 +13,12 @@ from testbed.experiment import LEAST_SEEDS, Cell, Experiment
 from testbed.host.errors import NoKvm, SpecError
 from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
-from testbed.ledger.record import Record
+from testbed.ledger.record import FAILURES, Record
 from testbed.report import words
 from testbed.trials.lab import Lab, Watch
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
 from testbed.verbs import results
-from testbed.verbs.quantity import FAILURES
 from testbed.verbs.request import EVERY_FAILURE, RunRequest
 
 
