@@ -286,7 +286,8 @@ class Experiment(Model):
     """The first is what the others are compared with."""
     guest: GuestSpec = GuestSpec()
     workload: WorkloadSpec = WorkloadSpec(mmap_test=MmapTest())
-    metrics: dict[Name, OwnMetric] = {}
+    # Not in what was published before there were any.
+    metrics: Annotated[dict[Name, OwnMetric], Field(exclude_if=lambda metrics: not metrics)] = {}
     """Numbers that the workload's `command` says, as metrics beside testbed's own: docs/workloads.md."""
     primary: Annotated[dict[Name, PrimarySpec], Field(max_length=3)] = {}
     """The metrics that the verdict is about, declared before anything runs: at most three."""

@@ -62,7 +62,9 @@ class OwnMetric(Model):
     ) = None
     """A file that the program writes in the guest, in place of what it prints."""
     unit: Annotated[str, Field(max_length=16)] = ""
+    """As it is to be shown."""
     better: Literal["higher", "lower"] | None = None
+    """Which direction is an improvement, if one is."""
     combine: Literal["sum", "mean", "max", "min", "last"] | None = None
     """What to make of several numbers. Without it there has to be exactly one."""
 

@@ -134,7 +134,7 @@ class ComparisonReport(Document):
     trials: Trials
     lost_attempts: Count
     excluded: tuple[Exclusion, ...]
-    lacking: tuple[str, ...] = ()
+    lacking: tuple[str, ...]
     """What programs said that their guests have not got, and what brings it."""
     wall_seconds: dict[str, float]
     """Seconds that each stage of a trial took, on average."""

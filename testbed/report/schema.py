@@ -18,11 +18,16 @@ REPORTS: TypeAdapter[ComparisonReport | BisectionReport | MatrixReport | Selfche
 )
 
 
+# What is not written where it is empty.
+LEFT_OUT = {("Experiment", "metrics")}
+
+
 def schema() -> dict[str, JsonValue]:
     """The JSON Schema of all of them."""
     made = REPORTS.json_schema(mode="serialization")
-    for part in made["$defs"].values():
+    for name, part in made["$defs"].items():
         # Models say so themselves; of dataclasses, too, every field is there, and there is no other.
         if "properties" in part:
-            part |= {"additionalProperties": False, "required": list(part["properties"])}
+            required = [key for key in part["properties"] if (name, key) not in LEFT_OUT]
+            part |= {"additionalProperties": False, "required": required}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}

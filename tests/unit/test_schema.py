@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from testbed.experiment import model as experiment
-from testbed.experiment import schema, workloads
+from testbed.experiment import own, schema, workloads
 from tests.unit.recorded import REPOSITORY, experiment_data
 
 SCHEMA = schema()
@@ -104,14 +104,18 @@ def models() -> Iterator[tuple[str, dict[str, Any]]]:
     yield from SCHEMA["$defs"].items()
 
 
+# Keys that no field can be called.
+ALIASES = {"path": "json"}
+
+
 def docstrings() -> dict[str, tuple[str, dict[str, str]]]:
     """Class -> its docstring, and key -> what stands beneath the key, as the source has them."""
     found = {}
-    for module in (experiment, workloads):
+    for module in (experiment, workloads, own):
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.ClassDef):
                 keys = {
-                    before.target.id: inspect.cleandoc(after.value.value)
+                    ALIASES.get(before.target.id, before.target.id): inspect.cleandoc(after.value.value)
                     for before, after in zip(node.body, node.body[1:], strict=False)
                     if isinstance(before, ast.AnnAssign)
                     and isinstance(before.target, ast.Name)
@@ -163,7 +167,7 @@ def test_every_default_is_what_one_may_write() -> None:
 def test_all_keys_are_there_and_no_others() -> None:
     for name, model in models():
         kind = getattr(experiment, name, None) or getattr(workloads, name)
-        assert list(model["properties"]) == list(kind.model_fields)
+        assert list(model["properties"]) == [ALIASES.get(key, key) for key in kind.model_fields]
         assert model["additionalProperties"] is False
 
 

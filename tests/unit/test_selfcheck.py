@@ -149,7 +149,7 @@ def guests(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
         return Campaign(tuple(trials), made)
 
     def run(
-        wanted: Sequence[Trial], ledger: Ledger, _jobs: int | None, _progress: object
+        wanted: Sequence[Trial], ledger: Ledger, _jobs: int | None, _progress: object, **_: object
     ) -> dict[str, Measurement]:
         done = {found.trial for found in ledger.records()}
         for trial in wanted:
