@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
+# PYTHON_ARGCOMPLETE_OK
 """The command line: words become requests, outcomes become text. Nothing else prints or exits.
 
 Results go to standard output, everything else to standard error. The exit status: verbs/status.py.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ from testbed.report.escape import visible
 from testbed.report.gate import Condition
 from testbed.setup.doctor import INSTALLERS, install_command
 from testbed.terminal.arguments import parser
+from testbed.terminal.completion import complete
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import (
     abandon_output,
@@ -31,12 +34,16 @@ from testbed.terminal.show import (
     put,
     show,
     show_bisection,
+    show_experiments,
+    show_results,
     tell,
 )
-from testbed.trials.lab import Lab, ThisMachine
+from testbed.trials.lab import Lab, ThisMachine, Watch
 from testbed.verbs import (
     bisection,
+    catalog,
     compare,
+    derive,
     explain,
     history,
     init,
@@ -44,6 +51,7 @@ from testbed.verbs import (
     parse,
     replay,
     run,
+    save,
     selfcheck,
 )
 from testbed.verbs import doctor as doctors
@@ -53,7 +61,10 @@ from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failur
 # Of --line.
 EVERY_LINE = "all"
 # Of `compare`, what says how trials are to run.
-RUNNING_OPTIONS = ("mode", "accel", "seeds", "results", "fresh", "jobs", "line")
+RUNNING_OPTIONS = (
+    *("mode", "accel", "seeds", "quick", "time", "line", "save"),
+    *("results", "fresh", "jobs", "again"),
+)
 
 
 def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
@@ -89,8 +100,11 @@ def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    known = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        complete(known)
     try:
-        return parser().parse_args(argv)
+        return known.parse_args(argv)
     except SystemExit as ended:
         # Of --help.
         put("")
@@ -104,15 +118,48 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # --- words to requests -----------------------------------------------------------------------------
 
 
-def _experiment_request(arguments: argparse.Namespace) -> ExperimentRequest:
-    given = {name: getattr(arguments, name, None) for name in ("mode", "accel", "seeds", "line")}
-    if given["line"] == EVERY_LINE and arguments.verb == "compare":
-        given["line"] = None
-    return ExperimentRequest(arguments.experiment, **given)
+def _experiment_request(arguments: argparse.Namespace, lab: Lab, watch: Watch) -> ExperimentRequest:
+    """The experiment that is named by its file, or else made of the words; saved if that is asked for."""
+    line = None if arguments.line == EVERY_LINE and arguments.verb == "compare" else arguments.line
+    file, patches = derive.sort(arguments.words)
+    if file and arguments.experiment:
+        raise SpecError(f"--experiment: and {file} are two experiments")
+    words = derive.Words(
+        patches,
+        arguments.tree,
+        arguments.base,
+        arguments.head,
+        tuple(arguments.kernel),
+        tuple(arguments.sysctl),
+        tuple(arguments.command_line),
+        tuple(arguments.config),
+    )
+    name = arguments.experiment or (derive.DEFAULT if words.anything else derive.PUBLISHED)
+    request = ExperimentRequest(
+        file or derive.template(name),
+        arguments.mode,
+        arguments.accel,
+        getattr(arguments, "seeds", None),
+        line,
+        getattr(arguments, "time", None),
+        getattr(arguments, "quick", False),
+    )
+    if words.anything:
+        request = derive.derive(request, words, lab.cache, watch.note)
+    if arguments.save:
+        watch.note(f"written: {save.save(request, arguments.save)}")
+    return request
 
 
-def _run_request(arguments: argparse.Namespace) -> RunRequest:
-    return RunRequest(_experiment_request(arguments), arguments.results, arguments.fresh, arguments.jobs)
+def _file_request(arguments: argparse.Namespace) -> ExperimentRequest:
+    """An experiment that is named by its file."""
+    seeds, accel = getattr(arguments, "seeds", None), getattr(arguments, "accel", None)
+    return ExperimentRequest(arguments.experiment, arguments.mode, accel, seeds)
+
+
+def _run_request(arguments: argparse.Namespace, experiment: ExperimentRequest) -> RunRequest:
+    again = getattr(arguments, "again", None)
+    return RunRequest(experiment, arguments.results, arguments.fresh, arguments.jobs, again)
 
 
 def _conditions(arguments: argparse.Namespace) -> tuple[Condition, ...]:
@@ -124,15 +171,17 @@ def _conditions(arguments: argparse.Namespace) -> tuple[Condition, ...]:
 
 def _compare(arguments: argparse.Namespace, lab: Lab) -> int:
     conditions, form = _conditions(arguments), "json" if arguments.json else "text"
-    if arguments.other:
+    if compare.are_stored(arguments.words):
         if given := [f"--{name}" for name in RUNNING_OPTIONS if getattr(arguments, name)]:
             raise SpecError(f"{', '.join(given)}: nothing runs where two stored results are compared")
-        stored = compare.StoredRequest(arguments.experiment, arguments.other, conditions)
+        before, after = map(Path, arguments.words)
+        stored = compare.StoredRequest(before, after, conditions)
         outcome = compare.compare_stored(stored)
         show(outcome, form, arguments.all)
         return exit_status(outcome)
-    request = compare.CompareRequest(_run_request(arguments), conditions)
     with Watcher() as watcher:
+        experiment = _experiment_request(arguments, lab, watcher)
+        request = compare.CompareRequest(_run_request(arguments, experiment), conditions)
         if arguments.line == EVERY_LINE:
             return _compare_lines(request, lab, watcher, arguments)
         compared = compare.compare(request, lab, watcher)
@@ -158,13 +207,15 @@ def _compare_lines(
 
 def _run(arguments: argparse.Namespace, lab: Lab) -> int:
     with Watcher() as watcher:
-        ran = run.run(_run_request(arguments), lab, watcher)
+        request = _run_request(arguments, _experiment_request(arguments, lab, watcher))
+        ran = run.run(request, lab, watcher)
     print(ran.directory)
     return exit_status(ran)
 
 
 def _selfcheck(arguments: argparse.Namespace, lab: Lab) -> int:
-    request = selfcheck.SelfcheckRequest(_run_request(arguments), arguments.comparisons)
+    experiment = _file_request(arguments)
+    request = selfcheck.SelfcheckRequest(_run_request(arguments, experiment), arguments.comparisons)
     with Watcher() as watcher:
         checked = selfcheck.selfcheck(request, lab, watcher)
     from testbed.report import selfcheck as report  # noqa: PLC0415  (slow, with scipy)
@@ -177,15 +228,15 @@ def _selfcheck(arguments: argparse.Namespace, lab: Lab) -> int:
 
 def _build(arguments: argparse.Namespace, lab: Lab) -> int:
     with Watcher() as watcher:
-        built = kernels.build(_experiment_request(arguments), lab, watcher)
+        built = kernels.build(_experiment_request(arguments, lab, watcher), lab, watcher)
     for arm, vmlinux in built:
         print(f"{arm}\t{vmlinux}")
     return FINE
 
 
 def _boot(arguments: argparse.Namespace, lab: Lab) -> int:
-    request = kernels.BootRequest(_experiment_request(arguments), arguments.arm)
     with Watcher() as watcher:
+        request = kernels.BootRequest(_experiment_request(arguments, lab, watcher), arguments.arm)
         kernels.boot(request, lab, watcher, tell, watcher.aside)
     return FINE
 
@@ -246,7 +297,7 @@ def _replay(arguments: argparse.Namespace, lab: Lab) -> int:
 
 def _explain(arguments: argparse.Namespace, lab: Lab) -> int:
     with Watcher() as watcher:
-        for line in explain.explain(_experiment_request(arguments), lab, watcher):
+        for line in explain.explain(_experiment_request(arguments, lab, watcher), lab, watcher):
             watcher.result(line)
     return FINE
 
@@ -266,7 +317,7 @@ def _history(arguments: argparse.Namespace, _lab: Lab) -> int:
 
 def _check(arguments: argparse.Namespace, lab: Lab) -> int:
     request = bisection.CheckRequest(
-        _experiment_request(arguments),
+        _file_request(arguments),
         arguments.good,
         arguments.bad,
         arguments.metric,
@@ -288,7 +339,7 @@ def _bisect(arguments: argparse.Namespace, lab: Lab) -> int:
         arguments.repo,
         arguments.good,
         arguments.bad,
-        _experiment_request(arguments),
+        _file_request(arguments),
         tuple(arguments.words),
         arguments.metric,
         arguments.confidence,
@@ -317,6 +368,16 @@ def _look_at_bisection(arguments: argparse.Namespace) -> int:
 
 def _init(arguments: argparse.Namespace, _lab: Lab) -> int:
     print(init.init(arguments.target))
+    return FINE
+
+
+def _experiments(_arguments: argparse.Namespace, _lab: Lab) -> int:
+    show_experiments(catalog.offered())
+    return FINE
+
+
+def _list(arguments: argparse.Namespace, _lab: Lab) -> int:
+    show_results(arguments.directory, catalog.stored(arguments.directory))
     return FINE
 
 
@@ -366,6 +427,8 @@ VERBS: dict[str, Callable[[argparse.Namespace, Lab], int]] = {
     "replay": _replay,
     "check": _check,
     "bisect": _bisect,
+    "experiments": _experiments,
+    "list": _list,
     "init": _init,
     "schema": _schema,
     "metrics": _metrics,

@@ -22,7 +22,6 @@ from rich.table import Table
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import parse
 from testbed.experiment import load
-from testbed.experiment.model import MARGIN_SECONDS, SLOWEST, DeadlineSpec
 from testbed.host import process
 from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.ledger.ledger import Ledger
@@ -60,7 +59,6 @@ def measure(mode: str, directory: Path) -> tuple[list[Record], Noise]:
         # What boots add is in docs/statistics.md.
         "boots": 1,
         "workload": loaded.workload.model_copy(update={loaded.workload.name: program}),
-        "deadlines": DeadlineSpec(workload=SECONDS * SLOWEST + MARGIN_SECONDS),
     }
     if mode == "realtime":
         update["accel"] = "tcg"

@@ -36,6 +36,11 @@ FAULTS = (
     "corrupt-frame",  # a kernel message lands in a frame
     "stubborn",  # neither quit nor SIGTERM ends it
     "few-cpus",  # the guest brings up 4 CPUs
+    # Of deterministic guests:
+    "hang",  # the guest executes, and says nothing
+    "halt",  # all vCPUs have halted
+    "stall",  # QEMU executes nothing any more
+    "starve",  # it executes an instruction now and then, for seconds
 )
 
 
@@ -51,6 +56,11 @@ class Fake:
         self.socket = socket.socket(fileno=int(fd[1]))
         self.memory = int(arguments[arguments.index("-m") + 1].rstrip("M")) << 20
         self.status = "prelaunch"
+        # The other end of the rendezvous, and where executed instructions are counted.
+        plugin = re.search(r"-plugin \S+,fd=(\d+),count=(\d+)", " ".join(arguments))
+        self.plugin = socket.socket(fileno=int(plugin[1])) if plugin else None
+        self.count_fd = int(plugin[2]) if plugin else -1
+        self.meetings = 2 if "-incoming" in arguments else 1
 
     def send(self, message: object) -> None:
         self.socket.sendall(json.dumps(message).encode() + b"\r\n")
@@ -95,11 +105,18 @@ class Fake:
         results: dict[str, dict[str, object]] = {
             "query-balloon": {"actual": self.memory},
             "query-status": {"status": self.status, "running": self.status == "running"},
+            "query-migrate": {"status": "completed"},
         }
+        if command == "human-monitor-command":
+            halted = int(self.fault == "halt")
+            return {"return": f"CPU#0\nII=0 A20=1 SMM=0 HLT=1\nCPU#1\nII=0 A20=1 SMM=0 HLT={halted}\n"}
         return {"return": results.get(command, {})}
 
     def boot(self) -> None:
         self.status = "running"
+        if self.plugin:
+            self.run_from_the_snapshot(self.plugin)
+            return
         say("Linux version 6.1.0\n")
         if self.fault == "die-at-boot":
             print("qemu-system-x86_64: out of luck", file=sys.stderr, flush=True)
@@ -115,6 +132,19 @@ class Fake:
         say(f"\n#tb:ready release=6.1.0 cpus={4 if self.fault == 'few-cpus' else 8}\n")
         for line in sys.stdin:
             self.obey(line.split())
+
+    def run_from_the_snapshot(self, plugin: socket.socket) -> None:
+        for _ in range(self.meetings):
+            plugin.send(b"m" + bytes(16))
+            while plugin.recv(17)[:1] not in (b"g", b""):
+                pass
+        executed = 1000
+        for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
+            executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)
+            os.pwrite(self.count_fd, executed.to_bytes(8, "little"), 0)
+            time.sleep(0.1)
+        say("\n#tb:memory total_kb=100000 free_kb=50000\n")
+        self.obey(["run"])
 
     def obey(self, words: list[str]) -> None:
         match words[0]:

@@ -69,6 +69,9 @@ class RecordedLab:
                     ledger.add(record(arm, seed), counted(allocstall_movable=count))
         return {}
 
+    def settings(self, trial: Trial) -> Mapping[str, str]:
+        return {}
+
 
 if __name__ == "__main__":
     _, _script, *words = sys.argv

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What an experiment file may say, typed, and what it says."""
 
-from testbed.experiment.file import Cell, expand, is_path, load, schema
+from testbed.experiment.file import PATCH_SUFFIXES, RANGE, Cell, expand, is_path, load, read, schema
 from testbed.experiment.model import (
     ALPHA,
     LEAST_SEEDS,
@@ -9,11 +9,13 @@ from testbed.experiment.model import (
     MOST_SEEDS,
     ArmSpec,
     BalloonSpec,
+    Deadlines,
     DeadlineSpec,
     Experiment,
     GitSource,
     GuestSpec,
     KernelSpec,
+    SourceSpec,
     TarballSource,
 )
 from testbed.experiment.values import PAGE, Json, MiB, Model, describe, format_size, parse_size
@@ -25,10 +27,13 @@ __all__ = [
     "MOST_FIRST_SEED",
     "MOST_SEEDS",
     "PAGE",
+    "PATCH_SUFFIXES",
+    "RANGE",
     "ArmSpec",
     "BalloonSpec",
     "Cell",
     "DeadlineSpec",
+    "Deadlines",
     "Experiment",
     "GitSource",
     "GuestSpec",
@@ -37,6 +42,7 @@ __all__ = [
     "MiB",
     "MmapTest",
     "Model",
+    "SourceSpec",
     "TarballSource",
     "WorkloadSpec",
     "describe",
@@ -45,5 +51,6 @@ __all__ = [
     "is_path",
     "load",
     "parse_size",
+    "read",
     "schema",
 ]

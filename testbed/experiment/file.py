@@ -12,7 +12,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,24 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from testbed.experiment.model import Experiment
+from testbed.experiment.model import Experiment, SourceSpec
 from testbed.experiment.values import SIZE_SCHEMA, Json, describe, format_size
 from testbed.host.errors import SpecError
+from testbed.host.paths import data_directory
+
+# What ends so is a file with patches; what begins so is a range of commits.
+PATCH_SUFFIXES = tuple(
+    kind + packed for kind in (".patch", ".diff", ".mbox", ".mbx", ".eml") for packed in ("", ".gz", ".xz")
+)
+RANGE = "git:"
+WILD = set("*?[")
+# A name of these goes before a file beside the experiment.
+SERIES = data_directory() / "patches"
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
 _UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
+
+S = typing.TypeVar("S", bound=SourceSpec)
 
 
 @dataclass(frozen=True)
@@ -61,14 +73,9 @@ def expand(
     Relative paths in it are relative to the file. Raises SpecError with one line per mistake, each naming
     file, line, key and remedy.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as unreadable:
-        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
-        raise SpecError(f"{path}: {reason}") from unreadable
-    root, data = _read(text, path)
-    if not isinstance(data, dict):
-        raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
+    root, data = _mapping(path)
+    asked = dict(options or {})
+    data["matrix"] = asked.pop("matrix", data.get("matrix"))
     axes = _axes(data.get("matrix"), root, path)
     cells: list[Cell] = []
     # A mistake -> where it is made.
@@ -79,9 +86,9 @@ def expand(
         for axis, value in at.items():
             _put(said, axis, value)
         try:
-            found = Experiment.model_validate({**said, **(options or {})}, context={"metrics": metrics})
+            found = Experiment.model_validate({**said, **asked}, context={"metrics": metrics})
         except ValidationError as invalid:
-            for line in dict.fromkeys(_describe(error, root, path, at) for error in invalid.errors()):
+            for line in dict.fromkeys(_describe(e, root, path, at, asked) for e in invalid.errors()):
                 mistakes.setdefault(line, []).append(at)
         else:
             cells.append(Cell(at, _file_name(at), _anchored(found, path)))
@@ -89,6 +96,23 @@ def expand(
         total = math.prod(map(len, axes.values()))
         raise SpecError("\n".join(_where(line, ats, total) for line, ats in mistakes.items()))
     return tuple(cells)
+
+
+def read(path: Path) -> dict[str, object]:
+    """What a file says, unchecked. Raises SpecError unless it is a mapping."""
+    return dict(_mapping(path)[1])
+
+
+def _mapping(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as unreadable:
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
+        raise SpecError(f"{path}: {reason}") from unreadable
+    root, data = _read(text, path)
+    if not isinstance(data, dict):
+        raise SpecError(f"{path}: an experiment is a mapping of keys to values, as in `name: x`")
+    return root, data
 
 
 def schema() -> dict[str, Any]:
@@ -194,37 +218,83 @@ def _anchored(experiment: Experiment, file: Path) -> Experiment:
         host, colon, guest = text.partition(":")
         return f"{anchor(host)}{colon}{guest}"
 
-    kernel = experiment.kernel
-    if kernel.tree is not None:
-        kernel = kernel.model_copy(update={"tree": Path(anchor(str(kernel.tree)))})
-    # As git has it: with a colon before any slash it is a URL or HOST:PATH.
-    if kernel.git is not None and not re.match(r"[^/]+:", kernel.git.repository):
-        git = kernel.git.model_copy(update={"repository": anchor(kernel.git.repository)})
-        kernel = kernel.model_copy(update={"git": git})
-    if kernel.tarball is not None and "://" not in kernel.tarball.url:
-        tarball = kernel.tarball.model_copy(update={"url": anchor(kernel.tarball.url)})
-        kernel = kernel.model_copy(update={"tarball": tarball})
-    config = tuple(anchor(name) if is_path(name) else name for name in kernel.config)
+    def anchor_source(spec: S) -> S:
+        if spec.tree is not None:
+            return spec.model_copy(update={"tree": Path(anchor(str(spec.tree)))})
+        # As git has it: with a colon before any slash it is a URL or HOST:PATH.
+        if spec.git is not None and not re.match(r"[^/]+:", spec.git.repository):
+            git = spec.git.model_copy(update={"repository": anchor(spec.git.repository)})
+            return spec.model_copy(update={"git": git})
+        if spec.tarball is not None and "://" not in spec.tarball.url:
+            tarball = spec.tarball.model_copy(update={"url": anchor(spec.tarball.url)})
+            return spec.model_copy(update={"tarball": tarball})
+        return spec
+
+    def anchor_all(words: Sequence[str]) -> tuple[str, ...]:
+        return tuple(anchor(word) if is_path(word) else word for word in words)
+
+    def anchor_patches(words: Sequence[str], spec: SourceSpec) -> tuple[str, ...]:
+        return tuple(one for word in words for one in _patches(word, file, spec, anchor))
+
+    kernel = anchor_source(experiment.kernel)
     workload = experiment.workload
     if workload.files:
         files = tuple(anchor_pair(text) for text in workload.files)
         workload = workload.model_copy(update={"files": files})
     arms = {
-        name: arm.model_copy(update={"patches": tuple(anchor(p) if is_path(p) else p for p in arm.patches)})
+        name: arm.model_copy(
+            update={
+                "kernel": arm.kernel and anchor_source(arm.kernel),
+                "config": anchor_all(arm.config),
+                "patches": anchor_patches(arm.patches, anchor_source(arm.kernel or kernel)),
+            }
+        )
         for name, arm in experiment.arms.items()
     }
     return experiment.model_copy(
         update={
-            "kernel": kernel.model_copy(update={"config": config}),
+            "kernel": kernel.model_copy(update={"config": anchor_all(kernel.config)}),
             "arms": arms,
             "workload": workload,
         }
     )
 
 
+def _patches(word: str, file: Path, spec: SourceSpec, anchor: Callable[[str], str]) -> list[str]:
+    """What a word among an arm's patches means from anywhere; the names of series are left as they are."""
+    if word.startswith(RANGE):
+        where, _, which = word.removeprefix(RANGE).rpartition(":")
+        here = anchor(where) if where else spec.git.repository if spec.git else spec.tree
+        return [f"{RANGE}{here}:{which}" if here else word]
+    try:
+        exists = (file.parent / word).exists()
+        found = [] if exists else _matches(word, file.parent)
+    except (OSError, ValueError) as bad:
+        raise SpecError(f"{file}: `{word}` names no patches: {bad}") from bad
+    if found:
+        return found
+    if exists and not is_path(word):
+        exists = not any(path.name[5:] == f"{word}.patch" for path in SERIES.glob("*/[0-9]*.patch"))
+    return [anchor(word) if exists or is_path(word) else word]
+
+
+def _matches(word: str, top: Path) -> list[str]:
+    """The files that a pattern such as `patches/*.patch` stands for, sorted; none if it is no pattern."""
+    parts = Path(word).expanduser().parts
+    plain = next((n for n, part in enumerate(parts) if set(part) & WILD), len(parts))
+    if plain == len(parts):
+        return []
+    found = sorted(top.joinpath(*parts[:plain]).resolve().glob("/".join(parts[plain:])))
+    if not found:
+        raise ValueError("no such file")
+    return [str(path) for path in found]
+
+
 def is_path(word: str) -> bool:
-    """Whether a patch or fragment is given as a file rather than by its name in the repository."""
-    return "/" in word or word.endswith((".patch", ".diff", ".config"))
+    """Whether patches or a fragment are given as a file rather than by a name in the repository."""
+    if word.startswith("CONFIG_"):
+        return False
+    return "/" in word or word.startswith(RANGE) or word.endswith((*PATCH_SUFFIXES, ".config"))
 
 
 # --- errors with a place -------------------------------------------------------------------------
@@ -291,7 +361,9 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], dept
         _refuse_traps(child, path, seen, depth + 1)
 
 
-def _describe(error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, Any]) -> str:
+def _describe(
+    error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, Any], asked: Mapping[str, object]
+) -> str:
     loc: tuple[Hashable, ...] = tuple(error["loc"])
     said = str(error["ctx"]["error"]) if error["type"] == "value_error" else ""
     name, colon, rest = said.partition(": ")
@@ -301,7 +373,8 @@ def _describe(error: Any, root: yaml.Node | None, path: Path, at: Mapping[str, A
         loc, said = inner, rest
     key = ".".join(str(part) for part in loc if part != "[key]")
     line = _line(root, ("matrix", key) if key in at else loc)
-    place = f"{path}:{line}: " + (f"`{key}`: " if key else "")
+    # What was asked for stands nowhere in the file.
+    place = ("" if loc[:1] and loc[0] in asked else f"{path}:{line}: ") + (f"`{key}`: " if key else "")
     match error["type"]:
         case "extra_forbidden":
             known = sorted(_known_keys(loc[:-1]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -40,21 +41,40 @@ class GitSource(Model):
     revision: str
 
 
-class KernelSpec(Model):
-    """Where the kernel's source comes from, exactly one of the four, and its configuration."""
+SOURCES = ("debian", "tarball", "git", "tree")
+
+
+class SourceSpec(Model):
+    """Where a kernel's source comes from: exactly one of the four."""
 
     debian: Annotated[str, Field(pattern=r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$")] | None = None
     """A package, as installed or else the newest in Debian's suites; of one version with `=VERSION`."""
     tarball: TarballSource | None = None
     git: GitSource | None = None
     tree: Annotated[Path, Field(strict=False)] | None = None
-    config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
-    """Fragments in kconfigs/, or paths of files, in order."""
+
+    is_needed: ClassVar[bool] = True
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it names a source."""
+        return any(getattr(self, key) is not None for key in SOURCES)
 
     @model_validator(mode="after")
-    def _one_source(self) -> KernelSpec:
-        one_of(self, ("debian", "tarball", "git", "tree"))
+    def _one_source(self) -> Self:
+        if self.is_needed or self.is_given:
+            one_of(self, SOURCES)
         return self
+
+
+class KernelSpec(SourceSpec):
+    """Where the source of all arms comes from that name none of their own, and the configuration of all."""
+
+    # Arms may all have their own.
+    is_needed: ClassVar[bool] = False
+
+    config: Annotated[tuple[str, ...], Field(strict=False)] = ("guest", "reclaim")
+    """Fragments in kconfigs/, or paths of files, in order."""
 
 
 # Of the 2048 that x86 keeps, testbed's own arguments need some hundred.
@@ -62,10 +82,14 @@ MOST_COMMAND_LINE = 1024
 
 
 class ArmSpec(Model):
-    """What is compared: a kernel and how it is set. Arms with equal patches share a kernel."""
+    """What is compared: a kernel and how it is set. Arms that are made of the same share a kernel."""
 
+    kernel: SourceSpec | None = None
+    """Its source, if not that of the experiment."""
+    config: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Fragments after those of `kernel.config`; single options, too, as in `CONFIG_LRU_GEN_ENABLED=y`."""
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Names of series in patches/, or paths of patch files, in order."""
+    """Names of series in patches/, files, directories, or commits as in `git:v6.1..topic`, in order."""
     sysctl: dict[SysctlName, Setting] = {}
     """Set before the workload starts, as in `vm.swappiness: 100`."""
     sysfs: dict[SysfsName, Setting] = {}
@@ -149,7 +173,7 @@ class BalloonSpec(Model):
 
 
 class GuestSpec(Model):
-    """The machine, and how its kernel is set in all arms."""
+    """The machine, and how its kernel is set in all arms. What is not given has the kernel's own value."""
 
     vcpus: Annotated[int, Field(ge=1, le=64)] = 8
     boot_memory: Size = 512 * MiB
@@ -162,14 +186,14 @@ class GuestSpec(Model):
     """NUMA nodes, with equal shares of vCPUs and memory."""
     swap: Size = 256 * MiB
     """Swap on zram; `0M` for none."""
-    swappiness: Annotated[int, Field(ge=0, le=200)] = 60
-    mglru: bool = False
+    swappiness: Annotated[int, Field(ge=0, le=200)] | None = None
+    mglru: bool | None = None
     """Whether the multi-generational LRU is on."""
-    thp: Literal["never", "madvise", "always"] = "never"
+    thp: Literal["never", "madvise", "always"] | None = None
     """Transparent huge pages."""
     min_free_kbytes: Annotated[int, Field(ge=1)] | None = None
-    """vm.min_free_kbytes, if not what the kernel makes of its memory at boot."""
-    watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] = 10
+    """vm.min_free_kbytes."""
+    watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] | None = None
     sysctl: dict[SysctlName, Setting] = {}
     """Set before the workload starts, as in `vm.vfs_cache_pressure: 200`."""
     sysfs: dict[SysfsName, Setting] = {}
@@ -206,15 +230,27 @@ class GuestSpec(Model):
 
 
 class DeadlineSpec(Model):
-    """Seconds of wall time that each stage of a trial may take; generous, since emulation is slow."""
+    """Seconds that each stage of a trial may take: of the guest's time if it is deterministic, else of the
+    host's. What is left out is worked out from the rest."""
 
-    boot: Annotated[float, Field(gt=0)] = 120.0
-    balloon: Annotated[float, Field(gt=0)] = 60.0
-    workload: Annotated[float, Field(gt=0)] = 600.0
+    boot: Annotated[float, Field(gt=0)] | None = None
+    balloon: Annotated[float, Field(gt=0)] | None = None
+    workload: Annotated[float, Field(gt=0)] | None = None
 
 
+@dataclass(frozen=True)
+class Deadlines:
+    """Those of a trial: by when a guest that has not got on is called hung, in seconds."""
+
+    boot: float
+    balloon: float
+    workload: float
+
+
+# A second of a deterministic guest in which all its vCPUs wait counts so often (guest/rendezvous.c).
+WAITING = 4.0
 # What a workload may need beside its own time, to fill memory and to send its results.
-MARGIN_SECONDS = 30.0
+MARGIN_SECONDS = {"deterministic": 5.0, "realtime": 30.0}
 # Of which an always valid test can decide anything (analysis/statistics.py, LEAST_PAIRS).
 LEAST_SEEDS = 6
 # The rate of false alarms where nobody says another.
@@ -224,8 +260,6 @@ MOST_SEEDS = 100_000
 MOST_FIRST_SEED = 2**31
 # As many as the guest keeps apart.
 MOST_PHASES = 16
-# Seconds that a second of virtual time may take, on a slow or busy machine.
-SLOWEST = 60.0
 
 
 class PrimarySpec(Model):
@@ -240,7 +274,7 @@ class Experiment(Model):
 
     name: Name
     description: str = ""
-    kernel: KernelSpec
+    kernel: KernelSpec = KernelSpec()
     arms: Annotated[dict[Name, ArmSpec], Field(min_length=1)]
     """The first is what the others are compared with."""
     guest: GuestSpec = GuestSpec()
@@ -276,6 +310,21 @@ class Experiment(Model):
     """Keys of this file, as in `guest.vcpus`, and the values that each is to take: a comparison for every
     combination."""
 
+    def deadlines_of(self, deterministic: bool) -> Deadlines:
+        """The deadlines of its trials: what is given, and the rest worked out.
+
+        In the guest's seconds if they are deterministic, else in the host's.
+        """
+        vcpus, length = self.guest.vcpus, self.workload.length
+        whole, left = (size / (1024 * MiB) for size in (self.guest.boot_memory, self.guest.memory))
+        if deterministic:
+            boot, balloon = 10 + vcpus / 4 + whole / 2, 5 + (whole - left)
+            workload = 10 + WAITING * length + 50 * left
+        else:
+            boot, balloon = 120 + 2 * vcpus + 5 * whole, 60 + 10 * (whole - left)
+            workload = 600 + 2 * length + 50 * left
+        return replace(Deadlines(boot, balloon, workload), **self.deadlines.model_dump(exclude_none=True))
+
     @field_validator("primary")
     @classmethod
     def _known_metrics(cls, primary: dict[str, PrimarySpec], info: ValidationInfo) -> dict[str, PrimarySpec]:
@@ -289,6 +338,14 @@ class Experiment(Model):
                 )
         return primary
 
+    def source(self, arm: str) -> SourceSpec:
+        """Where the source of an arm's kernel comes from."""
+        return self.arms[arm].kernel or self.kernel
+
+    def fragments(self, arm: str) -> tuple[str, ...]:
+        """What an arm's kernel is configured by, in order."""
+        return (*self.kernel.config, *self.arms[arm].config)
+
     def only(self, arm: str | None = None) -> Experiment:
         """The same with one arm: the first, if none is named."""
         name = next(iter(self.arms)) if arm is None else arm
@@ -298,6 +355,16 @@ class Experiment(Model):
     def looks(self) -> bool:
         """Whether seeds are added until the primary metrics are decided."""
         return bool(self.primary) and self.sequential and self.seeds >= LEAST_SEEDS and len(self.arms) > 1
+
+    @model_validator(mode="after")
+    def _every_arm_has_a_source(self) -> Experiment:
+        lacking = [name for name, arm in self.arms.items() if arm.kernel is None]
+        if lacking and not self.kernel.is_given:
+            raise ValueError(
+                f"kernel: names no source, nor does arm {lacking[0]}; as in `kernel: {{debian: "
+                "linux-source-6.1}`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _phases_ascend(self) -> Experiment:
@@ -310,12 +377,12 @@ class Experiment(Model):
 
     @model_validator(mode="after")
     def _workload_has_time(self) -> Experiment:
-        seconds = self.workload.length
-        needed = seconds * (SLOWEST if self.mode == "deterministic" else 1) + MARGIN_SECONDS
-        if self.deadlines.workload < needed:
+        given, seconds = self.deadlines.workload, self.workload.length
+        needed = seconds * (WAITING if self.mode == "deterministic" else 1) + MARGIN_SECONDS[self.mode]
+        if given is not None and given < needed:
             raise ValueError(
-                f"deadlines.workload: {self.deadlines.workload:g} s is too short for a workload of "
-                f"{seconds:g} s in mode {self.mode}; give at least {needed:g}"
+                f"deadlines.workload: {given:g} s is too short for a workload of {seconds:g} s in mode "
+                f"{self.mode}; give at least {needed:g}"
             )
         return self
 

@@ -62,16 +62,13 @@ def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], .
 
 
 def _of_guest(guest: GuestSpec) -> dict[str, int | str]:
-    """The guest's own keys as paths and values; what is the kernel's default anyway is left out."""
-    settings: dict[str, int | str] = {}
-    if guest.thp != "never":
-        # Before min_free_kbytes: the kernel calculates that anew.
-        settings["/sys/kernel/mm/transparent_hugepage/enabled"] = guest.thp
-    if guest.mglru:
-        settings["/sys/kernel/mm/lru_gen/enabled"] = "y"
-    if guest.min_free_kbytes is not None:
-        settings["/proc/sys/vm/min_free_kbytes"] = guest.min_free_kbytes
-    if guest.watermark_scale_factor != GuestSpec().watermark_scale_factor:
-        settings["/proc/sys/vm/watermark_scale_factor"] = guest.watermark_scale_factor
-    settings["/proc/sys/vm/swappiness"] = guest.swappiness
-    return settings
+    """The guest's own keys as paths and values; what is not given is left to the kernel."""
+    settings: dict[str, int | str | None] = {
+        # Before min_free_kbytes: the kernel calculates that anew. That there are none it is told at boot.
+        "/sys/kernel/mm/transparent_hugepage/enabled": guest.thp if guest.thp != "never" else None,
+        "/sys/kernel/mm/lru_gen/enabled": None if guest.mglru is None else "y" if guest.mglru else "n",
+        "/proc/sys/vm/min_free_kbytes": guest.min_free_kbytes,
+        "/proc/sys/vm/watermark_scale_factor": guest.watermark_scale_factor,
+        "/proc/sys/vm/swappiness": guest.swappiness,
+    }
+    return {path: value for path, value in settings.items() if value is not None}

@@ -85,7 +85,7 @@ class Console(SpawnBase):  # type: ignore[type-arg]
             else:
                 watch()
             if deadline.expired:
-                raise Hang(f"{stage}: no {' or '.join(names)} within {deadline.seconds:.0f} s")
+                raise Hang(f"{stage}: no {' or '.join(names)} within {deadline}")
 
     def check_cancelled(self) -> None:
         """Raise Interrupted when the run has been stopped."""

@@ -5,18 +5,20 @@ They are told everything beforehand, in files that they find in fw_cfg, and hear
 only, at which all vCPUs stand still. A guest boots once, up to a snapshot, from which trials go on:
 
     with BootingGuest(shape, vmlinux, initramfs, given=given, plugin=plugin) as guest:
-        guest.boot(128 * MiB, 120)
-        guest.save(path, 60)
+        guest.boot(128 * MiB, 20)
+        guest.save(path, 5)
 
     with ResumedGuest(shape, vmlinux, initramfs, given=given, plugin=plugin, snapshot=path) as guest:
-        guest.resume(60)
+        guest.resume(5)
 
+Seconds are the guest's: what a busy host does to QEMU's speed costs it none of them.
 `given` has files of the same names and sizes both times: the guest has seen their directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 import tempfile
@@ -26,15 +28,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from testbed.guest.guest import COMMAND_SECONDS, Guest
+from testbed.guest.guest import Guest
 from testbed.guest.qemu import QEMU
-from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
+from testbed.guest.rendezvous import GuestClock, Rendezvous, StoodStill, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring
-from testbed.host.errors import GuestLost
+from testbed.host.errors import GuestError, GuestLost, Hang
 from testbed.host.process import Deadline
 
 # Between telling QEMU to stop and letting the vCPUs go on, so that they find themselves stopped.
 STOP_SECONDS = 0.3
+# Of the host's time, for what QEMU itself has to do while the guest stands still. A busy host takes long.
+QEMU_SECONDS = 300.0
+_HALTED = re.compile(r"\bHLT=(\d)")
 # What this is of a snapshot comes from the host's clock. No guest with icount can see it.
 _HOST_TIME = re.compile(rb"\x05timer\0{4}\0{3}\x02(.{8})\0{8}(.{8})", re.DOTALL)
 
@@ -66,9 +71,12 @@ class DeterministicGuest(Guest):
         paths = {name: scratch / name for name in self._given}
         for name, path in paths.items():
             path.write_bytes(self._given[name])
-        self.rendezvous = Rendezvous(meeting, self.check_cancelled)
+        clock_fd = os.memfd_create("guest-clock")
+        stack.callback(os.close, clock_fd)
+        self._clock = GuestClock(clock_fd)
+        self.rendezvous = Rendezvous(meeting, self._clock, self.check_cancelled)
         with plugged:
-            yield Wiring(qmp_fd, paths, self._plugin, plugged.fileno(), self.incoming)
+            yield Wiring(qmp_fd, paths, self._plugin, plugged.fileno(), clock_fd, self.incoming)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,9 +85,13 @@ class DeterministicGuest(Guest):
         self.rendezvous.close()
         super().__exit__(kind, error, trace)
 
-    def release(self, seconds: float = COMMAND_SECONDS) -> None:
+    def deadline(self, seconds: float) -> Deadline:
+        """By when the guest has to have done something, by its own clock."""
+        return self._clock.deadline(seconds)
+
+    def release(self) -> None:
         """Let the guest go on from a rendezvous, once QEMU has done all that was asked of it."""
-        wait_until_quiet(self._child.pid, seconds)
+        wait_until_quiet(self._child.pid, QEMU_SECONDS)
         self.rendezvous.release()
 
     def change_memory(self, size: int, seconds: float) -> None:
@@ -87,19 +99,33 @@ class DeterministicGuest(Guest):
         with self.explained():
             self._meet(seconds)
             self.monitor.execute("balloon", value=size)
-            self.release(seconds)
+            self.release()
 
     def _meet(self, seconds: float) -> None:
         """Wait until the guest stands at a rendezvous."""
         self.rendezvous.wait(seconds)
 
-    def _migrated(self, seconds: float) -> None:
-        deadline = Deadline(seconds)
+    def _migrated(self) -> None:
+        deadline = Deadline(QEMU_SECONDS)
         while (status := self.monitor.execute("query-migrate").get("status")) != "completed":
             self.check_cancelled()
             if status == "failed" or deadline.expired:
                 raise GuestLost(f"the snapshot was not moved: {status}")
             self.monitor.events(timeout=0.02)
+
+    def _cause(self, error: GuestError) -> GuestError:
+        cause = super()._cause(error)
+        # There is nothing to execute for a guest whose CPUs have all halted, with no timer to wake one.
+        if isinstance(cause, StoodStill) and self._has_halted():
+            return Hang(cause.message + ": all vCPUs have halted")
+        return cause
+
+    def _has_halted(self) -> bool:
+        try:
+            registers = self.monitor.human("info registers -a")
+        except GuestLost:
+            return False
+        return set(_HALTED.findall(registers)) == {"1"}
 
 
 class BootingGuest(DeterministicGuest):
@@ -114,7 +140,7 @@ class BootingGuest(DeterministicGuest):
             self.monitor.execute("balloon", value=memory)
             self.monitor.execute("cont")
             self._meet(seconds)
-            self.release(seconds)
+            self.release()
         self.require_all_cpus(self.answer("ready", seconds, "boot"))
 
     def save(self, path: Path, seconds: float) -> None:
@@ -125,11 +151,11 @@ class BootingGuest(DeterministicGuest):
         with self.explained():
             self._meet(seconds)
             with self.rendezvous.release_after(STOP_SECONDS):
-                self.monitor.execute("stop", timeout=STOP_SECONDS + seconds)
+                self.monitor.execute("stop", timeout=QEMU_SECONDS)
             if self.rendezvous.here():
                 raise GuestLost("the guest was too quick to be stopped at the rendezvous")
             self.monitor.execute("migrate", uri=f"file:{path}")
-            self._migrated(seconds)
+            self._migrated()
         path.write_bytes(_HOST_TIME.sub(_without_host_time, path.read_bytes(), count=1))
 
 
@@ -171,34 +197,33 @@ class ResumedGuest(DeterministicGuest):
             # loop runs, it may run the guest's timers, and then vCPUs are interrupted elsewhere.
             self.monitor.execute("migrate-set-parameters", **{"announce-rounds": 0})
             self.monitor.execute("migrate-incoming", uri=f"file:{self._snapshot}")
-            self._migrated(seconds)
+            self._migrated()
             self.monitor.execute("cont")
             self.rendezvous.wait(seconds)
             if self._onlooker:
                 self._onlooker.at_start()
-            self.release(seconds)
+            self.release()
             # The second no-op of init's `meet`, in front of which it was stopped for the snapshot.
             self._meet(seconds)
-            self.release(seconds)
+            self.release()
 
     def _meet(self, seconds: float) -> None:
         super()._meet(seconds)
         while self.rendezvous.address:
-            self._look(seconds)
+            self._look()
             super()._meet(seconds)
 
     def _watch(self) -> None:
         super()._watch()
         # It may also stand at a meeting, of which the console has not told yet.
         if self._onlooker and self.rendezvous.here() and self.rendezvous.address:
-            self._look(COMMAND_SECONDS)
+            self._look()
 
-    def _look(self, seconds: float) -> None:
-        """Have it looked at where it stands at a breakpoint, and let it go on, with all of its time again."""
+    def _look(self) -> None:
+        """Have it looked at where it stands at a breakpoint, and let it go on."""
         if self._onlooker:
             self._onlooker.at_breakpoint(self.rendezvous.address)
-        self.release(seconds)
-        self._deadline.restart()
+        self.release()
 
 
 def _without_host_time(match: re.Match[bytes]) -> bytes:

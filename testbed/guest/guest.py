@@ -52,8 +52,6 @@ class Guest(abc.ABC):
         self._files = (qemu, vmlinux, initramfs)
         self._cancel = cancel or threading.Event()
         self._log = b""
-        # By when an answer has to be there that somebody waits for.
-        self._deadline = Deadline(0.0)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -101,6 +99,10 @@ class Guest(abc.ABC):
         """Raise Interrupted when the run has been stopped."""
         self.console.check_cancelled()
 
+    def deadline(self, seconds: float) -> Deadline:
+        """By when the guest has to have done something: so many seconds from now, by the host's clock."""
+        return Deadline(seconds)
+
     @abc.abstractmethod
     def change_memory(self, size: int, seconds: float) -> None:
         """Set the balloon's target to `size` bytes while a workload meets the host."""
@@ -121,11 +123,11 @@ class Guest(abc.ABC):
 
         `on_meet` is called whenever a workload announces that it meets the host.
         """
-        self._deadline = Deadline(seconds)
+        deadline = self.deadline(seconds)
         names = (name, "error", "meet") if on_meet else (name, "error")
         with self.explained():
             while True:
-                mark = self.console.expect_mark(names, self._deadline, stage, self._watch)
+                mark = self.console.expect_mark(names, deadline, stage, self._watch)
                 if mark.name == "error":
                     raise GuestFailed(f"the guest refused {stage}: {mark.text}")
                 if mark.name != "meet" or on_meet is None:

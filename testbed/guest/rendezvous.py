@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import socket
 import struct
@@ -23,32 +24,76 @@ from testbed.host.process import Deadline
 SOURCE = Path(__file__).with_suffix(".c")
 CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra")
 COMPILE_SECONDS = 60.0
+# The plugin in a bundle. Raise the number when host and plugin come to say other things to each other.
+BUNDLED = "rendezvous.2.so"
 _SLICE_SECONDS = 0.25
+# Of a QEMU that executes nothing for so long, though our own look goes on; one that is starved executes some.
+STOOD_STILL_SECONDS = 120.0
+# So much of the time since the last look counts: we may have been stopped ourselves, or asked nothing.
+_LOOK_SECONDS = 1.0
 # A zombie, or nothing any more.
 _ENDED = ("Z", "X")
 
 
 # struct note of rendezvous.c: what, address, count.
 _NOTE = struct.Struct("<cQQ")
+_COUNT_BYTES = 8
+
+
+class StoodStill(GuestLost):
+    """The emulator executed nothing, though nobody had asked it to stand still."""
+
+
+class GuestClock:
+    """The guest's time as the plugin counts it: a second for 10^9 instructions, and less if all vCPUs wait.
+
+    It is read at any moment, and the guest does not notice. `fd` is the memory that the plugin counts in.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._count = -1
+        self._looked = self._still = 0.0
+        os.ftruncate(fd, _COUNT_BYTES)
+
+    def seconds(self) -> float:
+        """How long the guest has run. Raises StoodStill when it does not get on for long."""
+        count = int.from_bytes(os.pread(self._fd, _COUNT_BYTES, 0), "little")
+        now = time.monotonic()
+        self._still = 0.0 if count != self._count else self._still + min(now - self._looked, _LOOK_SECONDS)
+        self._count, self._looked = count, now
+        if self._still > STOOD_STILL_SECONDS:
+            raise StoodStill(f"the emulator stood still for {STOOD_STILL_SECONDS:.0f} s")
+        return count / 1e9
+
+    def deadline(self, seconds: float) -> Deadline:
+        """A deadline by this clock."""
+        return Deadline(seconds, self.seconds, "s of the guest's time")
 
 
 class Rendezvous:
     """Our end of the plugin's socket. `address` is the breakpoint at which the guest stands, or 0."""
 
-    def __init__(self, connection: socket.socket, check_cancelled: Callable[[], None]) -> None:
+    def __init__(
+        self, connection: socket.socket, clock: GuestClock, check_cancelled: Callable[[], None]
+    ) -> None:
         self.address = 0
+        self._clock = clock
         self._standing = False
         self._connection = connection
         self._connection.settimeout(_SLICE_SECONDS)
         self._check_cancelled = check_cancelled
 
     def wait(self, seconds: float) -> None:
-        """Wait until the guest has come. Raises Hang, GuestLost (QEMU ended) or Interrupted."""
-        deadline = Deadline(seconds)
+        """Wait until the guest has come, for so long by its clock.
+
+        Raises Hang, GuestLost (QEMU ended, or stood still) or Interrupted.
+        """
+        deadline = self._clock.deadline(seconds)
         while not self.here():
             self._check_cancelled()
             if deadline.expired:
-                raise Hang(f"the guest did not come to the rendezvous within {seconds:.0f} s")
+                raise Hang(f"the guest did not come to the rendezvous within {deadline}")
 
     def here(self) -> bool:
         """Whether the guest stands here, after waiting a moment for it to come."""

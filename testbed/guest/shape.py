@@ -15,7 +15,7 @@ AccelName = Literal["kvm", "tcg", "icount"]
 
 # The RAM disk takes no memory but for what is written to it; init gives it a file system as large as memory.
 # `panic=-1` with -no-reboot ends QEMU when the kernel panics, so nobody waits for a dead guest.
-_CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=67108864 transparent_hugepage=never"
+_CMDLINE = "console=ttyS0 panic=-1 oops=panic brd.rd_nr=1 brd.rd_size=67108864"
 # What QEMU and the kernel are told, per accelerator. Under emulation on a busy host, calibrating delay
 # loops takes seconds and the TSCs look unstable. For icount, see docs/determinism.md.
 _ACCEL = {
@@ -35,17 +35,21 @@ _ACCEL = {
 
 @dataclass(frozen=True)
 class Shape:
-    """All that decides what machine the kernel sees. Memory is in bytes, `extra` are words for QEMU."""
+    """All that decides what machine the kernel sees. Memory is in bytes, `extra` are words for QEMU.
+
+    The kernel is told what all arms are set to (`settings`), and then what one is (`cmdline`).
+    """
 
     accel: AccelName
     vcpus: int
     boot_memory: int
     cmdline: str = ""
     extra: tuple[str, ...] = ()
+    settings: str = ""
 
     @property
     def kernel_cmdline(self) -> str:
-        return " ".join(filter(None, [_CMDLINE, _ACCEL[self.accel][1], self.cmdline]))
+        return " ".join(filter(None, [_CMDLINE, self.settings, _ACCEL[self.accel][1], self.cmdline]))
 
 
 @dataclass(frozen=True)
@@ -53,19 +57,21 @@ class Wiring:
     """What QEMU is connected to on our side.
 
     `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `plugin` is told of the socket
-    `plugin_fd`; `incoming` is whether the machine waits for a snapshot to be loaded.
+    `plugin_fd` and of the memory `clock_fd`; `incoming` is whether the machine waits for a snapshot to be
+    loaded.
     """
 
     qmp_fd: int
     given: Mapping[str, Path] = field(default_factory=dict)
     plugin: Path | None = None
     plugin_fd: int = -1
+    clock_fd: int = -1
     incoming: bool = False
 
     @property
     def fds(self) -> tuple[int, ...]:
         """What QEMU has to have open."""
-        return (self.qmp_fd, self.plugin_fd) if self.plugin else (self.qmp_fd,)
+        return (self.qmp_fd, self.plugin_fd, self.clock_fd) if self.plugin else (self.qmp_fd,)
 
 
 def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring) -> list[str]:
@@ -82,7 +88,7 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
     for name, path in wiring.given.items():
         words += ["-fw_cfg", f"name=opt/testbed/{name},file={path}"]
     if wiring.plugin:
-        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd}"]
+        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd},count={wiring.clock_fd}"]
     if wiring.incoming:
         words += ["-incoming", "defer"]
     return words

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.host import process
+from testbed.host import files, process
 from testbed.host.errors import HostError
 
 # The newest version in any of them is taken; names such as linux-source-6.1 are in few.
@@ -63,9 +63,33 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
     The caller keeps others from doing the same. Raises HostError when there is no mirror or the package
     is in none of SUITES and SECURITY_SUITES.
     """
+    apt = _apt(cache, package)
+    progress(f"fetching {package} from the distribution's mirror")
+    # A suite that the mirror lacks is an error to apt, but none to us if another has the package.
+    process.run(["apt-get", *apt, "update"], timeout=FETCH_SECONDS, error=HostError, check=False)
+    debs = cache / "apt" / "deb"
+    process.run(["apt-get", *apt, "download", package], cwd=debs, timeout=FETCH_SECONDS, error=HostError)
+    name, _, exactly = package.partition("=")
+    # In the name of a file a colon is escaped.
+    pattern = f"{name}_{exactly.replace(':', '%3a') or '*'}_*.deb"
+    return max(debs.glob(pattern), key=lambda path: path.stat().st_mtime)
+
+
+def versions(package: str, cache: Path) -> list[str]:
+    """The versions of a package in all suites, the newest first. Raises HostError when there is no mirror."""
+    apt = _apt(cache, package)
+    with files.locked(cache / "debian" / "lock"):
+        process.run(["apt-get", *apt, "update"], timeout=FETCH_SECONDS, error=HostError, check=False)
+        told = process.run(["apt-cache", *apt, "madison", package], timeout=FETCH_SECONDS, error=HostError)
+    rows = [line.split("|") for line in told.stdout.decode().splitlines()]
+    return list(dict.fromkeys(row[1].strip() for row in rows if len(row) > 1))
+
+
+def _apt(cache: Path, package: str) -> list[str]:
+    """The options that make apt one of our own. Raises HostError when there is no mirror."""
     uri = mirror()
     if uri is None:
-        raise HostError(f"{package} cannot be fetched: apt knows no Debian mirror here")
+        raise HostError(f"{package} cannot be had: apt knows no Debian mirror here")
     room = cache / "apt"
     for name in ("lists/partial", "archives/partial", "deb"):
         (room / name).mkdir(parents=True, exist_ok=True)
@@ -88,15 +112,7 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
         # Or apt would change to a user who may not enter the cache.
         "APT::Sandbox::User": "root",
     }
-    apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
-    progress(f"fetching {package} from the distribution's mirror")
-    # A suite that the mirror lacks is an error to apt, but none to us if another has the package.
-    process.run([*apt, "update"], timeout=FETCH_SECONDS, error=HostError, check=False)
-    process.run([*apt, "download", package], cwd=room / "deb", timeout=FETCH_SECONDS, error=HostError)
-    name, _, exactly = package.partition("=")
-    # In the name of a file a colon is escaped.
-    pattern = f"{name}_{exactly.replace(':', '%3a') or '*'}_*.deb"
-    return max((room / "deb").glob(pattern), key=lambda path: path.stat().st_mtime)
+    return ["-qq", *(f"-o{key}={value}" for key, value in options.items())]
 
 
 def version(deb: Path) -> str:

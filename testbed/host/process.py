@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -25,24 +25,27 @@ GRACE_SECONDS = 3.0
 
 
 class Deadline:
-    """A point in monotonic time by which something has to be done."""
+    """A point in time by which something has to be done.
 
-    def __init__(self, seconds: float) -> None:
+    Time is this machine's, monotonic, unless another `clock` is given, which tells seconds of another `kind`.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, kind: str = "s") -> None:
         self.seconds = seconds
-        self.restart()
+        self._clock, self._kind = clock, kind
+        self._end = clock() + seconds
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.0f} {self._kind}"
 
     @property
     def remaining(self) -> float:
         """Seconds left, never negative."""
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self._end - self._clock())
 
     @property
     def expired(self) -> bool:
         return self.remaining == 0.0
-
-    def restart(self) -> None:
-        """Give all of the time again, from now on."""
-        self._end = time.monotonic() + self.seconds
 
 
 def end_on_signals() -> None:

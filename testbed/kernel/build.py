@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Kernels, built once: a cache addressed by everything that goes into one.
 
+cache/ccache/          what the compiler made of each file, by its text
 cache/kernels/<key>/   vmlinux, System.map, config, build.json: complete, or not there
 cache/work/<hash>/     src and obj, reused by all kernels of a family of sources, a configuration and
                        a compiler, so that a second arm costs only what its patches change;
@@ -10,6 +11,8 @@ cache/work/<hash>/     src and obj, reused by all kernels of a family of sources
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -27,8 +30,8 @@ from testbed.host.errors import BuildError, SpecError
 from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.kernel import kconfig, series
-from testbed.kernel.series import Patch
-from testbed.kernel.source import Progress, Source, silent
+from testbed.kernel.series import Misfit, Patch
+from testbed.kernel.source import Progress, Source, at_hand, silent
 
 SCHEMA = 1  # of the key and of build.json: another number, another kernel
 CONFIGURE_SECONDS = 120.0
@@ -46,6 +49,10 @@ VARIABLES = {
     "LOCALVERSION": "",
 }
 INHERITED = ("PATH", "HOME", "TMPDIR")
+
+# What the compiler makes of a text it makes once, whichever kernel of a work tree it is for. The user's own
+# settings, which may trade rightness for speed, do not count.
+CCACHE = {"CCACHE_CONFIGPATH": "/dev/null", "CCACHE_MAXSIZE": "5G", "CCACHE_COMPRESSLEVEL": "1"}
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,13 @@ class Plan:
         return self.cache / "kernels" / self.key
 
     @property
+    def patched(self) -> tuple[str, ...]:
+        """The files that its patches are in, in short."""
+        return tuple(dict.fromkeys(patch.label for patch in self.patches))
+
+    @property
     def label(self) -> str:
-        return " + ".join([self.source.label, *(patch.path.stem for patch in self.patches)])
+        return " + ".join([self.source.label, *self.patched])
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,13 @@ def plan(
     option has to do without it. Raises SpecError for a patch that does not apply or a fragment that cannot be
     used.
     """
-    patches = series.load(arm.patches, source.version)
-    files = series.apply(patches, source.read)
+    read = functools.cache(source.read)
+    patches = series.load(arm.patches, source.version, pristine=read)
+    try:
+        files = series.apply(patches, read)
+    except Misfit as misfit:
+        misfit.hint = "\n  ".join(filter(None, [misfit.hint, _where_it_applies(arm, source, cache)]))
+        raise
     config = kconfig.merge(kconfig.load(fragments, source.version))
     if known is not None:
         config = {name: line for name, line in config.items() if name in known or kconfig.unset(line)}
@@ -115,6 +132,17 @@ def plan(
     contents = {path: data and hashlib.sha256(data).hexdigest() for path, data in files.items()}
     key = _digest([SCHEMA, source.identity, contents, config, tools, VARIABLES])
     return Plan(key, source, patches, files, config, tools, cache.resolve())
+
+
+def _where_it_applies(arm: ArmSpec, source: Source, cache: Path) -> str:
+    """The versions of sources that are at hand to which all of an arm's patches apply; empty if none."""
+    fitting: dict[str, None] = {}
+    for other in at_hand(cache):
+        if other.version != source.version and other.version not in fitting:
+            with contextlib.suppress(SpecError):
+                series.apply(series.load(arm.patches, other.version, pristine=other.read), other.read)
+                fitting[other.version] = None
+    return f"the patches of this arm apply to Linux {' and '.join(fitting)}, which is here" if fitting else ""
 
 
 def published(plan: Plan) -> Kernel | None:
@@ -260,8 +288,10 @@ def kbuild(work: Path, output: str, words: Sequence[str]) -> list[str]:
     Variables such as MAKEFLAGS, CROSS_COMPILE, KCFLAGS and CPATH change kernels.
     """
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    variables = [f"{name}={value}" for name, value in {**inherited, **VARIABLES}.items()]
-    return ["env", "-i", *variables, "make", "-C", str(work / "src"), f"O={work / output}", *words]
+    settings = {**inherited, **VARIABLES, **CCACHE, "CCACHE_DIR": work.parents[1] / "ccache"}
+    variables = [f"{name}={value}" for name, value in settings.items()]
+    source, objects = str(work / "src"), f"O={work / output}"
+    return ["env", "-i", *variables, "make", "-C", source, objects, "CC=ccache gcc", *words]
 
 
 def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout: float) -> None:

@@ -45,11 +45,16 @@ class Change:
         touched = [
             file
             for file in self.files
-            if _KBUILD.match(file) or (file in compiled if compiled else not _ASIDE.match(file))
+            if _KBUILD.match(file) or (file in compiled if compiled else may_be_compiled(file))
         ]
         if not touched:
             return "not compiled"
         return "mm" if any(_MM.match(file) for file in touched) else "compiled"
+
+
+def may_be_compiled(file: str) -> bool:
+    """Whether a kernel may be made of a file, as far as its name tells."""
+    return bool(_KBUILD.match(file)) or not _ASIDE.match(file)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*
 
 
 def load(names: Sequence[str], version: str, fragments: Path = FRAGMENTS) -> list[tuple[str, str]]:
-    """Name and text of each fragment: NAME.config of the repository, or the file at a path.
+    """Name and text of each fragment: NAME.config of the repository, the file at a path, or a single option.
 
     FIRST/NAME.config, if there is one, comes after NAME.config for kernels from version FIRST on.
     Raises SpecError naming kernel.config.
@@ -64,6 +64,22 @@ def lost(requested: Mapping[str, str], dotconfig: str) -> list[str]:
     ]
 
 
+def differences(dotconfigs: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The options that not all of these .config texts have alike: option -> name -> value, `n` if not set."""
+    options = {
+        name: dict(entry for line in text.splitlines() if (entry := _entry(line)))
+        for name, text in dotconfigs.items()
+    }
+    found: dict[str, dict[str, str]] = {}
+    for symbol in sorted({symbol for known in options.values() for symbol in known}):
+        lines = {name: known.get(symbol, _unset(symbol)) for name, known in options.items()}
+        if len(set(lines.values())) > 1:
+            found[symbol] = {
+                name: "n" if unset(line) else line.partition("=")[2] for name, line in lines.items()
+            }
+    return found
+
+
 def unset(line: str) -> bool:
     """Whether a line asks for its symbol not to be set, as one that does not exist is anyway."""
     return _UNSET.fullmatch(line) is not None
@@ -92,6 +108,8 @@ def _amendments(name: str, version: str, fragments: Path) -> list[str]:
 
 
 def _read(name: str, fragments: Path) -> str:
+    if _entry(name):
+        return name
     known = sorted(path.stem for path in fragments.glob("*.config"))
     if not is_path(name) and name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Patch series: which patches a name stands for in which kernel, and what they make of its files."""
+"""Patch series: which patches a word stands for in which kernel, and what they make of its files."""
 
 from __future__ import annotations
 
 import difflib
-import re
-import subprocess
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import yaml
 from pydantic import Field, ValidationError
 
-from testbed.experiment import Model, is_path
+from testbed.experiment import PATCH_SUFFIXES, RANGE, Model, is_path
 from testbed.host.errors import SpecError
 from testbed.host.paths import data_directory
-from testbed.kernel import source
+from testbed.kernel import mail, source
+from testbed.kernel.patch import Letter, Misfit, Patch, Read, apply, parse
+
+__all__ = ["Line", "Misfit", "Patch", "apply", "line", "lines", "load", "names", "ordinal", "read"]
 
 PATCHES = data_directory() / "patches"
-NO_REPOSITORY = Path("/dev/null")
-PATCH_SECONDS = 60.0
 
 
 class Line(Model):
@@ -48,21 +45,6 @@ class Table(Model):
     lines: list[Line]
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One patch file. `diffstat`: lines that it adds and removes, by path from the top of the source."""
-
-    name: str
-    path: Path
-    data: bytes
-    diffstat: Mapping[str, tuple[int, int]]
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The paths that it touches."""
-        return tuple(self.diffstat)
-
-
 def ordinal(version: str) -> tuple[int, ...]:
     """A version as something that can be compared: 6.10 comes after 6.9."""
     return tuple(int(part) for part in version.split("."))
@@ -85,17 +67,34 @@ def line(name: str, patches: Path = PATCHES) -> Line:
     return by_name[name]
 
 
-def load(names: Sequence[str], version: str, patches: Path = PATCHES) -> tuple[Patch, ...]:
+def load(
+    names: Sequence[str], version: str, patches: Path = PATCHES, pristine: Read | None = None
+) -> tuple[Patch, ...]:
     """The patches that an arm names, in order, for a kernel of this version.
 
-    A name stands for the files NNNN-name.patch of the line that the version is in, a path for itself.
-    Raises SpecError when there is none, or when one cannot be used.
+    A name stands for the files NNNN-name.patch of the line that the version is in; for other words see
+    read(). `pristine` gives the content of a file of the source, None where there is none. Where the headers
+    of a diff leave its -p open, the files that are there decide. Raises SpecError when there is no such
+    patch, or when one cannot be used.
     """
-    return tuple(
-        _read(name, path)
+    letters = [
+        letter
         for name in names
-        for path in ([Path(name)] if is_path(name) else _find(name, version, patches))
-    )
+        for letter in (_letters(name) if is_path(name) else _named(name, version, patches))
+    ]
+    if names and not letters:
+        raise SpecError(f"{', '.join(names)}: a cover letter only", "the patches are in the mails after it")
+    return parse(letters, pristine)
+
+
+def read(word: str, data: bytes | None = None, pristine: Read | None = None) -> tuple[Patch, ...]:
+    """The patches of a file, a directory (in its own order, or sorted) or `git:REPOSITORY:RANGE`, as load().
+
+    With `data`, these are the bytes of a file, and the word is only what messages call it.
+    """
+    if data is not None:
+        return parse(_split(word, Path(word), data), pristine)
+    return load([word if is_path(word) else f"./{word}"], "", pristine=pristine)
 
 
 def names(version: str, patches: Path = PATCHES) -> tuple[str, ...]:
@@ -103,62 +102,11 @@ def names(version: str, patches: Path = PATCHES) -> tuple[str, ...]:
     return tuple(_series(version, patches))
 
 
-def apply(series: Sequence[Patch], read: Callable[[str], bytes | None]) -> dict[str, bytes | None]:
-    """What the series makes of the files it touches: their new contents, None for one that is gone.
-
-    `read` gives the pristine content of a file, None when there is none. Patches apply strictly: lines
-    may have moved, but every line of context has to be there. Raises SpecError naming patch, source file
-    and line for one that does not.
-    """
-    pristine: dict[str, bytes | None] = {}
-    with tempfile.TemporaryDirectory(prefix="testbed-series-") as name:
-        scratch = Path(name)
-        for patch in series:
-            for path in patch.files:
-                if path not in pristine:
-                    pristine[path] = read(path)
-                    _write(scratch / path, pristine[path])
-            _apply_one(patch, scratch)
-        after = {path: _content(scratch / path) for path in pristine}
-    return {path: data for path, data in after.items() if data != pristine[path]}
-
-
-def _apply_one(patch: Patch, scratch: Path) -> None:
-    done = _git_apply(patch.data, cwd=scratch)
-    if done.returncode != 0:
-        raise SpecError(f"{patch.path}: does not apply: {_complaint(done)}")
-
-
-def _git_apply(data: bytes, *options: str, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Have git read a patch, strictly; it knows of no repository, or would leave out what is not in one."""
-    words = ("apply", "-p1", *options, "-")
-    return source.git(NO_REPOSITORY, *words, cwd=cwd, stdin=data, timeout=PATCH_SECONDS, check=False)
-
-
-def _complaint(done: subprocess.CompletedProcess[bytes]) -> str:
-    """What is wrong in the words of git, with the place in front where there is one."""
-    said = done.stderr.decode(errors="replace")
-    if rejected := re.search(r"^error: patch failed: (.*):(\d+)$", said, re.MULTILINE):
-        return f"{rejected[1]}: the hunk at line {rejected[2]}"
-    error = re.search("^error: (.*)", said, re.MULTILINE)
-    # Which option of git's would help is of no use to ours.
-    return error[1].partition(" (")[0] if error else said.strip()
-
-
-def _write(file: Path, data: bytes | None) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if data is not None:
-        file.write_bytes(data)
-
-
-def _content(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
-
-
 # --- finding -------------------------------------------------------------------------------------
 
 
-def _find(name: str, version: str, patches: Path) -> list[Path]:
+def _named(name: str, version: str, patches: Path) -> list[Letter]:
+    """The patches of a series in patches/."""
     table = lines(patches)
     if not any(version in line for line in table):
         raise SpecError(
@@ -172,7 +120,7 @@ def _find(name: str, version: str, patches: Path) -> list[Path]:
             f"series `{name}`: there is none for Linux {version}",
             f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(sorted(found)) or 'none'}",
         )
-    return found[name]
+    return [letter for path in found[name] for letter in _file(path, name)]
 
 
 def _series(version: str, patches: Path) -> dict[str, list[Path]]:
@@ -184,47 +132,91 @@ def _series(version: str, patches: Path) -> dict[str, list[Path]]:
     return found
 
 
-# --- reading -------------------------------------------------------------------------------------
+# --- what a word stands for ----------------------------------------------------------------------
 
 
-def _read(name: str, path: Path) -> Patch:
+def _letters(word: str) -> list[Letter]:
+    if word.startswith(RANGE):
+        return _range(word)
+    path = Path(word)
+    if path.name == "series" and path.is_file():
+        path = path.parent
+    if not path.is_dir():
+        return _file(path, word)
+    if (path / "series").is_file():
+        found = [_file(file, str(file), strip) for file, strip in _quilt(path / "series")]
+    else:
+        files = sorted(file for file in path.glob("[!.]*") if file.name.endswith(PATCH_SUFFIXES))
+        found = [_file(file, str(file)) for file in files]
+    if not found:
+        known = ", ".join(PATCH_SUFFIXES)
+        raise SpecError(
+            f"{path}: there are no patches in it", f"they end in {known}, or are in a file `series`"
+        )
+    return [letter for letters in found for letter in letters]
+
+
+def _quilt(series: Path) -> Iterator[tuple[Path, int | None]]:
+    """The files that quilt would apply, and the -p that is given for one."""
+    lines = series.read_bytes().decode("utf-8", "surrogateescape").splitlines()
+    for number, line in enumerate(lines, start=1):
+        words = f" {line}".partition(" #")[0].split()
+        strip = None
+        for option in words[1:]:
+            if not (option[:2] == "-p" and option[2:] in ("ab", *"0123456789")):
+                raise SpecError(
+                    f"{series}:{number}: `{option}` is not understood", "only -p0 to -p9 are, after a file"
+                )
+            strip = 1 if option == "-pab" else int(option[2:])
+        if words:
+            yield series.parent / words[0], strip
+
+
+def _file(path: Path, name: str, strip: int | None = None) -> list[Letter]:
     try:
         data = path.read_bytes()
     except OSError as unreadable:
         raise SpecError(f"{path}: {unreadable.strerror}", "arms.*.patches names it") from unreadable
-    return Patch(name, path, data, _diffstat(data, path))
+    return _split(name, path, data, strip)
 
 
-def _diffstat(data: bytes, path: Path) -> dict[str, tuple[int, int]]:
-    """Lines that a patch adds to and removes from each file, as git reads it."""
-    done = _git_apply(data, "--numstat", "--summary")
-    if done.returncode != 0:
-        raise SpecError(f"{path}: not a patch that git can read: {_complaint(done)}")
-    changes: dict[str, tuple[int, int]] = {}
-    for line in done.stdout.decode(errors="replace").splitlines():
-        if line.startswith(" "):
-            # Of the summary.
-            if re.match(r" (rename|copy) | create mode 12| mode change .* => 12", line):
-                raise _unsupported(path, line.strip())
-            continue
-        added, removed, file = line.split("\t", 2)
-        if added == "-":
-            raise _unsupported(path, f"{file} is binary")
-        _check_inside(file, path)
-        before = changes.get(file, (0, 0))
-        changes[file] = (before[0] + int(added), before[1] + int(removed))
-    return changes
+def _split(name: str, path: Path, data: bytes, strip: int | None = None) -> list[Letter]:
+    mails = mail.split(data, str(path))
+    parts = [f" {n}/{len(mails)}" if len(mails) > 1 else "" for n in range(1, len(mails) + 1)]
+    return [Letter(name + part, path, part, sent, strip) for part, sent in zip(parts, mails, strict=True)]
 
 
-def _unsupported(path: Path, what: str) -> SpecError:
-    return SpecError(
-        f"{path}: {what}: renames, links and binary files are not supported",
-        "for renames: git format-patch --no-renames",
-    )
+def _range(word: str) -> list[Letter]:
+    """The commits of `git:REPOSITORY:RANGE`; of a revision alone, that one."""
+    where, _, which = word.removeprefix(RANGE).rpartition(":")
+    if not where:
+        raise SpecError(
+            f"{word}: in which repository?",
+            f"{RANGE}REPOSITORY:{which}, or in an experiment with kernel.git.repository or kernel.tree",
+        )
+    try:
+        git_dir = source.local(Path(where))
+    except SpecError as none:
+        raise SpecError(f"{word}: {none.message}", "a range is of commits that are here: clone it") from none
+    for end in which.replace("...", "..").split(".."):
+        if end and source.parse(git_dir, f"{end}^{{commit}}") is None:
+            raise SpecError(f"{word}: {where} has no commit `{end}`")
+    revisions = [which] if ".." in which else ["--max-count=1", which]
+    merges = source.git(git_dir, "rev-list", "--merges", *revisions, "--").stdout.split()
+    if merges:
+        raise SpecError(
+            f"{word}: has a merge, {merges[0].decode()[:12]}, which is no patch",
+            "rebase it, or give the arm the revision as its kernel",
+        )
+    data = source.git(git_dir, "format-patch", *_FORMAT, *revisions, "--").stdout
+    if not data:
+        raise SpecError(f"{word}: there are no commits in it")
+    return _split(word, Path(word), data, 1)
 
 
-def _check_inside(file: str, path: Path) -> None:
-    # In quotes, git has what else a line could not show.
-    inside = PurePosixPath(file)
-    if inside.is_absolute() or ".." in inside.parts or file.startswith('"'):
-        raise SpecError(f"{path}: `{file}` is not inside the source")
+# Whatever the user's configuration makes of a patch.
+_FORMAT = (
+    *("--stdout", "--no-attach", "--no-cover-letter", "--no-signature", "--no-thread", "--no-stat"),
+    *("--no-notes", "--no-base", "--no-ext-diff", "--no-textconv", "--no-color", "--full-index", "--binary"),
+    *("--find-renames", "--src-prefix=a/", "--dst-prefix=b/", "-U3", "--keep-subject"),
+)

@@ -9,6 +9,7 @@ The user's own repositories and trees are only ever read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.experiment import GitSource, KernelSpec, TarballSource
+from testbed.experiment import GitSource, SourceSpec, TarballSource
 from testbed.host import debian, files, process
 from testbed.host.errors import BuildError, HostError, SpecError, TestbedError
 from testbed.host.files import locked
@@ -71,7 +72,7 @@ class Source(ABC):
         """
 
 
-def resolve(spec: KernelSpec, cache: Path, progress: Progress = silent) -> Source:
+def resolve(spec: SourceSpec, cache: Path, progress: Progress = silent) -> Source:
     """Find the source that an experiment asks for; unpack or fetch it if it is not in the cache.
 
     Raises SpecError naming the key that is wrong, HostError for a missing package or network.
@@ -91,6 +92,16 @@ def resolve(spec: KernelSpec, cache: Path, progress: Progress = silent) -> Sourc
     except SpecError as error:
         raise SpecError(f"kernel.{key}: {error.message}") from error
     return source
+
+
+def at_hand(cache: Path) -> Iterator[Source]:
+    """The kernels that were unpacked into the cache before, whatever they are from."""
+    for makefile in sorted(cache.resolve().glob("sources/*/Makefile")):
+        tree = makefile.parent
+        unpacked = Unpacked(f"sha256:{tree.name}", "", tree.name, tree)
+        with contextlib.suppress(SpecError):
+            _ = unpacked.version
+            yield unpacked
 
 
 def _version(makefile: bytes | None, label: str) -> str:

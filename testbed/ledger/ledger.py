@@ -14,7 +14,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ from testbed.host import files
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger.document import mistake, parsed
 from testbed.ledger.plan import BisectionPlan, BuildNote, Plan
-from testbed.ledger.record import Record
+from testbed.ledger.record import LOST, Record, final
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
@@ -61,6 +61,7 @@ class Ledger:
     def __init__(self, directory: Path, connection: sqlite3.Connection) -> None:
         self.directory = directory
         self._db = connection
+        self._reopened: set[str] = set()
 
     @classmethod
     @contextlib.contextmanager
@@ -180,12 +181,27 @@ class Ledger:
                     "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
                     (record.trial, record.attempt, record.outcome, document),
                 )
+            # For people: who reads by program goes by the records.
+            link = self.directory / "logs" / record.arm / f"{record.seed}.log.gz"
+            link.parent.mkdir(exist_ok=True)
+            with files.staged(link) as draft:
+                draft.symlink_to(f"../{record.log_name}")
+        self._reopened.discard(record.trial)
 
     def records(self) -> list[Record]:
         """All attempts, in the order in which they ended. Raises StoreError for one that cannot be read."""
         with _translated(self.directory):
             rows = self._db.execute("SELECT document FROM trials ORDER BY id").fetchall()
         return [self._read(_RECORD, text, "a record") for (text,) in rows]
+
+    def settled(self) -> dict[str, Record]:
+        """Trial -> the attempt that counts, of those that need no further one."""
+        counting = final(self.records()).items()
+        return {id_: r for id_, r in counting if r.outcome != LOST and id_ not in self._reopened}
+
+    def reopen(self, trials: Iterable[str]) -> None:
+        """Have these trials need another attempt, whatever has become of them. What is kept stays."""
+        self._reopened |= set(trials)
 
     def _read(self, kind: TypeAdapter[T], text: str, what: str) -> T:
         try:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from testbed.experiment import Experiment, KernelSpec, Model
+from testbed.experiment import Experiment, Model, SourceSpec
 from testbed.ledger.document import Document
+
+S = TypeVar("S", bound=SourceSpec)
 
 
 class ManifestKernel(Model):
@@ -73,18 +75,25 @@ class Manifest(Document):
         return self.experiment.model_copy(update={"seeds": last - self.experiment.first_seed + 1})
 
     def pinned(self) -> Experiment:
-        """The same, of the very version of a Debian package that was measured."""
+        """The same, of the very versions of Debian packages that were measured."""
         experiment = self.as_measured()
-        package = experiment.kernel.debian
-        if package is None or "=" in package:
-            return experiment
-        source = self.kernels[self.trials[0].arm].source
-        _, _, version = source.partition(" ")
+        shared = [name for name, arm in experiment.arms.items() if arm.kernel is None]
+        kernel = self._pinned(experiment.kernel, shared[0]) if shared else experiment.kernel
+        arms = {
+            name: arm.model_copy(update={"kernel": arm.kernel and self._pinned(arm.kernel, name)})
+            for name, arm in experiment.arms.items()
+        }
+        return experiment.model_copy(update={"kernel": kernel, "arms": arms})
+
+    def _pinned(self, spec: S, arm: str) -> S:
+        if spec.debian is None or "=" in spec.debian:
+            return spec
+        _, _, version = self.kernels[arm].source.partition(" ")
         try:
-            kernel = KernelSpec(debian=f"{package}={version}", config=experiment.kernel.config)
+            return spec.model_validate({**spec.model_dump(), "debian": f"{spec.debian}={version}"})
         except ValidationError as bad:
-            raise ValueError(f"kernels: source: {source!r} names no version of {package}") from bad
-        return experiment.model_copy(update={"kernel": kernel})
+            source = self.kernels[arm].source
+            raise ValueError(f"kernels: source: {source!r} names no version of {spec.debian}") from bad
 
 
 class BundledManifest(Manifest):

@@ -81,6 +81,11 @@ class _Kernels(Model):
 class Provenance(GuestFacts, _Kernels):
     """Where the numbers of a comparison come from."""
 
+    config_differences: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Option -> arm -> how its kernel has it, of those that not all arms have alike."""
+    effective: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Arm -> setting -> value, as read back in a guest; nothing of an arm where that could not be had."""
+
 
 class PlannedTrial(Model):
     """One boot of one arm's kernel."""

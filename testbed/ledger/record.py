@@ -10,6 +10,14 @@ from testbed.host.errors import BY_HAND, CONSOLE
 
 MEASURED = "measured"
 LOST = "lost"
+# How a workload can fail, as `outcome:` has it, and what is said of a kernel where it does.
+FAILURES = {
+    "panic": "panics",
+    "hang": "hangs",
+    "oom": "runs out of memory",
+    "flood": "floods the console",
+    "failed": "the workload fails",
+}
 # Of what a failed trial said, a report has so much; `testbed log` has it all.
 TOLD_LINES, TOLD_COLUMNS = 5, 200
 
@@ -53,9 +61,9 @@ class Record:
 
 
 def final(records: Sequence[Record]) -> dict[str, Record]:
-    """Per trial, the attempt that counts: the first that was not lost, else the last."""
+    """Per trial, the attempt that counts: the last that was not lost, else the last."""
     chosen: dict[str, Record] = {}
     for record in records:
-        if record.trial not in chosen or chosen[record.trial].outcome == LOST:
+        if record.outcome != LOST or chosen.get(record.trial, record).outcome == LOST:
             chosen[record.trial] = record
     return chosen

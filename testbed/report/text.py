@@ -18,6 +18,8 @@ from testbed.report.escape import escaped, visible
 from testbed.report.table import Table, plain
 from testbed.report.words import number, per, scale, signed
 
+# Of a kind, in a terminal.
+MOST_DIFFERENCES = 8
 NO_SEEDS = "no seed was measured in every arm"
 # Of trials that failed alike, and of what the OOM killer took, so many are named.
 SHOWN_SEEDS, SHOWN_VICTIMS = 10, 3
@@ -103,6 +105,7 @@ def setting(report: ComparisonReport) -> list[str]:
     return [
         f"kernel: {', '.join(sources)}",
         *(f"  {arm}: {_differs(report, arm)}" for arm in kernels),
+        *differences(report),
         *guest_and_workload(experiment, f" (MemTotal {shown} KiB)" if shown else ""),
         *acceleration(experiment, report.provenance),
         *_ratio(report),
@@ -115,6 +118,48 @@ def _differs(report: ComparisonReport, arm: str) -> str:
     """What makes an arm what it is."""
     patches = ", ".join(report.provenance.kernels[arm].patches) or "no patches"
     return "; ".join([patches, *settings(report.experiment, arm)])
+
+
+def differences(report: ComparisonReport) -> Iterator[str]:
+    """What is not the same in all arms: configuration and compilers of kernels, settings as read back."""
+    facts = report.provenance
+    tools = {arm: "; ".join(kernel.tools) for arm, kernel in facts.kernels.items()}
+    if len(set(tools.values())) > 1:
+        yield f"  built by {_by_arm(tools)}"
+    arms = facts.effective.values()
+    names = dict.fromkeys(name for settings in arms for name in settings)
+    read = {
+        name: {arm: settings[name] for arm, settings in facts.effective.items() if name in settings}
+        for name in names
+    }
+    unlike = {name: values for name, values in read.items() if len(set(values.values())) > 1}
+    yield from _listed(
+        "configuration", {name: _by_arm(values) for name, values in facts.config_differences.items()}
+    )
+    yield from _listed("in effect", {name: _by_arm(values) for name, values in unlike.items()})
+    yield from _refused(report)
+
+
+def _listed(title: str, lines: Mapping[str, str]) -> Iterator[str]:
+    """The first of many, and how many more."""
+    for name, said in list(lines.items())[:MOST_DIFFERENCES]:
+        yield f"  {title}: {name} is {said}"
+    if (more := len(lines) - MOST_DIFFERENCES) > 0:
+        yield f"  {title}: {more} more are not the same; report.json has them"
+
+
+def _by_arm(values: Mapping[str, str]) -> str:
+    """As in `60 in before, 20 in after`."""
+    return ", ".join(f"{value} in {arm}" for arm, value in values.items())
+
+
+def _refused(report: ComparisonReport) -> Iterator[str]:
+    """Settings of a sysctl that are other than the experiment asks for."""
+    for arm, settings in report.provenance.effective.items():
+        asked = {**report.experiment.guest.sysctl, **report.experiment.arms[arm].sysctl}
+        for name, value in asked.items():
+            if name in settings and settings[name] != " ".join(str(value).split()):
+                yield f"  in effect: {name} is {settings[name]} in {arm}, and not {value} as asked for"
 
 
 def settings(experiment: Experiment, arm: str) -> list[str]:

@@ -26,6 +26,14 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
+def age(seconds: float) -> str:
+    """As in `48 s`, `5 min`, `3 h` or `12 days`."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds // unit:.0f} {name}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def number(value: float) -> str:
     """Three significant digits, or all of an integer; never with an exponent."""
     if value == int(value) or abs(value) >= 100:

@@ -107,6 +107,7 @@ def _packages(debian: str, fedora: str = "", arch: str = "") -> dict[str, str]:
 
 PROGRAMS = {
     "gcc": _packages("gcc"),
+    "ccache": _packages("ccache"),
     "ld": _packages("binutils"),
     "make": _packages("make"),
     "flex": _packages("flex"),

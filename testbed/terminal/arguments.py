@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed.host.paths import data_directory
+from testbed.ledger.record import FAILURES
+from testbed.verbs.request import EVERY_FAILURE
 
 SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
 
@@ -41,8 +43,12 @@ def parser() -> argparse.ArgumentParser:
         return verbs.add_parser(name, help=about, description=about)
 
     _add_experiment_verbs(verb)
+    _add_selfcheck_verb(verb)
     _add_result_verbs(verb)
     _add_bisect_verb(verb)
+    verb("experiments", "list the repository's own experiments: what each is about, how long it takes here")
+    sub = verb("list", "list the results here: what each says, and how old it is")
+    sub.add_argument("directory", nargs="?", type=Path, default=Path("results"), metavar="DIR")
     sub = verb("init", "write an example experiment, with all of it explained, to begin with")
     sub.add_argument("target", nargs="?", type=Path, default=Path(), metavar="DIR|FILE.yaml")
     sub = verb("schema", "print the JSON Schema of experiment files, for editors to complete")
@@ -70,16 +76,7 @@ def _add_experiment_verbs(verb: Verb) -> None:
         ("boot", "boot an arm's kernel and give a shell in the guest"),
     ):
         sub = verb(name, about)
-        sub.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-        if name == "compare":
-            sub.add_argument(
-                "other",
-                nargs="?",
-                type=Path,
-                metavar="RESULT",
-                help="two stored results instead of an experiment, measured alike; RESULT:ARM for "
-                "another arm than the first",
-            )
+        _add_question(sub, results=name == "compare")
         modes, meaning = ["deterministic", "realtime"], "instead of the experiment's"
         if name in ("compare", "run"):
             modes.append("auto")
@@ -88,8 +85,17 @@ def _add_experiment_verbs(verb: Verb) -> None:
         sub.add_argument("--accel", choices=["auto", "kvm", "tcg"], help="in real time; implies it")
         if name in ("compare", "run", "explain"):
             sub.add_argument("--seeds", type=positive, metavar="N", help="instead of the experiment's")
+            sub.add_argument("--quick", action="store_true", help="a first look: three seeds")
+            sub.add_argument(
+                "--time", type=minutes, metavar="10m", help="as many seeds as begin within it: 90s, 10m, 2h"
+            )
         if name in ("compare", "run"):
             _add_running_options(sub)
+            sub.add_argument(
+                "--again",
+                choices=[*FAILURES, EVERY_FAILURE],
+                help="try the trials that ended so once more; the newest attempt counts",
+            )
         every = ", or all" if name == "compare" else ""
         sub.add_argument("--line", metavar="LINE", help=f"instead of its source: a line of patches/{every}")
         if name == "compare":
@@ -98,6 +104,48 @@ def _add_experiment_verbs(verb: Verb) -> None:
         if name == "boot":
             sub.add_argument("--arm", help="default: the first")
 
+
+def _add_question(sub: argparse.ArgumentParser, *, results: bool) -> None:
+    """What is to be compared: an experiment's file, or what makes one."""
+    stored = "; or two stored RESULT[:ARM], which are compared as they are" if results else ""
+    sub.add_argument(
+        "words",
+        nargs="*",
+        metavar="EXPERIMENT.yaml|PATCH",
+        help="an experiment's file; or patches (files, mails, mboxes, directories, git:A..B, - for standard "
+        f"input), for the kernel without and with them{stored}; default: the repository's own experiment",
+    )
+    question = sub.add_argument_group("an experiment without a file")
+    add = question.add_argument
+    add(
+        "--experiment",
+        metavar="NAME",
+        help="guest and workload: `testbed experiments` lists them; default: anon",
+    )
+    add("--tree", type=Path, metavar="DIR", help="a kernel tree; with --base, HEAD and what is changed in it")
+    add(
+        "--base",
+        metavar="REV",
+        help="compare HEAD with where it has left this; with --head, with this itself",
+    )
+    add("--head", metavar="REV", help="instead of HEAD")
+    add(
+        "--kernel",
+        action="append",
+        default=[],
+        metavar="KERNEL",
+        help="6.1.176, a package, a tree, a tarball, with --tree a revision; of two or more, an arm each",
+    )
+    for option, metavar, meaning in (
+        ("--sysctl", "NAME=V[,V...]", "set so; of several values an arm each"),
+        ("--command-line", "WORD", "an argument of the kernel"),
+        ("--config", "CONFIG_X=V[,V...]", "an option of the kernel's configuration"),
+    ):
+        add(option, action="append", default=[], metavar=metavar, help=meaning)
+    add("--save", type=Path, metavar="FILE", help="write the experiment, with comments, to go on from there")
+
+
+def _add_selfcheck_verb(verb: Verb) -> None:
     sub = verb("selfcheck", "compare what does not differ, many times: how often is a change found?")
     sub.add_argument("experiment", nargs="?", type=Path, default=SELFCHECK, metavar="EXPERIMENT.yaml")
     sub.add_argument("--comparisons", type=positive, default=40, metavar="N", help="default: 40")
@@ -235,6 +283,14 @@ def _probability(word: str) -> float:
     if not 0.5 <= p < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not from 0.5 to below 1")
     return p
+
+
+def minutes(word: str) -> float:
+    """Minutes of a time such as 90s, 10m or 2h. Raises argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)(s|m|h)", word)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a time such as 90s, 10m or 2h")
+    return float(match[1]) * {"s": 1 / 60, "m": 1.0, "h": 60.0}[match[2]]
 
 
 def positive(word: str) -> int:

@@ -6,13 +6,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 
 from testbed.host.errors import SpecError
-from testbed.report import matrix, text
+from testbed.report import matrix, text, words
 from testbed.report.escape import visible
+from testbed.report.table import Table
 from testbed.verbs import bisection, reports
+from testbed.verbs.catalog import Offered, Stored
 from testbed.verbs.compare import Compared, ComparedMatrix
 from testbed.verbs.status import exit_status
 
@@ -68,6 +72,21 @@ def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = 
         if not as_json:
             tell(f"also in {outcome.directory}: report.html, report.md, report.json, pictures/; logs/")
     return exit_status(outcome)
+
+
+def show_experiments(offered: Iterable[Offered]) -> None:
+    """Print what experiments there are."""
+    rows = [[one.name, words.duration(one.seconds), one.description] for one in offered]
+    print_rendered(Table(["experiment", "takes about", "what"], rows, frozenset({0, 2})).terminal())
+
+
+def show_results(directory: Path, stored: Sequence[Stored]) -> None:
+    """Print what results there are in a directory."""
+    if not stored:
+        tell(f"{directory}: no results")
+        return
+    rows = [[str(one.directory), words.age(one.age), one.said] for one in stored]
+    print_rendered(Table(["result", "age", "what it says"], rows, frozenset({0, 2})).terminal())
 
 
 def print_rendered(renderable: RenderableType) -> None:

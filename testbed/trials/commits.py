@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from testbed.analysis.bisect.search import Wanted
-from testbed.experiment import ArmSpec, Experiment, GitSource, KernelSpec, is_path
+from testbed.experiment import ArmSpec, Experiment, GitSource, SourceSpec, is_path
 from testbed.host.errors import BuildError, HostError, SpecError
 from testbed.kernel import build, commits, series, source
 from testbed.kernel.build import Kernel, Plan
@@ -94,19 +94,17 @@ class CommitTester:
         A patch that is given as a path is left out where it does not apply, as the fix of a build that only
         some commits need; a series of patches/ has to apply.
         """
-        spec = KernelSpec(
-            git=GitSource(repository=str(self.repository), revision=commit),
-            config=self.experiment.kernel.config,
-        )
+        spec = SourceSpec(git=GitSource(repository=str(self.repository), revision=commit))
         tree = source.resolve(spec, self.cache)
+        fragments = self.experiment.fragments(self.arm)
         symbols = commits.symbols(self.repository, commit)
         arm = self.experiment.arms[self.arm]
         fitting: list[str] = []
         for name in arm.patches:
             if not is_path(name) or _applies([*fitting, name], tree):
                 fitting.append(name)
-        wanted = build.plan(tree, spec.config, ArmSpec(), self.cache)
-        plan = build.plan(tree, spec.config, ArmSpec(patches=tuple(fitting)), self.cache, symbols)
+        wanted = build.plan(tree, fragments, ArmSpec(), self.cache)
+        plan = build.plan(tree, fragments, ArmSpec(patches=tuple(fitting)), self.cache, symbols)
         remarks = [f"without {Path(name).name}" for name in arm.patches if name not in fitting]
         remarks += [f"without {name}" for name in wanted.config if name not in plan.config]
         return plan, tuple(remarks)
@@ -188,7 +186,7 @@ class CommitTester:
 
 
 def _applies(patches: Sequence[str], tree: source.Source) -> bool:
-    loaded = series.load(patches, tree.version)
+    loaded = series.load(patches, tree.version, pristine=tree.read)
     try:
         series.apply(loaded, tree.read)
     except SpecError:

@@ -187,8 +187,7 @@ class GdbStub:
         return b"".join([*wide, *(value.to_bytes(4, "little") for value in narrow)]).hex()
 
     def _said_of_registers(self, cpu: int) -> str:
-        arguments: dict[str, Any] = {"command-line": "info registers", "cpu-index": cpu}
-        return str(self._guest.monitor.execute("human-monitor-command", **arguments))
+        return self._guest.monitor.human("info registers", cpu)
 
     def _running_cpu(self) -> int:
         """Which vCPU stands at the breakpoint: the one whose last known place is nearest before it."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
 from testbed.ledger.ledger import Ledger
-from testbed.trials import pool, prepare
+from testbed.trials import effective, pool, prepare
 from testbed.trials.pool import Progress
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
@@ -43,6 +43,9 @@ class Lab(Protocol):
         Returns what was measured now, by trial.
         """
 
+    def settings(self, trial: Trial) -> Mapping[str, str]:
+        """What is set in a guest of a trial's arm, as trials.effective.read() has it."""
+
 
 @dataclass(frozen=True)
 class ThisMachine:
@@ -59,3 +62,7 @@ class ThisMachine:
     ) -> Mapping[str, Measurement]:
         """Run what the ledger does not hold yet of these trials; raises as trials.pool.run() does."""
         return pool.run(trials, ledger, jobs, progress)
+
+    def settings(self, trial: Trial) -> Mapping[str, str]:
+        """What is set in a guest of a trial's arm, as trials.effective.read() has it."""
+        return effective.read(trial)

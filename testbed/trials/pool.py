@@ -21,7 +21,7 @@ from testbed.analysis.parse import Measurement
 from testbed.experiment import MiB
 from testbed.guest.shape import Shape
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, Record, final
+from testbed.ledger.record import LOST, Record
 from testbed.trials import trial as trials
 from testbed.trials.trial import Attempt, Trial
 
@@ -180,13 +180,15 @@ def run(
     on. Returns what was measured, by trial.
     """
     jobs = jobs or jobs_for(trials_[0].shape)
-    done = final(ledger.records())
-    waiting = deque(t for t in interleaved(trials_) if t.id not in done or done[t.id].outcome == LOST)
+    settled = ledger.settled()
+    waiting = deque(t for t in interleaved(trials_) if t.id not in settled)
     progress.started(len(trials_), len(trials_) - len(waiting), jobs)
     measurements: dict[str, Measurement] = {}
 
     def keep(attempt: Attempt) -> None:
-        measurements[attempt.record.trial] = attempt.measurement
+        # Of one that was lost, an earlier attempt may count.
+        if attempt.record.outcome != LOST:
+            measurements[attempt.record.trial] = attempt.measurement
 
     def plan(running: Sequence[Job]) -> Sequence[Job] | None:
         free = min(jobs - len(running), len(waiting))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
-from testbed.experiment import Experiment, GuestSpec, MiB
+from testbed.experiment import Experiment, GuestSpec, MiB, SourceSpec
 from testbed.experiment.script import script
 from testbed.guest import accel, image, qemu
 from testbed.guest.accel import Accel
@@ -22,8 +22,9 @@ from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
 from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import REPOSITORY, is_installed
-from testbed.kernel import build, source
+from testbed.kernel import build, kconfig, source
 from testbed.kernel.build import Kernel
+from testbed.kernel.source import Source
 from testbed.ledger.plan import (
     Accelerator,
     GuestFacts,
@@ -52,11 +53,16 @@ def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) 
 
     All arms are checked before any is built, so that a patch that does not apply costs nothing.
     """
-    tree = source.resolve(experiment.kernel, cache, progress)
     planned = {}
+    resolved: dict[SourceSpec, Source] = {}
+    if experiment.kernel.is_given and any(arm.kernel is None for arm in experiment.arms.values()):
+        resolved[experiment.kernel] = source.resolve(experiment.kernel, cache, progress)
     for name, arm in experiment.arms.items():
+        spec = experiment.source(name)
         try:
-            planned[name] = build.plan(tree, experiment.kernel.config, arm, cache)
+            if spec not in resolved:
+                resolved[spec] = source.resolve(spec, cache, progress)
+            planned[name] = build.plan(resolved[spec], experiment.fragments(name), arm, cache)
         except SpecError as bad:
             bad.message = f"arms.{name}: {bad.message}"
             raise
@@ -129,7 +135,8 @@ def machine(
 def shape_of(experiment: Experiment) -> Shape:
     """The deterministic machine of an experiment."""
     guest = experiment.guest
-    return Shape("icount", guest.vcpus, guest.boot_memory, extra=numa(guest))
+    settings = "transparent_hugepage=never" if guest.thp == "never" else ""
+    return Shape("icount", guest.vcpus, guest.boot_memory, extra=numa(guest), settings=settings)
 
 
 def with_arguments(shape: Shape, experiment: Experiment, arm: str, seed: int | None = None) -> Shape:
@@ -196,6 +203,9 @@ def prepare(
         trials={trial.id: PlannedTrial(arm=trial.arm, seed=trial.seed) for trial in trials},
         provenance=Provenance(
             kernels={arm: kernel_facts(kernel, planned[arm]) for arm, kernel in built.items()},
+            config_differences=kconfig.differences(
+                {arm: kernel.config.read_text() for arm, kernel in built.items()}
+            ),
             **dict(guest_facts(experiment, here, image_built)),
         ),
     )
@@ -226,7 +236,7 @@ def trial(
         shape=with_arguments(here.shape, experiment, arm, seed),
         memory=experiment.guest.memory,
         script=script(experiment, arm, seed),
-        deadlines=experiment.deadlines,
+        deadlines=experiment.deadlines_of(here.accel.name == "icount"),
         environment=here.environment,
         qemu=here.qemu,
         cache=guests.cache,

@@ -24,7 +24,7 @@ from testbed.analysis.bisect.search import (
     assess,
 )
 from testbed.analysis.parse import Measurement, parse
-from testbed.experiment import Experiment
+from testbed.experiment import DeadlineSpec, Experiment
 from testbed.host.errors import GuestLost, SpecError
 from testbed.kernel import commits
 from testbed.kernel.commits import Change
@@ -37,7 +37,7 @@ from testbed.ledger.plan import (
     GuestFacts,
     SearchRules,
 )
-from testbed.ledger.record import LOST, MEASURED, Record
+from testbed.ledger.record import FAILURES, LOST, MEASURED, Record
 from testbed.report import bisection
 from testbed.report.bisection import BisectionReport
 from testbed.trials import pool
@@ -45,7 +45,7 @@ from testbed.trials.commits import Broken, Built, Tester
 from testbed.trials.pool import BuildJob, Job, TrialJob
 from testbed.trials.trial import Attempt
 from testbed.verbs import reports
-from testbed.verbs.quantity import FAILURES, Quantity, Value, quantity
+from testbed.verbs.quantity import Quantity, Value, quantity
 
 Note = Callable[[str], None]
 
@@ -315,8 +315,14 @@ class _Search:
 
     def _check(self, plan: BisectionPlan) -> None:
         """Raise unless the ledger's plan is what is asked for; note the rules if they are others."""
-        ours = {**dict(self.question.planned(plan.bisect.commits)), "experiment": self.question.experiment}
-        theirs = {**dict(plan.bisect), "experiment": plan.experiment}
+        # With other deadlines it is the same experiment.
+        ours, theirs = (
+            {**dict(asked), "experiment": experiment.model_copy(update={"deadlines": DeadlineSpec()})}
+            for asked, experiment in (
+                (self.question.planned(plan.bisect.commits), self.question.experiment),
+                (plan.bisect, plan.experiment),
+            )
+        )
         for name, value in ours.items():
             if theirs[name] != value:
                 raise SpecError(

@@ -16,13 +16,13 @@ from testbed.experiment import Experiment
 from testbed.host.errors import BuildError, GuestLost, SpecError
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.plan import Plan
-from testbed.ledger.record import LOST, MEASURED, Record, final
+from testbed.ledger.record import FAILURES, LOST, MEASURED, Record, final
 from testbed.trials import pool
 from testbed.trials.lab import Lab, Watch
 from testbed.trials.pool import Job
 from testbed.trials.trial import Attempt, Trial
 from testbed.verbs import results
-from testbed.verbs.quantity import FAILURES, Quantity
+from testbed.verbs.quantity import Quantity
 
 # As `git bisect run` has them.
 GOOD, BAD, CANNOT_TELL = 0, 1, 125
@@ -114,7 +114,7 @@ class _Check:
         self._values: list[float] = []
         self._failures: list[str] = []
         self.verdict: int | None = None
-        kept = {id_: record for id_, record in final(ledger.records()).items() if record.outcome != LOST}
+        kept = ledger.settled()
         self._waiting = deque(trial for trial in trials if trial.id not in kept)
         watch.started(len(trials), len(trials) - len(self._waiting), 1)
         for trial in trials:

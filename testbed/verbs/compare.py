@@ -126,6 +126,15 @@ def compare_lines(
             yield LeftOut(line.directory, lacking.message)
 
 
+def are_stored(words: Sequence[str]) -> bool:
+    """Whether these words are stored results, RESULT or RESULT:ARM. Raises SpecError if they are not two."""
+    if not any(results.is_result(word) for word in words):
+        return False
+    if len(words) != 2:
+        raise SpecError(f"compare {' '.join(words)}: takes two results", "`testbed report` shows one")
+    return True
+
+
 def compare_stored(request: StoredRequest) -> Compared:
     """Compare an arm of one stored result with an arm of another. Raises SpecError, StoreError."""
     return _compared(results.joined([request.before, request.after]), request.fail_on)

@@ -14,6 +14,7 @@ from testbed.guest.shape import Shape, by_hand
 from testbed.host.process import pasteable
 from testbed.kernel import build
 from testbed.kernel.build import Plan
+from testbed.kernel.series import Patch
 from testbed.report.words import duration
 from testbed.trials import pool, prepare
 from testbed.trials.lab import Lab, Watch
@@ -26,6 +27,8 @@ WALL_PER_VIRTUAL = 2.5
 BESIDE_SECONDS = {"deterministic": 3.5, "realtime": 4.0}
 BOOT_SECONDS = 13.0
 CORE_SECONDS_PER_KERNEL = 260.0
+
+FILES_SHOWN = 3
 
 
 def explain(request: ExperimentRequest, lab: Lab, watch: Watch) -> Iterator[str]:
@@ -59,10 +62,18 @@ def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) 
 
 
 def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> Iterator[str]:
-    source = next(iter(plans.values())).source
-    yield f"  source: {source.label}, fragments {' '.join(experiment.kernel.config)}"
+    made_of = {
+        arm: f"{plan.source.label}, fragments {' '.join(experiment.fragments(arm))}"
+        for arm, plan in plans.items()
+    }
+    common = set(made_of.values())
+    if len(common) == 1:
+        yield f"  source: {common.pop()}"
     for arm, plan in plans.items():
-        yield f"  arm {arm}: {', '.join(patch.path.stem for patch in plan.patches) or 'no patches'}"
+        yield f"  arm {arm}: {', '.join(plan.patched) or 'no patches'}"
+        if common:
+            yield f"    source: {made_of[arm]}"
+        yield from (f"    patch: {applied(patch)}" for patch in plan.patches)
         if plan.key in missing:
             yield f"    to be built: {pasteable(build.command(plan))}"
         else:
@@ -73,6 +84,22 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
     vmlinux = next(iter(plans.values())).directory / "vmlinux"
     shape = prepare.with_arguments(_shape(experiment), experiment, next(iter(experiment.arms)))
     yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
+
+
+def applied(patch: Patch) -> str:
+    """A patch in one line: the commit's subject, and what it changes where."""
+    files, hunks = patch.files, sum(len(change.hunks) for change in patch.changes)
+    added = sum(change.added for change in patch.changes)
+    removed = sum(change.removed for change in patch.changes)
+    changed = ", ".join(files[:FILES_SHOWN])
+    if len(files) > FILES_SHOWN:
+        changed += f" and {len(files) - FILES_SHOWN} more"
+    level = f", by -p{patch.strip}" if patch.strip != 1 else ""
+    idle = "" if patch.compiled else "; changes nothing that is compiled"
+    return (
+        f"{patch.subject or patch.label} ({changed}: {hunks} hunk{'s' * (hunks != 1)}, "
+        f"+{added} -{removed}{level}){idle}"
+    )
 
 
 def _shape(experiment: Experiment) -> Shape:

@@ -11,17 +11,9 @@ from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
 from testbed.host.errors import SpecError
-from testbed.ledger.record import MEASURED, Record
+from testbed.ledger.record import FAILURES, MEASURED, Record
 
 OUTCOME = "outcome:"
-# How a workload can fail, as `outcome:` has it, and what is said of a kernel where it does.
-FAILURES = {
-    "panic": "panics",
-    "hang": "hangs",
-    "oom": "runs out of memory",
-    "flood": "floods the console",
-    "failed": "the workload fails",
-}
 # Of a trial's record and what makes its measurement of its log: its value, None for none.
 Value = Callable[[Record, Callable[[], Measurement]], float | None]
 

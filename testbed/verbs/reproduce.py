@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from testbed.guest import qemu, snapshot
+from testbed.guest import qemu, rendezvous, snapshot
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.host.errors import SpecError, StoreError
@@ -78,7 +78,7 @@ def manifest(plan: Plan, records: Sequence[Record], where: Path) -> Manifest:
             f"{where}: its guests ran in real time ({facts.accelerator.name}); "
             "only deterministic results can be done again"
         )
-    # A hang ended when the host's clock said so.
+    # How much of its log was read of a hung guest depends on the host.
     done = [r for r in final(records).values() if r.trial in plan.trials and r.outcome not in (LOST, _HANG)]
     if not done:
         raise SpecError(f"{where}: no trial of it has ended")
@@ -191,7 +191,7 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
 
 def _files(trials: Sequence[Trial], cache: Path, scratch: Path) -> dict[str, Path]:
     """All that it takes to run trials, by its name in a bundle."""
-    files = {"initramfs": trials[0].initramfs, "rendezvous.so": trials[0].plugin()}
+    files = {"initramfs": trials[0].initramfs, rendezvous.BUNDLED: trials[0].plugin()}
     for name, trial in _one_of_each_boot(trials):
         # The cache may forget the first of many snapshots while the last is taken.
         files[name] = scratch / name
@@ -268,12 +268,14 @@ def _bundled(
     )
     # Its snapshots are not to be taken for those that are made here.
     guests = Guests(Image(files / "initramfs", manifest.initramfs_sha256), machine, cache=files)
+    # One that another version of testbed speaks with is no use; then it takes a compiler here.
+    plugin = files / rendezvous.BUNDLED
 
     def brought(arm: str, seed: int) -> Trial:
         vmlinux, digest = files / f"vmlinux.{arm}", manifest.kernels[arm].vmlinux_sha256
         return replace(
             prepare.trial(experiment, arm, seed, guests, vmlinux=vmlinux, sha256=digest),
-            compiled_plugin=files / "rendezvous.so",
+            compiled_plugin=plugin if plugin.is_file() else None,
             booted_by=manifest.booted_by,
         )
 

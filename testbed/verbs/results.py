@@ -70,6 +70,12 @@ def read(ledger: Ledger, measurements: Mapping[str, Measurement] = MappingProxyT
     return Result(plan, tuple(observations), tuple(records))
 
 
+def is_result(word: str) -> bool:
+    """Whether a word names a stored result, RESULT or RESULT:ARM."""
+    directories = [Path(path) for path in (word, word.rpartition(":")[0]) if path]
+    return any((directory / name).exists() for directory in directories for name in (LEDGER, MATRIX))
+
+
 def is_matrix(directory: Path) -> bool:
     """Whether a directory has a result per cell."""
     return (directory / MATRIX).exists()

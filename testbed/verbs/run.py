@@ -10,16 +10,22 @@ from pathlib import Path
 
 from testbed.analysis.parse import Measurement
 from testbed.experiment import LEAST_SEEDS, Cell, Experiment
-from testbed.host.errors import NoKvm, SpecError
+from testbed.host import files
+from testbed.host.errors import NoKvm, SpecError, TestbedError
 from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
-from testbed.ledger.record import Record
+from testbed.ledger.plan import Plan
+from testbed.ledger.record import FAILURES, Record, final
 from testbed.report import words
+from testbed.trials import effective
 from testbed.trials.lab import Lab, Watch
 from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Trial
 from testbed.verbs import results
-from testbed.verbs.request import RunRequest
+from testbed.verbs.request import EVERY_FAILURE, ExperimentRequest, RunRequest
+
+# In a result, the file that it came from.
+ORIGIN = "origin"
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,35 @@ def make_room(directory: Path, watch: Watch) -> None:
         watch.note(f"the old result is now {old}")
 
 
+def _claim(directory: Path, request: ExperimentRequest) -> None:
+    """Note whose result this is. Raises SpecError if it is that of another file, which is still there."""
+    note, origin = directory / ORIGIN, str((request.origin or request.file).resolve())
+    owner = note.read_text().strip() if note.exists() else origin
+    if owner != origin and Path(owner).exists():
+        raise SpecError(
+            f"{directory}: has the result of {owner}, which is of the same name",
+            "give one of them another `name`, or this one another directory with --results DIR",
+        )
+    files.write(note, f"{origin}\n")
+
+
+def _known_settings(ledger: Ledger, plan: Plan) -> dict[str, dict[str, str]]:
+    """What an older plan knows of the settings of arms that are the same: they have trials in common."""
+    try:
+        old = ledger.plan()
+    except TestbedError:
+        # There is none, or none that this one can go on from.
+        return {}
+    same = {trial.arm for id, trial in plan.trials.items() if id in old.trials}
+    return {arm: settings for arm, settings in old.provenance.effective.items() if arm in same}
+
+
+def _with_settings(plan: Plan, settings: Mapping[str, dict[str, str]]) -> Plan:
+    known = {**plan.provenance.effective, **settings}
+    provenance = plan.provenance.model_copy(update={"effective": known})
+    return plan.model_copy(update={"provenance": provenance})
+
+
 @dataclass(frozen=True)
 class _Runs:
     request: RunRequest
@@ -87,11 +122,33 @@ class _Runs:
         if fresh:
             make_room(directory, self.watch)
         with Ledger.create(directory) as ledger:
-            ledger.set_plan(ready.plan)
+            _claim(directory, self.request.experiment)
+            plan = _with_settings(ready.plan, _known_settings(ledger, ready.plan))
+            ledger.set_plan(plan)
             jobs = self.request.jobs
+            # Before anything is decided by what is there.
+            if failed := self._reopened(ready.trials, ledger):
+                self.measurements.update(self.lab.run(failed, ledger, jobs, self.watch))
             self.measurements.update(
                 until_decided(experiment, ready.trials, ledger, lab=self.lab, jobs=jobs, watch=self.watch)
             )
+            ledger.set_plan(_with_settings(plan, self._settings(plan, ready.trials, ledger)))
+
+    def _settings(self, plan: Plan, trials: Sequence[Trial], ledger: Ledger) -> dict[str, dict[str, str]]:
+        """What is set in the guests of the arms of which it is not known yet."""
+        known = plan.provenance.effective
+        return {
+            trial.arm: dict(self.lab.settings(trial))
+            for trial in effective.spokesmen(trials, final(ledger.records()))
+            if trial.arm not in known
+        }
+
+    def _reopened(self, trials: Sequence[Trial], ledger: Ledger) -> list[Trial]:
+        """The trials that are to be tried again, since they ended in a way that was asked for."""
+        again = FAILURES if self.request.again == EVERY_FAILURE else (self.request.again,)
+        ended = {id_ for id_, record in ledger.settled().items() if record.outcome in again}
+        ledger.reopen(ended)
+        return [trial for trial in trials if trial.id in ended]
 
     def _prepared(self, experiment: Experiment) -> Campaign:
         """The trials of an experiment; in mode `auto` deterministic ones where KVM does not work."""

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,15 +25,15 @@ from testbed import cli
 from testbed.analysis.parse import parse
 from testbed.experiment import load
 from testbed.guest import snapshot
-from testbed.host.errors import Panic
-from testbed.ledger.record import MEASURED, Record
+from testbed.host.errors import Hang, Panic
+from testbed.ledger.record import LOST, MEASURED, Record
 from testbed.trials import debug, prepare
 from testbed.trials import trial as trials
 from testbed.trials.debug import GdbStub
 from testbed.trials.trial import Trial
 from tests.guest.conftest import BUILDS, EXPERIMENT, Lab
 from tests.guest.test_experiment import experiment, workload
-from tests.helpers import cpu_seconds
+from tests.helpers import children_of, cpu_seconds
 
 
 @contextlib.contextmanager
@@ -148,6 +149,61 @@ def test_the_end_of_a_guest_that_resets_itself_is_noticed(lab: Lab, tmp_path: Pa
     with pytest.raises(Panic, match="reset itself"):
         snapshot.ensure(start, chosen.plugin, tmp_path, 120)
     assert cpu_seconds() - began < 60
+
+
+# --- deadlines --------------------------------------------------------------------------------------
+
+
+def test_a_hang_is_found_after_the_same_time_of_the_guest_on_any_host(lab: Lab, tmp_path: Path) -> None:
+    chosen = trial(lab, tmp_path, guest={"vcpus": 1})
+    # An init that only reads.
+    start = dataclasses.replace(
+        chosen.start, shape=dataclasses.replace(chosen.shape, cmdline="rdinit=/bin/cat")
+    )
+    with (
+        busy(),
+        pytest.raises(Hang, match="boot: no ready or error within 3 s of the guest's time") as caught,
+    ):
+        snapshot.ensure(start, chosen.plugin, tmp_path, 3)
+    assert "Run /bin/cat as init process" in caught.value.hint
+
+
+def test_an_emulator_that_stands_still_is_lost_and_one_that_stumbles_is_not(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = small(lab, tmp_path)
+    _, undisturbed = first(chosen)
+    monkeypatch.setattr("testbed.guest.rendezvous.STOOD_STILL_SECONDS", 4.0)
+    ended = threading.Event()
+
+    def stop(seconds: float) -> None:
+        """Stop a QEMU whose guest runs, again and again for so long each."""
+        while not ended.wait(0.5):
+            for qemu in children_of(os.getpid()):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if int(Path(f"/proc/{qemu}/stat").read_text().split()[13]) > os.sysconf("SC_CLK_TCK"):
+                        os.kill(qemu, signal.SIGSTOP)
+                        ended.wait(seconds)
+                        os.kill(qemu, signal.SIGCONT)
+
+    for seconds, outcome in ((1.5, MEASURED), (600.0, LOST)):
+        ended.clear()
+        with futures.ThreadPoolExecutor(1) as stopping:
+            stopping.submit(stop, seconds)
+            attempt = trials.run(chosen, 1, threading.Event())
+            ended.set()
+        assert attempt.record.outcome == outcome
+        if outcome == MEASURED:
+            assert attempt.log == undisturbed
+        else:
+            assert "the emulator stood still for 4 s" in attempt.record.detail
+
+
+def test_a_guest_that_has_halted_is_hung(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("testbed.guest.rendezvous.STOOD_STILL_SECONDS", 4.0)
+    chosen = trial(lab, tmp_path, guest={"vcpus": 1}, workload={"mmap_test": None, "command": ["halt", "-f"]})
+    record = trials.run(chosen, 1, threading.Event()).record
+    assert record.outcome == "hang" and "all vCPUs have halted" in record.detail
 
 
 # --- doing a result again --------------------------------------------------------------------------

@@ -181,6 +181,7 @@ def test_modules_that_say_they_are_pure_are_those_that_should_be() -> None:
         "testbed.experiment.script",
         "testbed.experiment.selfcheck",
         "testbed.guest.shape",
+        "testbed.kernel.hunks",
         *("testbed.ledger.manifest", "testbed.ledger.plan", "testbed.ledger.record"),
     }
 

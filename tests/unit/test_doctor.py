@@ -52,18 +52,18 @@ def test_a_compiler_that_cannot_be_started_is_no_traceback(no_programs: Path, tm
     [
         (
             "debian",
-            "apt-get install -y --no-install-recommends bc binutils bison busybox-static flex gcc git "
+            "apt-get install -y --no-install-recommends bc binutils bison busybox-static ccache flex gcc git "
             "libc6-dev libelf-dev make perl qemu-system-x86 tar util-linux xz-utils",
         ),
         (
             "fedora",
-            "dnf install -y bc binutils bison busybox elfutils-libelf-devel flex gcc git glibc-static make "
-            "perl qemu-system-x86-core tar util-linux xz",
+            "dnf install -y bc binutils bison busybox ccache elfutils-libelf-devel flex gcc git glibc-static "
+            "make perl qemu-system-x86-core tar util-linux xz",
         ),
         (
             "arch",
-            "pacman -S --needed --noconfirm bc binutils bison busybox flex gcc git glibc libelf make perl "
-            "qemu-system-x86 tar util-linux xz",
+            "pacman -S --needed --noconfirm bc binutils bison busybox ccache flex gcc git glibc libelf make "
+            "perl qemu-system-x86 tar util-linux xz",
         ),
     ],
 )

@@ -81,7 +81,7 @@ workloads: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({"stutter": st.fixed_dictionaries({"period": st.floats(0.0001, 10)})}),
     st.fixed_dictionaries(
         {"command": st.lists(word, min_size=1, max_size=4), "files": st.lists(word, max_size=2)},
-        optional={"seconds": st.floats(1e-6, 10, exclude_min=True), "disk": st.booleans()},
+        optional={"seconds": st.floats(1e-6, 9.5, exclude_min=True), "disk": st.booleans()},
     ),
 )
 experiments = st.fixed_dictionaries(

@@ -33,9 +33,11 @@ def autoregressive(rng: Rng, n: int, rho: float) -> Array:
 NULL: dict[str, Callable[[Rng, int], Array]] = {
     "normal": lambda rng, n: rng.normal(size=n),
     "t with 3 degrees": lambda rng, n: rng.standard_t(3, size=n),
-    "skewed": lambda rng, n: rng.exponential(size=n),
-    "two values": lambda rng, n: rng.choice([-1.0, 1.0], size=n),
-    "counts, mostly 0": lambda rng, n: np.array(rng.poisson(0.3, n) - rng.poisson(0.3, n), np.float64),
+    "skewed": lambda rng, n: np.asarray(rng.exponential(size=n)),
+    "two values": lambda rng, n: np.asarray(rng.choice([-1.0, 1.0], size=n), dtype=np.float64),
+    "counts, mostly 0": lambda rng, n: np.asarray(
+        rng.poisson(0.3, size=n) - rng.poisson(0.3, size=n), dtype=np.float64
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from testbed.experiment import Experiment, GuestSpec, MiB, format_size, is_path, load, parse_size
+from testbed.experiment import Deadlines, Experiment, GuestSpec, MiB, format_size, is_path, load, parse_size
 from testbed.host.errors import SpecError
 from tests.unit.recorded import EXPERIMENT, REPOSITORY, experiment_data
 
@@ -142,7 +142,7 @@ MISTAKES = [
     ),
     (
         RIGHT.replace("debian: linux-source-6.1", ""),
-        "2: `kernel`: give exactly one of debian, tarball, git and tree",
+        "2: `kernel`: names no source, nor does arm a; as in `kernel: {debian: linux-source-6.1}`",
     ),
     (
         RIGHT.replace("linux-source-6.1", "linux"),
@@ -166,11 +166,11 @@ MISTAKES = [
     (
         RIGHT + "deadlines:\n  workload: 5\n",
         "5: `deadlines.workload`: 5 s is too short for a workload of 3 s in mode deterministic; "
-        "give at least 210",
+        "give at least 17",
     ),
     (
-        RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\n",
-        "1: `deadlines.workload`: 600 s is too short for a workload of 600.5 s in mode realtime; "
+        RIGHT + "mode: realtime\nworkload: {mmap_test: {seconds: 600.5}}\ndeadlines: {workload: 600}\n",
+        "6: `deadlines.workload`: 600 s is too short for a workload of 600.5 s in mode realtime; "
         "give at least 630.5",
     ),
     (
@@ -308,7 +308,7 @@ def test_the_experiments_of_the_repository_load(path: Path) -> None:
     experiment = load(path)
     assert experiment.name == path.stem
     # What these are compared with is of the verb's own making.
-    assert len(experiment.arms) >= (1 if path.stem in ("selfcheck", "direct-reclaim") else 2)
+    assert len(experiment.arms) >= (1 if path.stem in ("anon", "selfcheck", "direct-reclaim") else 2)
     assert not any(is_path(patch) for arm in experiment.arms.values() for patch in arm.patches)
 
 
@@ -335,6 +335,18 @@ def test_a_merge_key_merges(file: Path) -> None:
 
 def test_a_whole_number_does_for_seconds(file: Path) -> None:
     assert loaded(file, RIGHT + "deadlines: {boot: 30}\n").deadlines.boot == 30.0
+
+
+def test_deadlines_are_worked_out_where_they_are_not_given(file: Path) -> None:
+    shorter = loaded(file, RIGHT + "deadlines: {boot: 3, workload: 17}\n")
+    worked_out = loaded(file, RIGHT).deadlines_of(deterministic=True)
+    assert shorter.deadlines_of(deterministic=True) == Deadlines(3.0, worked_out.balloon, 17.0)
+    larger = RIGHT + "guest: {vcpus: 64, boot_memory: 64G}\nworkload: {mmap_test: {seconds: 600}}\n"
+    for deterministic in (True, False):
+        small, large = (loaded(file, text).deadlines_of(deterministic) for text in (RIGHT, larger))
+        assert (small.boot < large.boot, small.balloon < large.balloon) == (True, True)
+        # Twice its time, for who also fills memory and sends results.
+        assert (small.workload > 6, large.workload > 1200) == (True, True)
 
 
 def test_a_quoted_number_is_a_name(file: Path) -> None:
@@ -379,6 +391,61 @@ def test_patches_and_fragments_are_names_or_files(
     experiment = load(Path(file.name))
     assert experiment.arms["a"].patches == ("named", f"{tmp_path}/mine.patch", f"{tmp_path}/sub/other")
     assert experiment.kernel.config == ("guest", f"{tmp_path}/mine.config")
+
+
+def patches(file: Path, *words: str, kernel: str = "debian: linux-source-6.1", arm: str = "") -> list[str]:
+    """What the patches of an arm are once the file is read, without the directory that it is in."""
+    said = RIGHT.replace("{a: {}}", f"{{a: {{{arm}patches: {json.dumps(words)}}}}}")
+    file.write_text(said.replace("debian: linux-source-6.1", kernel))
+    return [word.replace(f"{file.parent}/", "") for word in load(file).arms["a"].patches]
+
+
+def test_a_file_that_is_there_is_one_without_a_slash(file: Path) -> None:
+    for name in ("two.mbx", "quilt/series", "instrumentation", "a[1].patch"):
+        (file.parent / name).parent.mkdir(exist_ok=True)
+        (file.parent / name).touch()
+    (file.parent / "reclaim-capture").mkdir()
+    # Series go first, and what is not there may be the name of one.
+    words = ["two.mbx", "quilt", "instrumentation", "reclaim-capture", "mine", "a[1].patch"]
+    assert patches(file, *words) == words
+    absolute = load(file).arms["a"].patches
+    assert [Path(word).is_absolute() for word in absolute] == [True, True, False, False, False, True]
+    assert patches(file, "gone.mbox.gz") == ["gone.mbox.gz"]
+    assert Path(load(file).arms["a"].patches[0]).is_absolute()
+
+
+def test_patterns_are_files_in_the_order_of_their_names(file: Path) -> None:
+    # Whatever is special in the name of the directory.
+    top = file.parent / "x[1]"
+    top.mkdir()
+    for name in ("0002-b.patch", "0001-a.patch", "README"):
+        (top / name).touch()
+    file = top / file.name
+    assert patches(file, "*.patch", "named", "./0*-a*") == [
+        "0001-a.patch",
+        "0002-b.patch",
+        "named",
+        "0001-a.patch",
+    ]
+    for wrong in ("*.diff", "nowhere/*.patch", "x**"):
+        with pytest.raises(SpecError, match=re.escape(f"{file}: `{wrong}` names no patches: ")):
+            patches(file, wrong)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arm", "word", "meant"),
+    [
+        ("git: {repository: ./linux, revision: v6.1}", "", "git:v6.1..a/topic", "git:linux:v6.1..a/topic"),
+        ("tree: linux", "", "git:v6.1..topic", "git:linux:v6.1..topic"),
+        ("debian: linux-source-6.1", "kernel: {tree: ./own}, ", "git:HEAD~2..", "git:own:HEAD~2.."),
+        ("tree: linux", "", "git:./other:topic", "git:other:topic"),
+        ("debian: linux-source-6.1", "", "git:v6.1..topic", "git:v6.1..topic"),
+    ],
+)
+def test_a_range_is_of_the_repository_that_the_kernel_is_from(
+    file: Path, kernel: str, arm: str, word: str, meant: str
+) -> None:
+    assert patches(file, word, kernel=kernel, arm=arm) == [meant]
 
 
 def test_the_home_of_nobody_is_refused(refusal: Refusal) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from testbed.experiment import Experiment, load
 from testbed.kernel import build
+from testbed.kernel.patch import Change, Patch
 from testbed.terminal.progress import Watcher
 from testbed.trials import pool, prepare
 from testbed.trials.lab import ThisMachine
@@ -23,11 +24,6 @@ from tests.unit.recorded import EXPERIMENT, experiment_data
 
 CORES = 2
 THREE_ARMS = EXPERIMENT.with_name("overhead.yaml")
-
-
-@dataclass(frozen=True)
-class Patch:
-    path: Path
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,16 @@ class Plan:
     patches: tuple[Patch, ...]
     directory: Path
 
+    @property
+    def patched(self) -> tuple[str, ...]:
+        return tuple(patch.label for patch in self.patches)
+
+
+def patch(name: str, **other: Any) -> Patch:
+    changes = (Change("mm/vmscan.c", "mm/vmscan.c", 3, 1, ()),)
+    whole = {"changes": changes, "subject": f"mm: {name}", "strip": 1, **other}
+    return Patch(name=name, path=Path(f"{name}.patch"), where=name, data=b"", diff=b"", **whole)
+
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -56,7 +62,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             name: Plan(
                 "+".join([label, *arm.patches]),
                 Source(label),
-                tuple(Patch(Path(f"{patch}.patch")) for patch in arm.patches),
+                tuple(map(patch, arm.patches)),
                 cache / "kernels" / ("+".join(arm.patches) or "stock"),
             )
             for name, arm in experiment.arms.items()
@@ -105,6 +111,37 @@ def test_what_an_arms_kernel_is_told_is_shown(built: set[str], tmp_path: Path) -
     ]
     assert "transparent_hugepage=never transparent_hugepage=always" not in told[-2]
     assert told[-2].startswith("  machine: ") and "smp transparent_hugepage=always quiet'" in told[-2]
+
+
+def test_what_is_applied_is_shown_by_commit(built: set[str]) -> None:
+    told = lines()
+    assert told[told.index("  arm patched: instrumentation, reclaim-capture") :][1:3] == [
+        "    patch: mm: instrumentation (mm/vmscan.c: 0 hunks, +3 -1)",
+        "    patch: mm: reclaim-capture (mm/vmscan.c: 0 hunks, +3 -1)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"subject": ""}, "x (mm/vmscan.c: 0 hunks, +3 -1)"),
+        ({"strip": 0}, "mm: x (mm/vmscan.c: 0 hunks, +3 -1, by -p0)"),
+        (
+            {"changes": tuple(Change(None, f"{n}.c", 1, 0, ()) for n in range(5))},
+            "mm: x (0.c, 1.c, 2.c and 2 more: 0 hunks, +5 -0)",
+        ),
+        (
+            {"changes": (Change("mm/a.c", "mm/a.c", 0, 0, ()),)},
+            "mm: x (mm/a.c: 0 hunks, +0 -0); changes nothing that is compiled",
+        ),
+        (
+            {"changes": (Change("Documentation/mm/x.rst", "Documentation/mm/x.rst", 1, 0, ()),)},
+            "mm: x (Documentation/mm/x.rst: 0 hunks, +1 -0); changes nothing that is compiled",
+        ),
+    ],
+)
+def test_a_patch_in_a_line(other: dict[str, Any], line: str) -> None:
+    assert explain.applied(patch("x", **other)) == line
 
 
 def test_what_is_built_is_shown_where_it_is(built: set[str]) -> None:

@@ -6,20 +6,22 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from testbed.experiment import ArmSpec, DeadlineSpec, Experiment, KernelSpec, MiB
+from testbed.experiment import ArmSpec, Deadlines, Experiment, KernelSpec, MiB
 from testbed.experiment.script import script
 from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
+from testbed.guest.rendezvous import GuestClock, StoodStill
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
-from testbed.host.process import Deadline
 from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import trial as trials
 from testbed.trials.trial import Trial
@@ -53,7 +55,7 @@ def make_trial(qemu: str, **deadlines: float) -> Trial:
         shape=SHAPE,
         memory=128 * MiB,
         script=script(EXPERIMENT, "a", 1),
-        deadlines=DeadlineSpec(**{"boot": 5.0, "balloon": 0.5, "workload": 5.0, **deadlines}),
+        deadlines=Deadlines(**{"boot": 5.0, "balloon": 0.5, "workload": 5.0, **deadlines}),
         environment=("fake",),
         qemu=Qemu(qemu, "fake"),
     )
@@ -83,6 +85,56 @@ def test_a_fault_becomes_an_outcome_in_time(
     assert (record.outcome, time.monotonic() - began < 12) == (outcome, True)
     assert message in record.detail
     assert children_of(os.getpid()) == {}
+
+
+def deterministic(qemu: str, cache: Path, **deadlines: float) -> Trial:
+    """A trial that starts from a snapshot."""
+    trial = replace(
+        make_trial(qemu, **deadlines),
+        shape=replace(SHAPE, accel="icount"),
+        cache=cache,
+        compiled_plugin=Path("/rendezvous.so"),
+    )
+    taken = cache / "snapshots" / trial.start.key
+    taken.parent.mkdir()
+    taken.write_bytes(b"")
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "message"),
+    [
+        ("none", MEASURED, ""),
+        # More of the host's time than any deadline, and 31 instructions.
+        ("starve", MEASURED, ""),
+        ("hang", "hang", "a command: no memory or error within 60 s of the guest's time"),
+        ("stall", LOST, "the emulator stood still for 1 s"),
+        ("halt", "hang", "the emulator stood still for 1 s: all vCPUs have halted"),
+    ],
+)
+def test_a_deterministic_guest_has_time_of_its_own(
+    qemu: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fault: str,
+    outcome: str,
+    message: str,
+) -> None:
+    monkeypatch.setattr("testbed.guest.rendezvous.STOOD_STILL_SECONDS", 1.0)
+    trial = deterministic(qemu(fault), tmp_path, boot=0.5, workload=0.5)
+    record = trials.run(trial, 1, threading.Event()).record
+    assert (record.outcome, record.detail.split("\n")[0]) == (outcome, message)
+    assert children_of(os.getpid()) == {}
+
+
+def test_a_boot_that_hangs_does_so_by_the_guests_time(qemu: Callable[[str], str], tmp_path: Path) -> None:
+    trial = deterministic(qemu("hang"), tmp_path, boot=3.0)
+    (tmp_path / "snapshots" / trial.start.key).unlink()
+    began = time.monotonic()
+    record = trials.run(trial, 1, threading.Event()).record
+    assert record.detail.startswith("boot: no ready or error within 3 s of the guest's time")
+    # It is a fast one: 10^10 instructions in a second.
+    assert (record.outcome, time.monotonic() - began < 2.5) == ("hang", True)
 
 
 @pytest.mark.parametrize("fault", ["die-at-start", "die-at-boot", "stop"])
@@ -150,12 +202,24 @@ def test_silence_is_a_hang_with_the_stage_and_the_deadline(qemu: Callable[[str],
             guest.command("memory", "elephant", 1)
 
 
-def test_a_deadline_that_begins_anew() -> None:
-    deadline = Deadline(0.1)
-    time.sleep(0.1)
-    assert deadline.expired
-    deadline.restart()
-    assert 0 < deadline.remaining <= 0.1
+def test_time_in_which_nobody_looks_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A debugger may have the guest stand still for hours, and we may be stopped ourselves."""
+    now = 1000.0
+    monkeypatch.setattr("testbed.guest.rendezvous.time.monotonic", lambda: now)
+    with tempfile.TemporaryFile() as memory:
+        clock = GuestClock(memory.fileno())
+        deadline = clock.deadline(3.0)
+        for look in range(100):
+            now += 3600.0
+            os.pwrite(memory.fileno(), (look // 50 * 2_500_000_000).to_bytes(8, "little"), 0)
+            assert deadline.remaining == 3.0 - look // 50 * 2.5
+        for _ in range(200):
+            now += 0.25
+            assert not deadline.expired
+        with pytest.raises(StoodStill, match="the emulator stood still for 120 s"):
+            for _ in range(200):
+                now += 0.25
+                clock.seconds()
 
 
 def test_what_is_not_found_is_named() -> None:

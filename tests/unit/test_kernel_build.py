@@ -45,7 +45,7 @@ $O/vmlinux: $O/mm/one.o $O/mm/two.o
 $O/mm/%.o: mm/%.c $O/.config
 	mkdir -p $O/mm
 	echo $* >>$O/compiled
-	gcc -frandom-seed=1 $(KCFLAGS) -DHOST='"$(KBUILD_BUILD_HOST)"' -c -o $@ $<
+	$(CC) -frandom-seed=1 $(KCFLAGS) -DHOST='"$(KBUILD_BUILD_HOST)"' -c -o $@ $<
 	echo "$*" >$O/mm/.$*.o.cmd
 """
 ONE = "const char *one(void)\n{\n\treturn HOST;\n}\n"
@@ -175,6 +175,22 @@ def test_a_kernel_is_published_with_what_there_is_to_know(shop: Workshop, two_th
     assert facts["patches"] == {str(two_three): hashlib.sha256(two_three.read_bytes()).hexdigest()}
 
 
+def test_a_kernel_at_hand_to_which_the_patches_apply_is_named(shop: Workshop) -> None:
+    other = shop.cache / "sources/other"
+    (other / "mm").mkdir(parents=True)
+    (other / "Makefile").write_text("VERSION = 9\nPATCHLEVEL = 9\n")
+    (other / "mm/one.c").write_text("int other;\n")
+    (shop.cache / "sources/none").mkdir()
+    (shop.cache / "sources/none/Makefile").write_text("all:\n")
+    fits = shop.patch("fits.patch", "mm/one.c", "int other;\n", "int another;\n")
+    with pytest.raises(SpecError, match=r"fits\.patch: does not apply: mm/one\.c: hunk 1 of 1") as bad:
+        shop.plan(fits)
+    assert bad.value.hint.splitlines()[-1] == "  the patches of this arm apply to Linux 9.9.0, which is here"
+    with pytest.raises(SpecError, match="does not apply") as bad:
+        shop.plan(fits, shop.patch("no.patch", "mm/one.c", "int no;\n", "int yes;\n"))
+    assert "9.9.0" not in bad.value.hint
+
+
 def test_another_arm_recompiles_only_what_its_patches_change(shop: Workshop, two_three: Path) -> None:
     one = shop.patch("one.patch", "mm/one.c", ONE, ONE.replace("HOST", '"one"'))
     more = shop.patch("more.patch", "mm/one.c", ONE, ONE.replace("HOST", '"more"'))
@@ -189,6 +205,25 @@ def test_another_arm_recompiles_only_what_its_patches_change(shop: Workshop, two
         keys.add(shop.build(*arm).vmlinux_sha256)
         assert shop.compiled() == compiled, arm
     assert len(keys) == 5
+
+
+def test_a_text_is_compiled_once_however_often_a_work_tree_comes_back_to_it(
+    shop: Workshop, two_three: Path
+) -> None:
+    shop.build()
+    shop.build(two_three)
+    assert hits(shop.cache) == 0
+    back = shop.build(shop.patch("new.patch", "mm/new.h", "", "#error never included\n"))
+    assert hits(shop.cache) == 1
+    assert back.vmlinux_sha256 == shop.build().vmlinux_sha256
+
+
+def hits(cache: Path) -> int:
+    """How often what ccache has was taken."""
+    env = {"CCACHE_CONFIGPATH": "/dev/null", "CCACHE_DIR": str(cache / "ccache")}
+    told = process.run(["ccache", "--print-stats"], timeout=10, env=env).stdout.decode()
+    counts = dict(line.split("\t") for line in told.splitlines())
+    return int(counts["direct_cache_hit"]) + int(counts["preprocessed_cache_hit"])
 
 
 def test_the_same_inputs_give_the_same_bytes_by_any_way(
@@ -289,7 +324,7 @@ def test_another_compiler_is_another_key(shop: Workshop, monkeypatch: pytest.Mon
 
 def test_a_patch_that_does_not_apply_is_found_before_anything_is_built(shop: Workshop) -> None:
     bad = shop.patch("bad.patch", "mm/two.c", "int other;\n", "int others;\n")
-    with pytest.raises(SpecError, match=r"bad\.patch: does not apply: mm/two\.c: the hunk at line 1"):
+    with pytest.raises(SpecError, match=r"bad\.patch: does not apply: mm/two\.c: hunk 1 of 1, at line 1\n"):
         shop.plan(bad)
 
 

@@ -110,3 +110,19 @@ def test_the_fragments_of_the_repository_are_well_formed(version: str, model: st
     assert [line for line in merged.values() if "PREEMPT" in line and line.endswith("=y")] == [
         f"CONFIG_PREEMPT_{model}=y"
     ]
+
+
+def test_what_configurations_do_not_have_alike_is_told_by_option() -> None:
+    texts = {
+        "a": "CONFIG_SAME=y\n# CONFIG_OFF is not set\nCONFIG_NUMBER=1\n",
+        "b": "CONFIG_SAME=y\nCONFIG_OFF=y\nCONFIG_NUMBER=2\n# CONFIG_ABSENT is not set\n",
+    }
+    assert kconfig.differences(texts) == {
+        "CONFIG_NUMBER": {"a": "1", "b": "2"},
+        "CONFIG_OFF": {"a": "n", "b": "y"},
+    }
+
+
+def test_a_single_option_is_a_fragment() -> None:
+    assert kconfig.load(["CONFIG_X=y"], "6.1.0") == [("CONFIG_X=y", "CONFIG_X=y")]
+    assert kconfig.merge(kconfig.load(["CONFIG_X=n"], "6.1.0")) == {"CONFIG_X": "# CONFIG_X is not set"}

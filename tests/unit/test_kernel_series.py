@@ -5,6 +5,7 @@ import difflib
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -157,7 +158,7 @@ def test_what_the_users_git_is_set_to_is_not_asked(monkeypatch: pytest.MonkeyPat
     spaced = NEW.replace("line five", "line five  ")
     loaded = load(tmp_path, diff("mm/vmscan.c", OLD, spaced))
     assert series.apply(loaded, TREE.get) == {"mm/vmscan.c": spaced.encode()}
-    with pytest.raises(SpecError, match=r"mm/vmscan\.c: the hunk at line 2$"):
+    with pytest.raises(SpecError, match=r"mm/vmscan\.c: hunk 1 of 2, at line 2\n"):
         series.apply(loaded, {"mm/vmscan.c": OLD.replace("line 4", "line  4").encode()}.get)
 
 
@@ -178,8 +179,13 @@ def test_context_that_differs_is_a_reject_naming_patch_file_and_line(tmp_path: P
     # One line of context at the edge of the second hunk: patch(1) by itself would let that pass.
     other = {"mm/vmscan.c": OLD.replace("line 27\n", "line 27, changed\n").encode()}
     loaded = load(tmp_path, diff("mm/vmscan.c", OLD, NEW))
-    with pytest.raises(SpecError, match=r"0\.patch: does not apply: mm/vmscan\.c: the hunk at line 27$"):
+    with pytest.raises(SpecError, match=r"0\.patch: does not apply: mm/vmscan\.c: hunk 2 of 2") as bad:
         series.apply(loaded, other.get)
+    assert str(bad.value).splitlines()[1:] == [
+        "  line 27: expected `line 27`, there is `line 27, changed`",
+        "  with fuzz 1 it would (`git apply -C2`): see whether that is right, and make the patch "
+        "anew from the result",
+    ]
 
 
 @pytest.mark.parametrize("text", [diff("mm/new.c", OLD, NEW), diff("mm/gone.c", "", "int gone;\n")])
@@ -190,8 +196,11 @@ def test_a_file_that_should_or_should_not_be_there(tmp_path: Path, text: str) ->
 
 def test_a_patch_that_is_in_already_is_not_reverted(tmp_path: Path) -> None:
     loaded = load(tmp_path, *[diff("mm/vmscan.c", OLD, NEW)] * 2)
-    with pytest.raises(SpecError, match=r"1\.patch: does not apply: mm/vmscan\.c: the hunk at line 2$"):
+    with pytest.raises(
+        SpecError, match=r"1\.patch: does not apply: mm/vmscan\.c: hunk 1 of 2, at line 2\n"
+    ) as bad:
         series.apply(loaded, TREE.get)
+    assert bad.value.hint.splitlines()[1:] == ["  it is in there already: leave it out"]
 
 
 def test_a_truncated_patch_is_refused(tmp_path: Path) -> None:
@@ -213,12 +222,9 @@ def test_lines_of_a_hunk_that_look_like_a_header_are_not_one(tmp_path: Path) -> 
     [
         "--- a/../../etc/passwd\n+++ b/../../etc/passwd\n@@ -0,0 +1 @@\n+x\n",
         "--- /dev/null\n+++ b//etc/passwd\n@@ -0,0 +1 @@\n+x\n",
-        "--- x.c\n+++ x.c\n@@ -0,0 +1 @@\n+x\n",
-        "diff --git a/mm/x.c b/mm/y.c\nrename from mm/x.c\nrename to mm/y.c\n",
         "diff --git a/x b/x\nGIT binary patch\nliteral 0\n",
         "diff --git a/x b/x\nnew file mode 100644\nBinary files /dev/null and b/x differ\n",
         "diff --git a/x b/x\nold mode 100644\nnew mode 120000\n",
-        "diff --git a/mm/x.c b/mm/y.c\ncopy from mm/x.c\ncopy to mm/y.c\n",
         "diff --git a/x b/x\nnew file mode 120000\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+/etc\n",
         "not a patch at all\n",
     ],
@@ -226,3 +232,274 @@ def test_lines_of_a_hunk_that_look_like_a_header_are_not_one(tmp_path: Path) -> 
 def test_what_is_not_a_change_of_files_inside_the_tree_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(SpecError, match=r"0\.patch"):
         load(tmp_path, text)
+
+
+# --- what a patch may be -------------------------------------------------------------------------
+
+
+def test_a_rename_is_a_removal_and_an_addition(tmp_path: Path) -> None:
+    """Two at once, since git names them the other way round when it turns a diff round."""
+    text = (
+        "diff --git a/mm/vmscan.c b/mm/scan.c\nsimilarity index 90%\nrename from mm/vmscan.c\n"
+        "rename to mm/scan.c\n"
+        + diff("mm/vmscan.c", OLD, NEW).replace("b/mm/vmscan.c", "b/mm/scan.c")
+        + "diff --git a/mm/gone.c b/lib/gone.c\nsimilarity index 100%\nrename from mm/gone.c\n"
+        "rename to lib/gone.c\n"
+        "diff --git a/mm/gone.c b/lib/copy.c\nsimilarity index 100%\ncopy from mm/gone.c\n"
+        "copy to lib/copy.c\n"
+    )
+    loaded = load(tmp_path, text)
+    assert [(change.old, change.new) for change in loaded[0].changes] == [
+        ("mm/vmscan.c", "mm/scan.c"),
+        ("mm/gone.c", "lib/gone.c"),
+        ("mm/gone.c", "lib/copy.c"),
+    ]
+    assert dict(loaded[0].diffstat) == {"mm/scan.c": (2, 2), "lib/gone.c": (0, 0), "lib/copy.c": (0, 0)}
+    assert [len(change.hunks) for change in loaded[0].changes] == [2, 0, 0]
+    assert series.apply(loaded, TREE.get) == {
+        "mm/vmscan.c": None,
+        "mm/scan.c": NEW.encode(),
+        "mm/gone.c": None,
+        "lib/gone.c": b"int gone;\n",
+        "lib/copy.c": b"int gone;\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "compiled"),
+    [("mm/vmscan.c", True), ("Documentation/mm/x.rst", False), ("Documentation/Makefile", True)],
+)
+def test_whether_anything_compiled_is_changed(tmp_path: Path, path: str, compiled: bool) -> None:
+    (patch,) = load(tmp_path, diff(path, OLD, NEW))
+    assert patch.compiled == compiled
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "diff --git a/fw/x.bin b/fw/x.bin\nGIT binary patch\nliteral 0\n",
+            "0.patch: fw/x.bin is binary, and only text files can be patched\n"
+            "  make it without: git format-patch ... -- . ':!fw/x.bin'",
+        ),
+        (
+            "diff --git a/l b/l\nindex 12..34 120000\n--- a/l\n+++ b/l\n@@ -1 +1 @@\n-x\n+y\n",
+            "l is a symbolic link",
+        ),
+        ("--- a/../x\n+++ b/../x\n@@ -0,0 +1 @@\n+x\n", "`../x` is not inside the source"),
+        ("", "0.patch: is empty\n"),
+        ("<!DOCTYPE html>\n<pre>--- a/x</pre>\n", "0.patch: is a web page, not a patch\n"),
+        ("Subject: Re: [PATCH] x\n\n> --- a/x\n> +++ b/x\n> @@ -1 +1 @@\nNo.\n", "it only quotes one\n"),
+        ("From: a <b@c>\nSubject: x\n\nHello.\n", "is no patch: there is no diff in it\n"),
+        (
+            "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-int\nx;\n+y\n",
+            "corrupt patch at `x;`\n  a hunk has other lines",
+        ),
+    ],
+)
+def test_what_can_never_work_has_a_remedy_of_its_own(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(message)) as bad:
+        load(tmp_path, text)
+    assert bad.value.hint and "--no-renames" not in str(bad.value)
+
+
+# --- which -p ------------------------------------------------------------------------------------
+
+KERNEL = {
+    **TREE,
+    **dict.fromkeys(("Makefile", "mm/Makefile", "mm/damon/Makefile"), OLD.encode()),
+}
+
+
+def headed(old: str, new: str, first: str = "") -> str:
+    return f"{first}--- {old}\n+++ {new}\n" + diff("x", OLD, NEW).partition("+++ b/x\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "strip", "path"),
+    [
+        (headed("a/mm/vmscan.c", "b/mm/vmscan.c"), 1, "mm/vmscan.c"),
+        (headed("a/mm/vmscan.c~swap-less", "b/mm/vmscan.c"), 1, "mm/vmscan.c"),
+        (headed("a/mm/vmscan.c~swap-less", "a/mm/vmscan.c"), 1, "mm/vmscan.c"),
+        (headed("linux-6.1.orig/mm/vmscan.c", "linux-6.1/mm/vmscan.c"), 1, "mm/vmscan.c"),
+        (headed("linux/mm/vmscan.c.orig", "linux/mm/vmscan.c"), 1, "mm/vmscan.c"),
+        (headed("mm/vmscan.c.orig", "mm/vmscan.c"), 0, "mm/vmscan.c"),
+        (headed("mm/vmscan.c\t(revision 1)", "mm/vmscan.c\t(new)", "Index: mm/vmscan.c\n"), 0, "mm/vmscan.c"),
+        (headed("../linux.orig/mm/vmscan.c", "../linux/mm/vmscan.c"), 2, "mm/vmscan.c"),
+        (headed("/home/me/linux.orig/mm/vmscan.c", "/home/me/linux/mm/vmscan.c"), 4, "mm/vmscan.c"),
+        (headed("Makefile.orig", "Makefile"), 0, "Makefile"),
+        (headed("a/mm/Makefile", "b/mm/Makefile"), 1, "mm/Makefile"),
+        (headed("mm/Makefile", "mm/Makefile", "diff --git mm/Makefile mm/Makefile\n"), 0, "mm/Makefile"),
+        (headed("linux.orig/mm/damon/Makefile", "linux/mm/damon/Makefile"), 1, "mm/damon/Makefile"),
+    ],
+)  # fmt: skip
+def test_the_p_of_a_diff(tmp_path: Path, text: str, strip: int, path: str) -> None:
+    file = tmp_path / "x.diff"
+    file.write_text(text)
+    (patch,) = series.read(str(file), pristine=KERNEL.get)
+    assert (patch.strip, patch.files) == (strip, (path,))
+    assert series.apply([patch], KERNEL.get) == {path: NEW.encode()}
+
+
+def test_between_two_p_that_both_fit_nobody_guesses(tmp_path: Path) -> None:
+    text = headed("mm/Makefile.orig", "mm/Makefile")
+    (tmp_path / "x.diff").write_text(text)
+    with pytest.raises(
+        SpecError, match=r"does it change Makefile \(-p1\) or mm/Makefile \(-p0\)\?\n.*`x\.diff -p1`"
+    ):
+        series.read(str(tmp_path / "x.diff"), pristine=KERNEL.get)
+    (tmp_path / "series").write_text("x.diff -p0 # said\n")
+    (patch,) = series.read(str(tmp_path), pristine=KERNEL.get)
+    assert series.apply([patch], KERNEL.get) == {"mm/Makefile": NEW.encode()}
+
+
+def test_a_file_that_an_earlier_patch_brings_is_there(tmp_path: Path) -> None:
+    one = diff("mm/new.c", "", OLD)
+    two = headed("mm/new.c.orig", "mm/new.c")
+    for name, text in (("1.patch", one), ("2.patch", two)):
+        (tmp_path / name).write_text(text)
+    patches = series.read(str(tmp_path), pristine=KERNEL.get)
+    assert [patch.strip for patch in patches] == [1, 0]
+    assert series.apply(patches, KERNEL.get) == {"mm/new.c": NEW.encode()}
+
+
+# --- what a word may be --------------------------------------------------------------------------
+
+
+def test_a_series_of_quilt_has_its_own_order_and_options(tmp_path: Path) -> None:
+    (tmp_path / "fixes").mkdir()
+    (tmp_path / "fixes/z.patch").write_text(diff("mm/vmscan.c", OLD, NEW))
+    (tmp_path / "a.diff").write_text(headed("mm/gone.c.orig", "mm/gone.c"))
+    (tmp_path / "unused.patch").write_text("not even a patch")
+    (tmp_path / "series").write_text("# ours\nfixes/z.patch\n\n  a.diff -p0  # old\n#unused.patch\n")
+    for word in (tmp_path, tmp_path / "series"):
+        patches = series.read(str(word))
+        assert [(patch.path, patch.files, patch.strip) for patch in patches] == [
+            (tmp_path / "fixes/z.patch", ("mm/vmscan.c",), 1),
+            (tmp_path / "a.diff", ("mm/gone.c",), 0),
+        ]
+    (tmp_path / "series").write_text("a.diff -R\n")
+    with pytest.raises(SpecError, match=r"series:1: `-R` is not understood"):
+        series.read(str(tmp_path))
+
+
+def test_of_a_directory_patches_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name, to in (("0002-b.patch", "mm/b.c"), ("0001-a.patch", "mm/a.c"), (".hidden.patch", "h")):
+        (tmp_path / name).write_text(diff(to, "", "x\n"))
+    (tmp_path / "0000-cover-letter.patch").write_text(
+        "From: a <b@c>\nSubject: [PATCH 0/2] x\n\n" + diff("x", "a\n", "b\n")
+    )
+    (tmp_path / "README").write_text("Patches.")
+    patches = series.load([str(tmp_path)], "6.1.5")
+    assert [patch.files for patch in patches] == [("mm/a.c",), ("mm/b.c",)]
+    assert [patch.name for patch in patches] == [str(patch.path) for patch in patches]
+    with pytest.raises(SpecError, match="a cover letter only"):
+        series.read(str(tmp_path / "0000-cover-letter.patch"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SpecError, match=r"empty: there are no patches in it\n  they end in \.patch, "):
+        series.read(str(tmp_path / "empty"))
+
+
+def test_standard_input_has_a_name() -> None:
+    (patch,) = series.read("-", diff("mm/vmscan.c", OLD, NEW).encode())
+    assert (patch.name, patch.label, patch.files) == ("-", "-", ("mm/vmscan.c",))
+    with pytest.raises(SpecError, match=r"^-: is empty"):
+        series.read("-", b"")
+
+
+def git(repository: Path, *words: str, stdin: bytes = b"") -> bytes:
+    identity = ["-c", "user.name=A Developer", "-c", "user.email=dev@example.org"]
+    return subprocess.run(
+        ["git", "-C", repository, *identity, *words], input=stdin, check=True, capture_output=True
+    ).stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Three commits: a tree, `mm: one`, `mm: two`."""
+    path = tmp_path / "linux"
+    path.mkdir()
+    git(path, "init", "--quiet", "--initial-branch=topic")
+    git(path, "config", "format.attach", "yes")
+    git(path, "config", "diff.noprefix", "true")
+    third = NEW.replace("line five", "line 5, again")
+    for subject, text in (("base", OLD), ("mm: one", NEW), ("mm: two", third)):
+        (path / "a.c").write_text(text)
+        git(path, "add", "--all")
+        git(path, "commit", "--quiet", "-m", subject)
+    git(path, "tag", "v6.1", "HEAD~2")
+    return path
+
+
+def test_a_range_of_commits(repository: Path) -> None:
+    word = f"git:{repository}:v6.1..topic"
+    patches = series.load([word], "6.1.5")
+    assert [patch.name for patch in patches] == [f"{word} 1/2", f"{word} 2/2"]
+    assert [patch.subject for patch in patches] == ["mm: one", "mm: two"]
+    after = NEW.replace("line five", "line 5, again").encode()
+    assert series.apply(patches, {"a.c": OLD.encode()}.get) == {"a.c": after}
+    # A revision alone is that commit.
+    assert [patch.subject for patch in series.read(f"git:{repository}:topic")] == ["mm: two"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("git:v6.1..topic", r"git:v6\.1\.\.topic: in which repository\?\n  git:REPOSITORY:v6"),
+        ("git:{}:v6.1..tpoic", r"linux has no commit `tpoic`"),
+        ("git:{}:topic..topic", r"there are no commits in it"),
+        ("git:{}/a.c:topic", r"a\.c: not a git repository\n  .*clone it"),
+        ("git:{}:v6.1..merged", r"has a merge, [0-9a-f]{12}, which is no patch\n  rebase it"),
+    ],
+)
+def test_a_range_that_is_none(repository: Path, word: str, message: str) -> None:
+    tree = git(repository, "rev-parse", "topic^{tree}").decode().strip()
+    merge = git(repository, "commit-tree", "-p", "topic", "-p", "v6.1", "-m", "m", tree).decode().strip()
+    git(repository, "branch", "merged", merge)
+    with pytest.raises(SpecError, match=message):
+        series.read(word.format(repository))
+
+
+# --- why one does not apply ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda text: text.replace("\n", "\r\n"), "all that differs are ends of lines (CRLF)"),
+        (lambda text: text.replace("line 4\n", "line\t4\n"), "all that differs are tabs and spaces"),
+        (lambda text: text.replace("line 3\n", "").replace("line 2\n", ""), "with fuzz 2 it would"),
+        (lambda text: text.replace("line 5\n", "line V\n"), "not with fuzz, either"),
+        (lambda text: "", "not with fuzz, either"),
+    ],
+)  # fmt: skip
+def test_what_would_help_is_said(tmp_path: Path, change: Callable[[str], str], remedy: str) -> None:
+    loaded = load(tmp_path, diff("mm/vmscan.c", OLD, NEW))
+    with pytest.raises(series.Misfit) as bad:
+        series.apply(loaded, {"mm/vmscan.c": change(OLD).encode()}.get)
+    assert "line " in bad.value.hint and remedy in bad.value.hint.splitlines()[-1]
+
+
+def test_a_new_file_that_is_in_already(tmp_path: Path) -> None:
+    one = diff("mm/new.c", "", "int new;\n")
+    with pytest.raises(
+        series.Misfit, match=r"1\.patch: .* mm/new\.c: already exists.*\n  it is in there already"
+    ):
+        series.apply(load(tmp_path, one, one), TREE.get)
+    with pytest.raises(series.Misfit, match=r"mm/gone\.c: already exists.*\n  is it made for another source"):
+        series.apply(load(tmp_path, diff("mm/gone.c", "", "int new;\n")), TREE.get)
+
+
+def test_a_diff_without_context_is_named(tmp_path: Path) -> None:
+    text = "--- a/mm/vmscan.c\n+++ b/mm/vmscan.c\n@@ -6 +6 @@\n-line 5\n+line five\n"
+    with pytest.raises(series.Misfit, match=r"it has too little context .*with -U3"):
+        series.apply(load(tmp_path, text), TREE.get)
+
+
+def test_where_the_hunk_was_meant_to_go_is_where_most_is_alike(tmp_path: Path) -> None:
+    """Lines have moved, one of them has changed, and a brace or an empty line is alike anywhere."""
+    old = "int f(void)\n{\n\tint x = 1;\n\n\treturn x;\n}\n"
+    loaded = load(tmp_path, diff("a.c", old, old.replace("x = 1", "x = 2")))
+    there = "\n{\n\n\n}\n" * 10 + old.replace("return x", "return 1 + x")
+    with pytest.raises(series.Misfit, match=r"line 55: expected `return x;`, there is `return 1 [+] x;`"):
+        series.apply(loaded, {"a.c": there.encode()}.get)

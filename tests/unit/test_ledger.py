@@ -175,7 +175,7 @@ def test_what_is_not_a_result_is_not_moved(tmp_path: Path) -> None:
     assert precious.is_dir() and list(precious.iterdir()) == []
 
 
-def test_of_several_attempts_the_first_that_was_not_lost_counts() -> None:
+def test_of_several_attempts_the_last_that_was_not_lost_counts() -> None:
     attempts = [
         record("a", 1, LOST),
         record("a", 1, "oom", attempt=2),
@@ -183,4 +183,19 @@ def test_of_several_attempts_the_first_that_was_not_lost_counts() -> None:
         record("b", 1, LOST),
         record("b", 1, LOST, attempt=2),
     ]
-    assert {name: r.attempt for name, r in final(attempts).items()} == {"a-1": 2, "b-1": 2}
+    assert {name: r.attempt for name, r in final(attempts).items()} == {"a-1": 3, "b-1": 2}
+
+
+def test_a_failure_is_settled_until_it_is_opened_again(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "r") as ledger:
+        ledger.add(record("a", 1, "hang"), b"")
+        ledger.add(record("b", 1, LOST), b"")
+        assert set(ledger.settled()) == {"a-1"}
+        ledger.reopen(["a-1"])
+        assert ledger.settled() == {} and len(ledger.records()) == 2
+        ledger.add(record("a", 1, LOST, attempt=2), b"")
+        # It was tried, and nothing is known but what was.
+        assert ledger.settled()["a-1"].outcome == "hang"
+        ledger.reopen(["a-1"])
+        ledger.add(record("a", 1, attempt=3), b"")
+        assert ledger.settled()["a-1"].outcome == MEASURED

@@ -539,11 +539,12 @@ def attempts(*outcomes: str) -> list[Record]:
         (["measured"], 1),
         (["lost", "measured"], 2),
         (["lost", "lost"], 2),
-        (["oom", "measured"], 1),
-        (["lost", "hang", "measured"], 2),
+        (["oom", "measured"], 2),
+        (["lost", "hang", "measured"], 3),
+        (["hang", "lost", "lost"], 1),
     ],
 )
-def test_the_attempt_that_counts_is_the_first_that_was_not_lost(outcomes: list[str], counts: int) -> None:
+def test_the_attempt_that_counts_is_the_last_that_was_not_lost(outcomes: list[str], counts: int) -> None:
     (chosen,) = final(attempts(*outcomes)).values()
     assert chosen.attempt == counts
 

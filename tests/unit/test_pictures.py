@@ -165,7 +165,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "over no time": lambda: plots.over_time([Track("x", {"a": [[(0.0, 1.0)]], "b": []}, {})]),
     "over NaN": lambda: plots.over_time([Track("x", {"a": [[(0, NAN), (1, NAN)]]}, {})]),
     "heat map": lambda: plots.heat_map(
-        Grid("m", "a", "x", ("1", "2"), ("3",), ((0.5, None),), (("", "+86"),))
+        Grid("m", "a", "x", ("1", "2"), ("3",), ((0.5, None),), (("", "0 -> 86"),))
     ),
     "heat map of ends": lambda: plots.heat_map(
         Grid("m", "a", "x", ("1", "2"), ("3",), ((0.0, math.inf),), (("", ""),))

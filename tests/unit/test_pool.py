@@ -17,17 +17,20 @@ from pathlib import Path
 
 import pytest
 
+from testbed import cli
 from testbed.analysis.parse import parse
+from testbed.experiment import Experiment
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestLost, HostError, Interrupted
 from testbed.ledger.ledger import Ledger
-from testbed.ledger.record import LOST, MEASURED, Record
-from testbed.trials import pool
+from testbed.ledger.record import LOST, MEASURED, Record, final
+from testbed.trials import pool, prepare
 from testbed.trials.pool import BuildJob, Job, TrialJob
+from testbed.trials.prepare import Campaign
 from testbed.trials.trial import Attempt, Trial
 from testbed.verbs import reproduce
 from tests.helpers import children_of
-from tests.unit.recorded import REPOSITORY, record
+from tests.unit.recorded import REPOSITORY, planned, record
 from tests.unit.test_guest_faults import FAKE, make_trial
 
 MiB = 1 << 20
@@ -135,6 +138,35 @@ def test_a_failure_of_the_workload_is_a_result_and_not_tried_again(tmp_path: Pat
     pool.run(trials, ledger, 1, watched)
     pool.run(trials, ledger, 1, watched)
     assert [r.outcome for r in watched.records] == ["panic"]
+
+
+def test_failures_are_tried_again_on_demand_and_the_newest_attempt_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mended = shlex.quote(str(tmp_path / "mended"))
+    qemu = script(tmp_path / "qemu", f"[ -e {mended} ] && {fake('none')}\n{fake('reset')}")
+    path, home = tmp_path / "x.yaml", tmp_path / "r"
+    path.write_text("name: x\nkernel: {debian: linux-source-6.1}\narms: {a: {}}\nseeds: 2\n")
+
+    def replaced(experiment: Experiment, *_: object) -> Campaign:
+        trials = tuple(plan(qemu, "a", 2))
+        return Campaign(trials, planned(experiment, trials))
+
+    def ran(*words: str) -> list[tuple[int, str]]:
+        """What `testbed run` leaves: how often each trial was tried, and what counts."""
+        cli.main(["run", str(path), "--results", str(home), "--jobs", "1", *words])
+        with Ledger.open(home) as ledger:
+            return [(record.attempt, record.outcome) for record in final(ledger.records()).values()]
+
+    monkeypatch.setattr(prepare, "prepare", replaced)
+    assert ran() == [(1, "panic")] * 2
+    (tmp_path / "mended").touch()
+    assert ran() == ran("--again", "hang") == [(1, "panic")] * 2
+    assert ran("--again", "panic") == [(2, MEASURED)] * 2
+    assert ran("--again", "all") == [(2, MEASURED)] * 2
+    with pytest.raises(SystemExit):
+        ran("--again", "measured")
+    assert "invalid choice: 'measured'" in capsys.readouterr().err
 
 
 # --- any plan ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.experiment import BalloonSpec, Experiment, MiB
-from testbed.guest import qemu
+from testbed.experiment import BalloonSpec, DeadlineSpec, Experiment, MiB
+from testbed.guest import qemu, rendezvous
+from testbed.guest.accel import Accel
 from testbed.guest.deterministic import _HOST_TIME, _without_host_time
+from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
-from testbed.guest.rendezvous import Rendezvous, wait_until_quiet
+from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring, argv
 from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.host import debian
 from testbed.host.debian import Package
 from testbed.host.errors import GuestLost, Hang, HostError, SpecError
-from testbed.ledger.manifest import Expected
+from testbed.ledger.document import parsed
+from testbed.ledger.manifest import Expected, Manifest
 from testbed.ledger.plan import Plan
 from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
+from testbed.trials.prepare import Guests, Machine
+from testbed.trials.trial import Trial
 from testbed.verbs import reproduce
 from tests.unit.recorded import REPOSITORY, edited, manifest_of, plan, record
 from tests.unit.test_guest_faults import make_trial
@@ -286,10 +292,10 @@ def test_a_schedule_stays_within_its_bounds(kind: str, to: int, at: float, lengt
 
 def test_a_rendezvous_has_a_deadline_and_an_end() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        place = Rendezvous(ours, lambda: None)
-        with pytest.raises(Hang, match="did not come to the rendezvous within 0 s"):
-            place.wait(0.1)
+    with ours, theirs, tempfile.TemporaryFile() as memory:
+        place = Rendezvous(ours, GuestClock(memory.fileno()), lambda: None)
+        with pytest.raises(Hang, match="did not come to the rendezvous within 0 s of the guest's time"):
+            place.wait(0)
         theirs.send(b"b" + (0x1234).to_bytes(8, "little") + bytes(8))
         place.wait(5)
         # It stands there until it is let go.
@@ -447,6 +453,51 @@ def test_a_manifest_that_lacks_something_is_refused_in_a_line(tmp_path: Path, ke
         with pytest.raises(SpecError, match=r"manifest\.json: not a manifest: .") as caught:
             reproduce.load(path, tmp_path, tmp_path, print)
         assert len(str(caught.value).splitlines()) == 1
+
+
+def deterministic_trial(manifest: Manifest, arm: str, seed: int) -> Trial:
+    """A trial of a manifest, as a machine would run it on which its kernels are."""
+    experiment = manifest.experiment
+    depends_on = prepare.environment(manifest.qemu_family, manifest.booted_by)
+    machine = Machine(prepare.shape_of(experiment), Qemu("q", OURS), Accel("icount", ""), depends_on)
+    guests = Guests(Image(Path("/i"), manifest.initramfs_sha256), machine, Path("/cache"))
+    digest = manifest.kernels[arm].vmlinux_sha256
+    return prepare.trial(experiment, arm, seed, guests, vmlinux=Path("/k"), sha256=digest)
+
+
+def test_published_ids_stay_whatever_the_deadlines_are() -> None:
+    published = parsed(Manifest, PUBLISHED.read_text())
+    assert published.experiment.deadlines == DeadlineSpec(boot=120.0, balloon=60.0, workload=600.0)
+    for deadlines in (published.experiment.deadlines, DeadlineSpec(), DeadlineSpec(workload=11.0)):
+        experiment = published.experiment.model_copy(update={"deadlines": deadlines})
+        manifest = published.model_copy(update={"experiment": experiment})
+        assert [deterministic_trial(manifest, t.arm, t.seed).id for t in manifest.trials] == [
+            expected.trial for expected in published.trials
+        ]
+
+
+@pytest.mark.parametrize("name", [rendezvous.BUNDLED, "rendezvous.so"])
+def test_a_plugin_that_speaks_otherwise_is_left_in_its_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    names = ["initramfs", "vmlinux.patched", "vmlinux.unpatched", "snapshot.unpatched.1", name]
+    digests = {n: hashlib.sha256(n.encode()).hexdigest() for n in names}
+    published = parsed(Manifest, PUBLISHED.read_text())
+    kernels = {
+        arm: kernel.model_copy(update={"vmlinux_sha256": digests[f"vmlinux.{arm}"]})
+        for arm, kernel in published.kernels.items()
+    }
+    changes = {"kernels": kernels, "initramfs_sha256": digests["initramfs"]}
+    ours = published.model_copy(update=changes)
+    first = deterministic_trial(ours, "unpatched", 1)
+    expected = Expected(trial=first.id, arm="unpatched", seed=1, outcome=MEASURED, log_sha256="h")
+    manifest = ours.model_copy(update={"trials": (expected,)}).bundled(digests).text().encode()
+    (tmp_path / "it.testbed").write_bytes(tar(**{n: n.encode() for n in names}, manifest_json=manifest))
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(qemu, "deterministic", lambda *_: Qemu("q", OURS))
+    (trial,) = reproduce.load(tmp_path / "it.testbed", tmp_path, tmp_path / "files", print).trials
+    plugin = tmp_path / "files" / name
+    assert trial.compiled_plugin == (plugin if name == rendezvous.BUNDLED else None)
 
 
 def test_a_bundle_is_not_written_over_a_directory(tmp_path: Path) -> None:

@@ -63,7 +63,6 @@ def test_what_testbed_takes_is_valid(change: Change) -> None:
     ("change", "place"),
     [
         (lambda e: e.update(seedz=3), []),
-        (lambda e: e.pop("kernel"), []),
         (lambda e: e.pop("arms"), []),
         (lambda e: e.update(seeds="3"), ["seeds"]),
         (lambda e: e.update(seeds=0), ["seeds"]),

@@ -24,7 +24,7 @@ def told(tmp_path: Path, arm: dict[str, Any] | None = None, **changes: Any) -> S
 
 def test_the_least_is_swap_and_the_counters(tmp_path: Path) -> None:
     found = told(tmp_path)
-    assert found.set_up == ("swap 268435456", "sample 100", "set /proc/sys/vm/swappiness 60")
+    assert found.set_up == ("swap 268435456", "sample 100")
     assert found.run == "run mmap_test mode=anon tasks=16 pages=3072 bystanders=0 ms=3000 seed=7"
     assert found.meetings == ()
 
@@ -33,6 +33,9 @@ def test_the_least_is_swap_and_the_counters(tmp_path: Path) -> None:
     ("changes", "line"),
     [
         ({"guest": {"mglru": True}}, "set /sys/kernel/mm/lru_gen/enabled y"),
+        ({"guest": {"mglru": False}}, "set /sys/kernel/mm/lru_gen/enabled n"),
+        ({"guest": {"swappiness": 60}}, "set /proc/sys/vm/swappiness 60"),
+        ({"guest": {"watermark_scale_factor": 10}}, "set /proc/sys/vm/watermark_scale_factor 10"),
         ({"guest": {"thp": "always"}}, "set /sys/kernel/mm/transparent_hugepage/enabled always"),
         ({"guest": {"min_free_kbytes": 4096}}, "set /proc/sys/vm/min_free_kbytes 4096"),
         ({"guest": {"watermark_scale_factor": 100}}, "set /proc/sys/vm/watermark_scale_factor 100"),
@@ -77,7 +80,7 @@ def test_an_arm_has_the_last_word(tmp_path: Path) -> None:
 
 def test_no_samples_and_no_swap_are_not_asked_for(tmp_path: Path) -> None:
     found = told(tmp_path, sample=0, guest={"swap": "0M"})
-    assert found.set_up == ("set /proc/sys/vm/swappiness 60",)
+    assert found.set_up == ()
 
 
 def test_a_command_is_told_seed_and_memory(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,9 @@ class Counting:
         self.looks.append(max(seeds))
         self.clock[0] += 60
         return {}
+
+    def settings(self, trial: Trial) -> Mapping[str, str]:
+        raise NotImplementedError
 
 
 @pytest.fixture

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`--save`: the experiment that is run, as a file to go on from."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
+
+from testbed.experiment import Experiment, read
+from testbed.host.errors import SpecError
+from testbed.verbs.request import ExperimentRequest
+
+WIDTH = 110
+# Of the keys that have paths in them: what is relative to the template is not so to the new file.
+_WITH_PATHS = ("kernel", "arms", "workload")
+
+
+def save(request: ExperimentRequest, file: Path) -> Path:
+    """Write a request's experiment, with what each key is about; return the file.
+
+    Raises SpecError when there is such a file: it may be somebody's work.
+    """
+    experiment = request.first()
+    data = {**read(request.file), **request.options()}
+    known = experiment.model_dump(mode="json", exclude_defaults=True, include=set(_WITH_PATHS))
+    data |= {key: value for key, value in known.items() if key in data or key == "kernel"}
+    text = "\n".join(_lines(data))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except (FileExistsError, NotADirectoryError) as bad:
+        raise SpecError(f"--save: {bad.filename}: {bad.strerror}", "name another file") from bad
+    return file
+
+
+def _lines(data: Mapping[str, object]) -> Iterator[str]:
+    yield "# An experiment of testbed's. `testbed schema` has all keys; paths are relative to this file."
+    for key in [key for key in Experiment.model_fields if key in data]:
+        yield ""
+        about = Experiment.model_fields[key].description or ""
+        yield from textwrap.wrap(about, WIDTH, initial_indent="# ", subsequent_indent="# ")
+        # By way of JSON, or YAML would refer from one arm to what another has, too.
+        plain = json.loads(json.dumps({key: data[key]}))
+        yield yaml.safe_dump(plain, sort_keys=False, width=WIDTH, allow_unicode=True).rstrip()
+    yield ""
