@@ -59,10 +59,10 @@ class Fake:
         self.socket = socket.socket(fileno=int(fd[1]))
         self.memory = int(arguments[arguments.index("-m") + 1].rstrip("M")) << 20
         self.status = "prelaunch"
-        # The other end of the rendezvous, and where executed instructions are counted.
-        plugin = re.search(r"-plugin \S+,fd=(\d+),count=(\d+)", " ".join(arguments))
+        # The other end of the rendezvous, and where the guest's time is told.
+        plugin = re.search(r"-plugin \S+,fd=(\d+),clock=(\d+)", " ".join(arguments))
         self.plugin = socket.socket(fileno=int(plugin[1])) if plugin else None
-        self.count_fd = int(plugin[2]) if plugin else -1
+        self.clock_fd = int(plugin[2]) if plugin else -1
         self.meetings = 2 if "-incoming" in arguments else 1
 
     def send(self, message: object) -> None:
@@ -146,7 +146,7 @@ class Fake:
         executed = 1000
         for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
             executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)
-            os.pwrite(self.count_fd, executed.to_bytes(8, "little"), 0)
+            os.pwrite(self.clock_fd, executed.to_bytes(8, "little"), 0)
             time.sleep(0.1)
         say("\n#tb:memory total_kb=100000 free_kb=50000\n")
         self.obey(["run"])

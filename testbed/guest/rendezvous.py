@@ -22,7 +22,7 @@ from testbed.host.errors import GuestLost, Hang, HostError
 from testbed.host.process import Deadline
 
 SOURCE = Path(__file__).with_suffix(".c")
-CFLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra")
+CFLAGS = ("-shared", "-fPIC", "-O2", "-pthread", "-Wall", "-Wextra")
 COMPILE_SECONDS = 60.0
 # The plugin in a bundle. Raise the number when host and plugin come to say other things to each other.
 BUNDLED = "rendezvous.2.so"
@@ -37,7 +37,7 @@ _ENDED = ("Z", "X")
 
 # struct note of rendezvous.c: what, address, count.
 _NOTE = struct.Struct("<cQQ")
-_COUNT_BYTES = 8
+_TIME_BYTES = 8
 
 
 class StoodStill(GuestLost):
@@ -45,26 +45,26 @@ class StoodStill(GuestLost):
 
 
 class GuestClock:
-    """The guest's time as the plugin counts it: a second for 10^9 instructions, and less if all vCPUs wait.
+    """The guest's time as the plugin tells it; a second in which all vCPUs wait counts for four.
 
-    It is read at any moment, and the guest does not notice. `fd` is the memory that the plugin counts in.
+    It is read at any moment, and the guest does not notice. `fd` is the memory that the plugin writes to.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._count = -1
+        self._told = -1
         self._looked = self._still = 0.0
-        os.ftruncate(fd, _COUNT_BYTES)
+        os.ftruncate(fd, _TIME_BYTES)
 
     def seconds(self) -> float:
         """How long the guest has run. Raises StoodStill when it does not get on for long."""
-        count = int.from_bytes(os.pread(self._fd, _COUNT_BYTES, 0), "little")
+        told = int.from_bytes(os.pread(self._fd, _TIME_BYTES, 0), "little")
         now = time.monotonic()
-        self._still = 0.0 if count != self._count else self._still + min(now - self._looked, _LOOK_SECONDS)
-        self._count, self._looked = count, now
+        self._still = 0.0 if told != self._told else self._still + min(now - self._looked, _LOOK_SECONDS)
+        self._told, self._looked = told, now
         if self._still > STOOD_STILL_SECONDS:
             raise StoodStill(f"the emulator stood still for {STOOD_STILL_SECONDS:.0f} s")
-        return count / 1e9
+        return told / 1e9
 
     def deadline(self, seconds: float) -> Deadline:
         """A deadline by this clock."""

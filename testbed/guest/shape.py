@@ -88,7 +88,7 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
     for name, path in wiring.given.items():
         words += ["-fw_cfg", f"name=opt/testbed/{name},file={path}"]
     if wiring.plugin:
-        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd},count={wiring.clock_fd}"]
+        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd},clock={wiring.clock_fd}"]
     if wiring.incoming:
         words += ["-incoming", "defer"]
     return words

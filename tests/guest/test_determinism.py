@@ -162,9 +162,9 @@ def test_a_hang_is_found_after_the_same_time_of_the_guest_on_any_host(lab: Lab, 
     )
     with (
         busy(),
-        pytest.raises(Hang, match="boot: no ready or error within 3 s of the guest's time") as caught,
+        pytest.raises(Hang, match="boot: no ready or error within 1 s of the guest's time") as caught,
     ):
-        snapshot.ensure(start, chosen.plugin, tmp_path, 3)
+        snapshot.ensure(start, chosen.plugin, tmp_path, 1)
     assert "Run /bin/cat as init process" in caught.value.hint
 
 
