@@ -169,7 +169,7 @@ class Fake:
                 os.write(1, part)
             case "set" if self.fault == "refuse-set":
                 say("/init: line 170: write error: Device or resource busy\n")
-                say(f"\n#tb:error {' '.join(words)}\n")
+                say(f"\n#tb:error ns=1 {' '.join(words)}\n")
             case _:
                 say("\n#tb:ok\n")
 

@@ -49,7 +49,8 @@ _IN_WORDS = {
 
 def refusal(stage: str, text: str, log: bytes) -> str:
     """What is to be said when init answers `error TEXT`: of a setting its key, and why in plain words."""
-    verb, _, setting = text.partition(" ")
+    # `tell` has put the guest's time before it.
+    verb, _, setting = re.sub(r"^ns=\d+ ", "", text).partition(" ")
     path, _, value = setting.partition(" ")
     if verb != "set":
         return f"the guest refused {stage}: {text}"

@@ -164,7 +164,7 @@ def test_a_boot_that_hangs_does_so_by_the_guests_time(qemu: Callable[[str], str]
             "`sysctl: {vm.no_such: 1}`: this kernel has no such setting; is its option in `kernel.config`?",
         ),
         (
-            "set /proc/sys/vm/swappiness 900",
+            "ns=414036289 set /proc/sys/vm/swappiness 900",
             "write error: Device or resource busy\nwrite error: Invalid argument\r\n",
             "`sysctl: {vm.swappiness: 900}`: the kernel does not take this value",
         ),
