@@ -41,7 +41,6 @@ FAULTS = (
     "refuse-sysctl",  # the kernel does not take one of its command line
     # Of deterministic guests:
     "hang",  # the guest executes, and says nothing
-    "halt",  # all vCPUs have halted
     "stall",  # QEMU executes nothing any more
     "starve",  # it executes an instruction now and then, for seconds
 )
@@ -110,9 +109,6 @@ class Fake:
             "query-status": {"status": self.status, "running": self.status == "running"},
             "query-migrate": {"status": "completed"},
         }
-        if command == "human-monitor-command":
-            halted = int(self.fault == "halt")
-            return {"return": f"CPU#0\nII=0 A20=1 SMM=0 HLT=1\nCPU#1\nII=0 A20=1 SMM=0 HLT={halted}\n"}
         return {"return": results.get(command, {})}
 
     def boot(self) -> None:

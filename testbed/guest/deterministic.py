@@ -30,16 +30,15 @@ from typing import Protocol
 
 from testbed.guest.guest import Guest
 from testbed.guest.qemu import QEMU
-from testbed.guest.rendezvous import GuestClock, Rendezvous, StoodStill, wait_until_quiet
+from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring
-from testbed.host.errors import GuestError, GuestLost, Hang
+from testbed.host.errors import GuestLost
 from testbed.host.process import Deadline
 
 # Between telling QEMU to stop and letting the vCPUs go on, so that they find themselves stopped.
 STOP_SECONDS = 0.3
 # Of the host's time, for what QEMU itself has to do while the guest stands still. A busy host takes long.
 QEMU_SECONDS = 300.0
-_HALTED = re.compile(r"\bHLT=(\d)")
 # What this is of a snapshot comes from the host's clock. No guest with icount can see it.
 _HOST_TIME = re.compile(rb"\x05timer\0{4}\0{3}\x02(.{8})\0{8}(.{8})", re.DOTALL)
 
@@ -112,20 +111,6 @@ class DeterministicGuest(Guest):
             if status == "failed" or deadline.expired:
                 raise GuestLost(f"the snapshot was not moved: {status}")
             self.monitor.events(timeout=0.02)
-
-    def _cause(self, error: GuestError) -> GuestError:
-        cause = super()._cause(error)
-        # There is nothing to execute for a guest whose CPUs have all halted, with no timer to wake one.
-        if isinstance(cause, StoodStill) and self._has_halted():
-            return Hang(cause.message + ": all vCPUs have halted")
-        return cause
-
-    def _has_halted(self) -> bool:
-        try:
-            registers = self.monitor.human("info registers -a")
-        except GuestLost:
-            return False
-        return set(_HALTED.findall(registers)) == {"1"}
 
 
 class BootingGuest(DeterministicGuest):

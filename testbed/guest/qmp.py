@@ -43,11 +43,6 @@ class Monitor:
         """The `return` of a command."""
         return self._wait(self._client.execute(command, arguments), timeout, command)
 
-    def human(self, line: str, cpu: int = 0) -> str:
-        """What the monitor for people answers to a line, asked of a vCPU."""
-        arguments: dict[str, Any] = {"command-line": line, "cpu-index": cpu}
-        return str(self.execute("human-monitor-command", **arguments))
-
     def events(self, timeout: float = 0.01) -> list[Message]:
         """All events so far, after waiting for one more. The loop has to run for any to come in."""
         if not self._loop.is_closed():

@@ -40,10 +40,6 @@ _NOTE = struct.Struct("<cQQ")
 _TIME_BYTES = 8
 
 
-class StoodStill(GuestLost):
-    """The emulator executed nothing, though nobody had asked it to stand still."""
-
-
 class GuestClock:
     """The guest's time as the plugin tells it; a second in which all vCPUs wait counts for four.
 
@@ -57,13 +53,13 @@ class GuestClock:
         os.ftruncate(fd, _TIME_BYTES)
 
     def seconds(self) -> float:
-        """How long the guest has run. Raises StoodStill when it does not get on for long."""
+        """How long the guest has run. Raises GuestLost when QEMU does not get on for long."""
         told = int.from_bytes(os.pread(self._fd, _TIME_BYTES, 0), "little")
         now = time.monotonic()
         self._still = 0.0 if told != self._told else self._still + min(now - self._looked, _LOOK_SECONDS)
         self._told, self._looked = told, now
         if self._still > STOOD_STILL_SECONDS:
-            raise StoodStill(f"the emulator stood still for {STOOD_STILL_SECONDS:.0f} s")
+            raise GuestLost(f"the emulator stood still for {STOOD_STILL_SECONDS:.0f} s")
         return told / 1e9
 
     def deadline(self, seconds: float) -> Deadline:

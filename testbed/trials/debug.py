@@ -187,7 +187,8 @@ class GdbStub:
         return b"".join([*wide, *(value.to_bytes(4, "little") for value in narrow)]).hex()
 
     def _said_of_registers(self, cpu: int) -> str:
-        return self._guest.monitor.human("info registers", cpu)
+        arguments: dict[str, Any] = {"command-line": "info registers", "cpu-index": cpu}
+        return str(self._guest.monitor.execute("human-monitor-command", **arguments))
 
     def _running_cpu(self) -> int:
         """Which vCPU stands at the breakpoint: the one whose last known place is nearest before it."""
