@@ -103,7 +103,7 @@ def test_a_value_that_is_a_mapping_gets_a_file_name(tmp_path: Path) -> None:
         ([1], "should be keys with a list of values each"),
         ({"gest.vcpus": [1]}, "`matrix.gest.vcpus`: begins with no key of an experiment; did you mean `gu"),
         ({"name": ["a", "b"]}, "begins with no key of an experiment"),
-        ({"guest.vcpus": [2, 99]}, "less than or equal to 64 (found 99), with vcpus=99"),
+        ({"guest.vcpus": [2, 99]}, "should be at most 64 (found 99), with vcpus=99"),
         ({"guest.vcpu": [2]}, "`guest.vcpu`: unknown key; did you mean `vcpus`?"),
         ({"seeds": list(range(1, 1002))}, "has more than 1000 combinations"),
         (
