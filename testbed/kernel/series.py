@@ -88,7 +88,7 @@ def load(
 
 
 def read(word: str, data: bytes | None = None, pristine: Read | None = None) -> tuple[Patch, ...]:
-    """The patches of a file, a directory (in its own order, or sorted) or `git:REPOSITORY:RANGE`, as load().
+    """The patches of a file, a directory (in its own order, or sorted) or `git:DIR:RANGE`, as load().
 
     With `data`, these are the bytes of a file, and the word is only what messages call it.
     """
@@ -187,12 +187,12 @@ def _split(name: str, path: Path, data: bytes, strip: int | None = None) -> list
 
 
 def _range(word: str) -> list[Letter]:
-    """The commits of `git:REPOSITORY:RANGE`; of a revision alone, that one."""
+    """The commits of `git:DIR:RANGE`; of a revision alone, that one."""
     where, _, which = word.removeprefix(RANGE).rpartition(":")
     if not where:
         raise SpecError(
             f"{word}: in which repository?",
-            f"{RANGE}REPOSITORY:{which}, or in an experiment with kernel.git.repository or kernel.tree",
+            f"{RANGE}DIR:{which}, or in an experiment with kernel.git.repository or kernel.tree",
         )
     try:
         git_dir = source.local(Path(where))
