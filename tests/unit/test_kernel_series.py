@@ -445,7 +445,7 @@ def test_a_range_of_commits(repository: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("git:v6.1..topic", r"git:v6\.1\.\.topic: in which repository\?\n  git:REPOSITORY:v6"),
+        ("git:v6.1..topic", r"git:v6\.1\.\.topic: in which repository\?\n  git:DIR:v6"),
         ("git:{}:v6.1..tpoic", r"linux has no commit `tpoic`"),
         ("git:{}:topic..topic", r"there are no commits in it"),
         ("git:{}/a.c:topic", r"a\.c: not a git repository\n  .*clone it"),
