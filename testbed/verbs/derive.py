@@ -86,8 +86,8 @@ def derive(
     """
     data = read(request.file)
     made = _Derivation(data, words, cache).changes()
-    files = [Path(word).resolve() for word in words.patches if Path(word).exists()]
-    derived = replace(request, changes=made, origin=files[0] if files else None)
+    named = (Path(word).expanduser() for word in (*words.patches, words.tree or "", *words.kernels) if word)
+    derived = replace(request, changes=made, origin=next((path for path in named if path.exists()), None))
     if words.patches and request.line is None and not (words.tree or words.kernels):
         return _where_it_applies(derived, data, cache, note)
     return derived
@@ -172,6 +172,7 @@ class _Derivation:
             *(Path(word).stem for word in words.patches[:1]),
             *([f"and-{len(words.patches) - 1}-more"] if words.patches[1:] else []),
             *([words.tree.resolve().name] if words.tree else []),
+            *filter(None, [words.base, words.head]),
             *words.kernels,
             *(setting.partition("=")[0].rpartition(".")[2] for setting in words.sysctl),
             *words.arguments,
