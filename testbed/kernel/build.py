@@ -52,7 +52,12 @@ INHERITED = ("PATH", "HOME", "TMPDIR")
 
 # What the compiler makes of a text it makes once, whichever kernel of a work tree it is for. The user's own
 # settings, which may trade rightness for speed, do not count.
-CCACHE = {"CCACHE_CONFIGPATH": "/dev/null", "CCACHE_MAXSIZE": "5G", "CCACHE_COMPRESSLEVEL": "1"}
+CCACHE = {
+    "CCACHE_CONFIGPATH": "/dev/null",
+    "CCACHE_DEPEND": "1",  # by what was read, as the compiler says, with no preprocessor before it
+    "CCACHE_MAXSIZE": "5G",
+    "CCACHE_COMPRESSLEVEL": "1",
+}
 
 
 @dataclass(frozen=True)
