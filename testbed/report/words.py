@@ -103,12 +103,10 @@ def sentence(title: str, decision: Decision, ends: str = "") -> str:
         case "equivalent":
             return f"{title}: {limit}"
         case "inconclusive":
-            needed = decision.seeds_needed
-            more = (
-                f"{needed - decision.pairs} more seeds needed, about"
-                if needed
-                else "no number of seeds in sight"
-            )
+            more = "no number of seeds in sight"
+            if decision.seeds_needed:
+                left = decision.seeds_needed - decision.pairs
+                more = f"{left} more seed{'s' if left != 1 else ''} needed, about"
             return f"{title}: not decided ({more})" + (f"; {limit}" if limit else "")
         case _:
             return f"{title}: no verdict: {decision.reason}"
