@@ -15,8 +15,8 @@ from testbed.host.errors import SpecError
 from testbed.verbs.request import ExperimentRequest
 
 WIDTH = 110
-# Of the keys that have paths in them: what is relative to the template is not so to the new file.
-_WITH_PATHS = ("kernel", "arms", "workload")
+# They have paths in them: what is relative to the template is not so to the new file.
+_WITH_PATHS = ("kernel", "arms")
 
 
 def save(request: ExperimentRequest, file: Path) -> Path:
@@ -28,6 +28,9 @@ def save(request: ExperimentRequest, file: Path) -> Path:
     data = {**read(request.file), **request.options()}
     known = experiment.model_dump(mode="json", exclude_defaults=True, include=set(_WITH_PATHS))
     data |= {key: value for key, value in known.items() if key in data or key == "kernel"}
+    workload = data.get("workload")
+    if experiment.workload.files and isinstance(workload, dict):
+        data["workload"] = {**workload, "files": list(experiment.workload.files)}
     text = "\n".join(_lines(data))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -242,7 +242,10 @@ def test_what_is_saved_is_what_is_run(fits: set[str], patch: Path, tmp_path: Pat
     file = save.save(request, tmp_path / "there" / "saved.yaml")
     again = ExperimentRequest(file)
     assert [cell.experiment for cell in again.cells()] == [cell.experiment for cell in request.cells()]
-    assert "# The first is what the others are compared with." in file.read_text()
+    text = file.read_text()
+    assert "# The first is what the others are compared with." in text
+    # Nothing of the template is left out because it goes without saying.
+    assert "order: random" in text and "tasks: 8" in text
     with pytest.raises(SpecError, match=r"--save: .*saved\.yaml: File exists"):
         save.save(request, file)
 
