@@ -27,7 +27,8 @@ class Remark(Model):
 def remarks(plan: Plan, arms: Mapping[str, Arm]) -> Iterator[Remark]:
     """All that there are to make of a plan's arms."""
     if _idle(list(arms.values())):
-        text = "nothing was reclaimed in any trial: this compares nothing"
+        compared = "the program's own numbers and no more" if plan.experiment.metrics else "nothing"
+        text = f"nothing was reclaimed in any trial: this compares {compared}"
         yield Remark(kind="nothing reclaimed", text=text)
     for text in _same(plan.experiment, plan.provenance.kernels):
         yield Remark(kind="same kernel", text=text)

@@ -63,6 +63,15 @@ def test_what_is_not_the_same_in_all_arms_is_told() -> None:
     assert list(text.differences(reported())) == []
 
 
+def test_of_a_list_the_kernel_may_know_the_beginning() -> None:
+    arms = {"a": ArmSpec(sysctl={"vm.lowmem_reserve_ratio": "256 256 32 0 0"})}
+    known = {"a": {"vm.lowmem_reserve_ratio": "256 256 32"}}
+    made = edited(plan(arms), lambda data: data["provenance"].update(effective=known))
+    experiment = made.experiment.model_copy(update={"arms": arms})
+    report = documented(made.model_copy(update={"experiment": experiment}), [])
+    assert list(text.differences(report)) == []
+
+
 def test_of_many_the_first_are_told() -> None:
     options = {f"CONFIG_{n}": {"before": "n", "after": "y"} for n in range(text.MOST_DIFFERENCES + 3)}
     *_, last = text.differences(reported(config_differences=options))
