@@ -90,12 +90,13 @@ class Watcher:
             f"[{done}/{self._planned}] {record.arm} seed {record.seed}: {record.outcome} in {seconds:.1f} s"
         )
         left = self._left()
-        told, _, rest = record.detail.partition("\n")
-        self._print("; ".join(filter(None, [f"{line}: {told}" if told else line, left])))
-        # The first of a kind with all that is known of it: the console's tail, the command.
-        if rest and (record.arm, record.outcome) not in self._told:
+        self._print("; ".join(filter(None, [f"{line}: {record.reason}" if record.reason else line, left])))
+        # The first of a kind with more of what is known; of the infrastructure's failures, all.
+        if (record.arm, record.outcome) not in self._told:
             self._told.add((record.arm, record.outcome))
-            self._print(rest)
+            lines = record.detail.split("\n")[1:] if record.outcome == LOST else _more(record)
+            for text in lines:
+                self._print(text)
         self._show("trials", total=self._planned, completed=done, left=left)
 
     def _left(self) -> str:
@@ -114,3 +115,11 @@ class Watcher:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(text, total=total, completed=completed, left=left)
+
+
+def _more(record: Record) -> list[str]:
+    """The last that a failed trial said; who was killed for want of memory is in a table of the report."""
+    if record.outcome == "oom" or not record.last_words:
+        return []
+    more = f"the rest: testbed log RESULT {record.arm}:{record.seed} --console"
+    return [f"    {line}" for line in (*record.last_words, more)]

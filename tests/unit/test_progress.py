@@ -88,16 +88,20 @@ def test_what_is_there_already_counts_but_not_towards_the_rate(clock: Clock) -> 
 
 def test_how_a_trial_failed_is_told_in_its_line(clock: Clock) -> None:
     def story(watcher: Watcher) -> None:
-        watcher.started(2, 0, 1)
+        watcher.started(3, 0, 1)
         clock.now += 10.0
-        watcher.ended(record("a", 1, "oom", "the OOM killer took mmap_test\n  and the console said"))
-        watcher.ended(record("a", 2, "oom", "the OOM killer took sh\n  and the console said"))
+        said = "\n".join(f"line {n}" for n in range(9))
+        watcher.ended(record("a", 1, "panic", f"the kernel panicked\n  the console's last lines:\n{said}"))
+        watcher.ended(record("a", 2, "panic", "the kernel panicked again\n  the console's last lines:\nx"))
+        watcher.ended(record("a", 3, "oom", "the OOM killer took sh\n  the console's last lines:\nx"))
 
-    # The first time at length, then in a line each.
+    # The first time with its last words, then in a line each; what was killed is in a table later.
     assert lines(story)[1:] == [
-        "[1/2] a seed 1: oom in 18.4 s: the OOM killer took mmap_test; 6.0 trials/min, 10 s left",
-        "  and the console said",
-        "[2/2] a seed 2: oom in 18.4 s: the OOM killer took sh",
+        "[1/3] a seed 1: panic in 18.4 s: the kernel panicked; 6.0 trials/min, 20 s left",
+        *(f"    line {n}" for n in range(4, 9)),
+        "    the rest: testbed log RESULT a:1 --console",
+        "[2/3] a seed 2: panic in 18.4 s: the kernel panicked again; 12.0 trials/min, 5 s left",
+        "[3/3] a seed 3: oom in 18.4 s: the OOM killer took sh",
     ]
 
 
