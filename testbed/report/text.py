@@ -117,8 +117,10 @@ def setting(report: ComparisonReport) -> list[str]:
 
 def _differs(report: ComparisonReport, arm: str) -> str:
     """What makes an arm what it is."""
-    patches = ", ".join(report.provenance.kernels[arm].patches) or "no patches"
-    return "; ".join([patches, *settings(report.experiment, arm)])
+    kernels = report.provenance.kernels
+    patches = ", ".join(kernels[arm].patches) or "no patches"
+    own = [kernels[arm].source] if len({kernel.source for kernel in kernels.values()}) > 1 else []
+    return "; ".join([*own, patches, *settings(report.experiment, arm)])
 
 
 def differences(report: ComparisonReport) -> Iterator[str]:

@@ -12,7 +12,7 @@ from testbed.analysis.metrics import METRICS
 from testbed.host.errors import TestbedError
 from testbed.ledger.document import parsed
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
-from testbed.report import words
+from testbed.report import text, words
 from testbed.report.document import ComparisonReport
 from testbed.verbs.derive import EXPERIMENTS
 from testbed.verbs.explain import trials_seconds
@@ -87,4 +87,9 @@ def _said(directory: Path) -> str:
         return f"{ended} of {len(planned.trials)} trials"
     # More may have run since.
     newer = f" ({ended - report.trials.ended} trials since)" if ended > report.trials.ended else ""
-    return words.headline(report) + newer
+    parts = [remark.text for remark in report.remarks]
+    if not report.seeds:
+        parts.append(text.NO_SEEDS)
+    elif report.verdicts or not parts:
+        parts.append(words.headline(report))
+    return ". ".join(parts) + newer

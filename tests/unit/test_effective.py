@@ -72,6 +72,16 @@ def test_of_a_list_the_kernel_may_know_the_beginning() -> None:
     assert list(text.differences(report)) == []
 
 
+def test_the_kernel_of_each_arm_is_told_where_they_are_not_of_one_source() -> None:
+    arms = {"old": ArmSpec(), "new": ArmSpec()}
+    made = edited(plan(arms), lambda data: data["provenance"]["kernels"]["new"].update(source="linux 7"))
+    told = text.setting(documented(made, []))
+    assert [line for line in told if line.startswith("  old: ") or line.startswith("  new: ")] == [
+        f"  old: {made.provenance.kernels['old'].source}; old",
+        "  new: linux 7; new",
+    ]
+
+
 def test_of_many_the_first_are_told() -> None:
     options = {f"CONFIG_{n}": {"before": "n", "after": "y"} for n in range(text.MOST_DIFFERENCES + 3)}
     *_, last = text.differences(reported(config_differences=options))
