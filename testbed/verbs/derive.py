@@ -89,12 +89,12 @@ def derive(
     named = (Path(word).expanduser() for word in (*words.patches, words.tree or "", *words.kernels) if word)
     derived = replace(request, changes=made, origin=next((path for path in named if path.exists()), None))
     if words.patches and request.line is None and not (words.tree or words.kernels):
-        return _where_it_applies(derived, data, cache, note)
+        return _where_it_applies(derived, cache, note)
     return derived
 
 
 def _where_it_applies(
-    request: ExperimentRequest, data: Data, cache: Path, note: Callable[[str], None]
+    request: ExperimentRequest, cache: Path, note: Callable[[str], None]
 ) -> ExperimentRequest:
     """The same on the first kernel line to which its patches apply, its own before any other."""
     spec = request.first().kernel

@@ -19,10 +19,15 @@ def init(target: Path) -> Path:
     """
     file = target if target.suffix in SUFFIXES and not target.is_dir() else target / "experiment.yaml"
     text = EXAMPLE.read_text(encoding="utf-8")
+    return create(file, text, "name another: testbed init FILE.yaml")
+
+
+def create(file: Path, text: str, remedy: str, option: str = "") -> Path:
+    """Write a file that is not there yet, and its directories; return it. Raises SpecError if it is there."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except (FileExistsError, NotADirectoryError) as bad:
-        raise SpecError(f"{bad.filename}: {bad.strerror}", "name another: testbed init FILE.yaml") from bad
+        raise SpecError(f"{option}{bad.filename}: {bad.strerror}", remedy) from bad
     return file

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from testbed.experiment import Experiment, read
-from testbed.host.errors import SpecError
+from testbed.verbs.init import create
 from testbed.verbs.request import ExperimentRequest
 
 WIDTH = 110
@@ -31,14 +31,7 @@ def save(request: ExperimentRequest, file: Path) -> Path:
     workload = data.get("workload")
     if experiment.workload.files and isinstance(workload, dict):
         data["workload"] = {**workload, "files": list(experiment.workload.files)}
-    text = "\n".join(_lines(data))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except (FileExistsError, NotADirectoryError) as bad:
-        raise SpecError(f"--save: {bad.filename}: {bad.strerror}", "name another file") from bad
-    return file
+    return create(file, "\n".join(_lines(data)), "name another file", "--save: ")
 
 
 def _lines(data: Mapping[str, object]) -> Iterator[str]:
