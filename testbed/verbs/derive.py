@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -139,13 +139,13 @@ class _Derivation:
         first = next(iter(arms.values())) or {}
         sources, axes = list(self._sources()), list(self._axes())
         if len(sources) < 2 and not self.words.patches:
-            return self._changes(dict(_combined(first, axes)), sources)
+            return self._changes(_distinct(_combined(first, axes)), sources)
         # Beside other arms, what is set is set in all of them.
         matrix = dict(axis.of_a_matrix() for axis in axes if len(axis.values) > 1)
         base = _merged(first, *(axis.delta(axis.values[0]) for axis in axes if len(axis.values) == 1))
         if len(sources) > 1:
-            arms = {name: self._patched(_merged(base, {"kernel": spec})) for name, spec in sources}
-            return self._changes(arms, [], matrix)
+            arms = ((name, self._patched(_merged(base, {"kernel": spec}))) for name, spec in sources)
+            return self._changes(_distinct(arms), [], matrix)
         return self._changes({BEFORE: base, AFTER: self._patched(base)}, sources, matrix)
 
     def _patched(self, arm: Data) -> dict[str, object]:
@@ -307,6 +307,20 @@ def _combined(first: Data, axes: Sequence[_Axis]) -> Iterator[tuple[str, Data]]:
         pairs = list(zip(axes, values, strict=True))
         name = slug("-".join(axis.label(value) for axis, value in pairs) or "default")
         yield name, _merged(first, *(axis.delta(value) for axis, value in pairs))
+
+
+def _distinct(arms: Iterable[tuple[str, Data]]) -> dict[str, Data]:
+    """Arms by name. What differs in its directory only, as trees often do, gets a number.
+
+    Raises SpecError where the same is said twice: an arm is not compared with itself.
+    """
+    named: dict[str, Data] = {}
+    for name, arm in arms:
+        if arm in named.values():
+            raise SpecError(f"{name}: is to be compared with itself", "name each kernel and each value once")
+        numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        named[next(f"{name}{number}" for number in numbers if f"{name}{number}" not in named)] = arm
+    return named
 
 
 def _has(data: object) -> TypeGuard[Mapping[str, object]]:

@@ -167,6 +167,28 @@ def test_two_kernels_are_two_arms(made: Derive, monkeypatch: pytest.MonkeyPatch,
         made(kernels=("nonsense",))
 
 
+def test_trees_of_one_name_are_two_arms(made: Derive, tmp_path: Path) -> None:
+    trees = [tmp_path / name / "linux" for name in ("mine", "theirs")]
+    for tree in trees:
+        tree.mkdir(parents=True)
+    experiment = made(kernels=tuple(map(str, trees)))
+    assert [experiment.source(name).tree for name in ("linux", "linux-2")] == trees
+    assert list(experiment.arms) == ["linux", "linux-2"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"kernels": ("6.1", "6.1")},
+        {"kernels": ("6.1", "6.12", "linux-source-6.1")},
+        {"sysctl": ("vm.swappiness=10,10",)},
+    ],
+)
+def test_nothing_is_compared_with_itself(made: Derive, words: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match="is to be compared with itself"):
+        made(**words)
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A repository: v1, then one commit on a branch and one on main."""
