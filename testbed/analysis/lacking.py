@@ -13,12 +13,13 @@ _LINES = 2000
 
 _ENOSYS = r"function not implemented|\bENOSYS\b"
 _ENOENT = r"no such file or directory|\bENOENT\b|nonexistent directory"
+_EPERM = r"operation not permitted|permission denied|must be root|are you root|\bE(?:PERM|ACCES)\b"
 _EAFNOSUPPORT = r"address family not supported|\bEAFNOSUPPORT\b"
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Lines with both are of this kind; `what` and `remedy` take the groups of `subject`."""
+    """Lines with both are of this kind; `what` and `remedy` take the groups of `subject`, and the line."""
 
     error: str
     subject: str
@@ -28,12 +29,6 @@ class _Kind:
 
 def _option(error: str, subject: str, what: str, option: str) -> _Kind:
     return _Kind(error, subject, what, f"kernel.config: a fragment with {option}=y")
-
-
-def _directory(path: str, more: str, making: str) -> _Kind:
-    return _Kind(
-        _ENOENT, rf"(?<![\w/]){path}\b{more}", path, f"workload.files: a script that does `{making}`"
-    )
 
 
 # Of the first that fits a line it is.
@@ -61,19 +56,16 @@ _KINDS = (
             "CONFIG_INET"),
     _option(_EAFNOSUPPORT, r"\bsocketpair|\bunix\b|\blocal socket", "local sockets", "CONFIG_UNIX"),
     _option(_EAFNOSUPPORT, "", "an address family of sockets", "CONFIG_UNIX=y (local) or CONFIG_INET"),
-    _directory("/dev/shm", r"|\bshm_open\b|\bsem_open\b",  # noqa: S108
-               "mkdir /dev/shm; mount -t tmpfs tmpfs /dev/shm"),
-    _directory("/dev/fd", r"|/dev/std(?:in|out|err)\b", "ln -s /proc/self/fd /dev/fd"),
-    _directory("/dev/pts", r"|/dev/ptmx\b|\bopenpty\b", "mkdir /dev/pts; mount -t devpts devpts /dev/pts"),
-    _directory("/tmp", "", "mkdir /tmp"),  # noqa: S108
-    _directory("/var/tmp", "", "mkdir -p /var/tmp"),  # noqa: S108
+    _Kind(_ENOENT, r"/dev/(?:pts|ptmx)\b|\bopenpty\b", "terminals",
+          "kernel.config: a fragment with CONFIG_UNIX98_PTYS=y"),
+    _Kind(_EPERM, "", "the right to do this: `{line}`", "workload: `root: true`"),
     _Kind("error while loading shared libraries", r"libraries: ([^\s:]+): cannot open shared object",
           "the library {0}", "workload.files: `PATH:/lib/{0}`"),
     _Kind("", r"ModuleNotFoundError: No module named '([\w.]+)'", "Python's module {0}",
           "workload.files: its file or directory, to beside the script: `PATH:/bin/{0}`"),
     _Kind("", r"Can't locate (\S+) in @INC", "Perl's {0}", "workload.files: its file, to where @INC says"),
-    _Kind("", r"^observe: (\S+): " + f"(?:{_ENOENT})", "the program {0}, or what interprets or loads it",
-          "workload.files: its path here"),
+    _Kind("", r"^testbed-start: (\S+): " + f"(?:{_ENOENT})",
+          "the program {0}, or what interprets or loads it", "workload.files: its path here"),
     _Kind("bad interpreter", r"(?:^|\s)(\S+): bad interpreter", "the interpreter {0}",
           "workload.files: `PATH:{0}`"),
     _Kind("", r"\benv: (?:can't execute )?['\u2018]?([^\s'\u2019:]+)['\u2019]?: " + f"(?:{_ENOENT})",
@@ -96,7 +88,9 @@ def _told(output: str) -> Iterator[str]:
         for error, subject, kind in _COMPILED:
             if error.search(line) and (found := subject.search(line[:500])):
                 groups = [group or "" for group in found.groups()]
-                yield f"missing in the guest: {kind.what.format(*groups)} ({kind.remedy.format(*groups)})"
+                shown = {"line": line.strip()[:80]}
+                what, remedy = (text.format(*groups, **shown) for text in (kind.what, kind.remedy))
+                yield f"missing in the guest: {what} ({remedy})"
                 break
         else:
             if re.search(_ENOSYS, line, re.IGNORECASE):

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from testbed.experiment.own import OwnMetric, is_sent
+from testbed.experiment.own import OwnMetric
 from testbed.experiment.values import (
     Json,
     MiB,
@@ -376,9 +376,8 @@ class Experiment(Model):
 
     @property
     def kept_files(self) -> tuple[str, ...]:
-        """Files in the guest that metrics are in, and that init would not send by itself."""
-        files = dict.fromkeys(metric.file for metric in self.metrics.values())
-        return tuple(file for file in files if file and not is_sent(file))
+        """Files in the guest that metrics are in."""
+        return tuple(dict.fromkeys(metric.file for metric in self.metrics.values() if metric.file))
 
     def boot_settings(self, arm: str) -> tuple[str, ...]:
         """The sysctls that are lists, as arguments of an arm's kernel: init takes one word."""

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from testbed.experiment.values import Model
 
-# Init sends what is here, under its name, as far as the encoder takes that.
+# What is measured is here: a program has no business there.
 RESULT = "/run/result/"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -30,19 +30,16 @@ def _regular_expression(text: str) -> str:
 def _guest_file(text: str) -> str:
     if not text.startswith("/") or text.endswith("/") or {"", ".", ".."} & set(text[1:].split("/")):
         raise ValueError("should be a file in the guest, as in /run/example.json")
+    if text.startswith(RESULT):
+        raise ValueError(f"{text} is where testbed's own files are; let the program write to another place")
     if not _NAME.fullmatch(frame_of(text)):
         raise ValueError(f"{text} is too long, or has other characters than letters, digits, `_`, `.`, `-`")
     return text
 
 
-def is_sent(file: str) -> bool:
-    """Whether init sends a file of the guest by itself."""
-    return "/" not in file.removeprefix(RESULT)
-
-
 def frame_of(file: str) -> str:
     """What a file in the guest is called in the log."""
-    return file.removeprefix(RESULT) if is_sent(file) else "file." + file.strip("/").replace("/", "_")
+    return "file." + file.strip("/").replace("/", "_")
 
 
 class OwnMetric(Model):

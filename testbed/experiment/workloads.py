@@ -180,6 +180,8 @@ class WorkloadSpec(Model):
     PATH:PATH-IN-THE-GUEST. A colon in PATH is written `\:`."""
     disk: bool = False
     """Whether `command` needs a file system for files, at /mnt."""
+    root: bool = False
+    """Whether `command` is run by root, and not by a user of the guest. Root can make up what is measured."""
     seconds: Seconds | None = None
     """About how long `command` runs, by the guest's clock."""
 
@@ -192,7 +194,7 @@ class WorkloadSpec(Model):
     def _one_workload(self) -> WorkloadSpec:
         name = one_of(self, (*LOADS, "command"))
         if name != "command":
-            for key in ("files", "disk", "seconds"):
+            for key in OF_A_COMMAND:
                 if key in self.model_fields_set and getattr(self, key):
                     raise ValueError(f"{key}: goes with `command` only")
         elif sum(map(len, self.command or ())) > LONGEST_COMMAND:
@@ -223,11 +225,11 @@ class WorkloadSpec(Model):
     def run(self, memory: int, seed: int | str, kept: Sequence[str] = ()) -> str:
         """Init's command that starts it in a guest with so many bytes of memory.
 
-        Files in the guest that are to be `kept` are sent as init sends those in /run/result.
+        Files in the guest that are to be `kept` are sent as well.
         """
         if self.command is not None:
             known = {"{seed}": str(seed), "{pages}": str(memory // PAGE)}
-            words = list(self.command)
+            words = [START, *(["-r"] if self.root else []), *self.command]
             for key, value in known.items():
                 words = [word.replace(key, value) for word in words]
             if self.is_wrapped(kept):
@@ -258,12 +260,14 @@ class WorkloadSpec(Model):
         return f"{self.name}, {words}, {self.load.seconds:g} s"
 
 
-LOADS = tuple(
-    name for name in WorkloadSpec.model_fields if name not in ("command", "files", "disk", "seconds")
-)
+# What goes with `command` only.
+OF_A_COMMAND = ("files", "disk", "root", "seconds")
+LOADS = tuple(name for name in WorkloadSpec.model_fields if name not in ("command", *OF_A_COMMAND))
 LONGEST_COMMAND = 3000
 # What a terminal takes as a line, and a deterministic guest as a file, is little more.
 LONGEST_RUN = 4000
+# What becomes a user's program in the guest: guest/testbed-start.c.
+START = "testbed-start"
 # Where guest/wrapper.sh is in a guest that needs it.
 WRAPPER = "bin/testbed-wrapper"
 _PLAIN = re.compile("[!-~]+")

@@ -19,6 +19,8 @@ from testbed.host.paths import data_directory, split_file
 
 IMAGES = data_directory() / "images"
 WRAPPER_SCRIPT = Path(__file__).with_name("wrapper.sh")
+# Becomes /bin/testbed-start in guests that run a program of the user's.
+START_SOURCE = Path(__file__).with_name("testbed-start.c")
 DIRECTORIES = ("bin", "dev", "mnt", "proc", "run", "sys")
 CFLAGS = ("-static", "-s", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static")
@@ -174,7 +176,12 @@ def gather(program: str, files: Sequence[str]) -> dict[str, Path]:
     """
     gathered = _all_given(files)
     name = program.lstrip("/") if program.startswith("/") else f"bin/{program}"
-    own = {"init", "bin/busybox", *(f"bin/{source.stem}" for source in _sources())}
+    own = {
+        "init",
+        "bin/busybox",
+        f"bin/{START_SOURCE.stem}",
+        *(f"bin/{source.stem}" for source in _sources()),
+    }
     applets = {f"bin/{applet}" for applet in _applets(find_busybox())}
     for taken in sorted(own & set(gathered)):
         raise SpecError(f"workload.files: /{taken} is the guest's own", "give the file another name there")

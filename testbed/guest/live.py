@@ -3,10 +3,41 @@
 
 from __future__ import annotations
 
+import time
+
 from testbed.guest.guest import COMMAND_SECONDS, Guest
-from testbed.host.errors import Hang
+from testbed.host import process
+from testbed.host.errors import GuestLost, Hang
 from testbed.host.process import Deadline
 from testbed.wire import Mark
+
+# Of a QEMU that somebody has stopped.
+STOOD_STILL_SECONDS = 120.0
+# So much of the time since the last look counts: we may have been stopped ourselves.
+_LOOK_SECONDS = 1.0
+# By a signal, or by a debugger.
+_STOPPED = ("T", "t")
+
+
+class RunningClock:
+    """The host's time, but for that in which a process was stopped, or nobody looked here."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._looked = time.monotonic()
+        self._running = self._still = 0.0
+
+    def seconds(self) -> float:
+        """How long it has run. Raises GuestLost when it stays stopped."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _LOOK_SECONDS), now
+        if process.state(self._pid) not in _STOPPED:
+            self._running, self._still = self._running + passed, 0.0
+            return self._running
+        self._still += passed
+        if self._still > STOOD_STILL_SECONDS:
+            raise GuestLost(f"QEMU was stopped by a signal, for {STOOD_STILL_SECONDS:.0f} s")
+        return self._running
 
 
 class LiveGuest(Guest):
@@ -26,7 +57,7 @@ class LiveGuest(Guest):
 
     def balloon(self, size: int, seconds: float) -> int:
         """Shrink the guest's memory to `size` bytes; return what QEMU says it has then."""
-        deadline = Deadline(seconds)
+        deadline = self.deadline(seconds)
         with self.explained():
             self.monitor.execute("balloon", value=size)
             while (actual := int(self.monitor.execute("query-balloon")["actual"])) != size:
@@ -38,6 +69,10 @@ class LiveGuest(Guest):
                 # BALLOON_CHANGE comes at most once a second: it may shorten the wait.
                 self.monitor.events(timeout=0.1)
             return actual
+
+    def deadline(self, seconds: float) -> Deadline:
+        """By when the guest has to have done something: so many seconds in which QEMU runs."""
+        return Deadline(seconds, RunningClock(self._child.pid).seconds)
 
     def command(self, line: str, answer: str = "ok", seconds: float = COMMAND_SECONDS) -> Mark:
         """Give init a command, wait for its answer. Raises GuestFailed when init says `error`."""

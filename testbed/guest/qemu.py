@@ -12,7 +12,7 @@ from pathlib import Path
 
 from testbed.host import debian, files, process
 from testbed.host.debian import Package
-from testbed.host.errors import HostError
+from testbed.host.errors import HostError, NoDeterminism
 
 QEMU = "qemu-system-x86_64"
 OVERRIDE = "TESTBED_QEMU"
@@ -91,7 +91,8 @@ def system() -> Qemu:
 def deterministic(cache: Path, progress: Callable[[str], None], family: str | None = None) -> Qemu:
     """A QEMU for deterministic guests, of a given family or any: the machine's own, or a private one.
 
-    What TESTBED_QEMU names is taken as it is, if it is of the family. Raises HostError when there is none.
+    What TESTBED_QEMU names is taken as it is, if it is of the family. Raises NoDeterminism when there is
+    none, HostError when that is of another.
     """
     if os.environ.get(OVERRIDE):
         named = system()
@@ -118,9 +119,9 @@ def deterministic(cache: Path, progress: Callable[[str], None], family: str | No
             return _private(packages, cache, progress)
         except HostError as failed:
             why += f"; {packages[0].version}: {failed.message}"
-    raise HostError(
+    raise NoDeterminism(
         f"deterministic guests need QEMU {family or ' or '.join(FAMILIES)}: {why}",
-        f"{OVERRIDE}=PROGRAM names another",
+        f"{OVERRIDE}=PROGRAM names another; `--mode realtime` gives other numbers, of this machine",
     )
 
 

@@ -150,22 +150,13 @@ def wait_until_quiet(pid: int, seconds: float) -> None:
     """
     deadline, asleep = Deadline(seconds), 0
     while asleep < 3:
-        state = _state(pid)
+        state = process.state(pid)
         if state in _ENDED:
             raise GuestLost("QEMU ended at the rendezvous")
         asleep = asleep + 1 if state == "S" else 0
         if deadline.expired:
             raise GuestLost(f"QEMU's main loop did not get quiet within {seconds:.0f} s")
         time.sleep(0.002)
-
-
-def _state(pid: int) -> str:
-    """A process's state, a letter of proc(5)."""
-    try:
-        # It comes after the program's name, which may have anything in it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
 
 
 def plugin(qemu: str, version: str, cache: Path) -> Path:

@@ -5,6 +5,7 @@
     +-- SpecError       the experiment, a patch or an option is wrong     exit 2
     +-- HostError       this machine lacks something                      exit 3
     |   +-- NoKvm           KVM is wanted and does not work
+    |   +-- NoDeterminism   deterministic guests are wanted, and there is no QEMU for them
     +-- BuildError      a kernel or an image could not be made            exit 3
     +-- StoreError      the ledger cannot be read or written              exit 3
     +-- Interrupted     the user asked to stop                            exit 130
@@ -49,6 +50,10 @@ class HostError(TestbedError):
 
 class NoKvm(HostError):
     """KVM is wanted, and does not boot the kernel in question here."""
+
+
+class NoDeterminism(HostError):
+    """Deterministic guests are wanted, and no QEMU that can be had here runs them."""
 
 
 class BuildError(TestbedError):

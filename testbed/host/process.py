@@ -145,6 +145,15 @@ def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
     child.wait()
 
 
+def state(pid: int) -> str:
+    """A process's state, a letter of proc(5); X if there is none."""
+    try:
+        # It comes after the program's name, which may have anything in it.
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
 def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     if shutil.which(str(argv[0])) is None:
         raise HostError(f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in")

@@ -78,13 +78,12 @@ def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]
 
 @dataclass(frozen=True)
 class Machine:
-    """What an experiment's guests run on here; `fallback` says why, if it is not what was asked for."""
+    """What an experiment's guests run on here."""
 
     shape: Shape
     qemu: Qemu
     accel: Accel
     environment: tuple[str, ...]
-    fallback: str = ""
 
 
 def machine(
@@ -97,25 +96,17 @@ def machine(
     cancel: threading.Event | None = None,
     family: str | None = None,
 ) -> Machine:
-    """The machine for an experiment's guests: deterministic if that can be had, else in real time.
+    """The machine for an experiment's guests, in its mode.
 
-    With a `family` of QEMU it has to be that one; HostError if there is none.
+    With a `family` of QEMU it has to be that one. Raises NoDeterminism, NoKvm, HostError.
     """
     shape = shape_of(experiment)
-    fallback = ""
     if experiment.mode == "deterministic":
-        try:
-            emulator = qemu.deterministic(cache, progress, family)
-        except HostError as none:
-            if family:
-                raise
-            fallback = f"not deterministic: {none.message}"
-            progress(fallback)
-        else:
-            reason = f"deterministic emulation, {emulator.version.removeprefix('QEMU emulator version ')}"
-            progress(f"acceleration: icount ({reason})")
-            depends_on = environment(emulator.family, emulator.version)
-            return Machine(shape, emulator, Accel("icount", reason), depends_on)
+        emulator = qemu.deterministic(cache, progress, family)
+        reason = f"deterministic emulation, {emulator.version.removeprefix('QEMU emulator version ')}"
+        progress(f"acceleration: icount ({reason})")
+        depends_on = environment(emulator.family, emulator.version)
+        return Machine(shape, emulator, Accel("icount", reason), depends_on)
     emulator = qemu.system()
     shape = replace(shape, accel="kvm")
     chosen = accel.choose(
@@ -130,7 +121,7 @@ def machine(
     progress(f"acceleration: {chosen.name} ({chosen.reason})")
     host = (host_cpu(), f"{len(os.sched_getaffinity(0))} cores", f"Linux {platform.release()}")
     depends_on = (emulator.version, *host)
-    return Machine(replace(shape, accel=chosen.name), emulator, chosen, depends_on, fallback)
+    return Machine(replace(shape, accel=chosen.name), emulator, chosen, depends_on)
 
 
 def shape_of(experiment: Experiment) -> Shape:
@@ -164,7 +155,8 @@ def numa(guest: GuestSpec) -> tuple[str, ...]:
 
 def initramfs(experiment: Experiment, cache: Path, files: Mapping[str, Path] | None = None) -> Image:
     """The image of an experiment's guests, with the files that its own command needs. Raises SpecError."""
-    return image.build(cache, files=brought(experiment) if files is None else files)
+    more = () if experiment.workload.command is None else (image.START_SOURCE,)
+    return image.build(cache, more, brought(experiment) if files is None else files)
 
 
 def brought(experiment: Experiment) -> dict[str, Path]:
@@ -284,7 +276,7 @@ def guest_facts(experiment: Experiment, here: Machine, initramfs: Image) -> Gues
         qemu=here.qemu.version,
         qemu_family=here.qemu.family,
         accelerator=Accelerator(name=here.accel.name, reason=here.accel.reason),
-        fallback=here.fallback,
+        fallback="",
         kernel_command_lines={arm: shape.kernel_cmdline for arm, shape in shapes.items()},
         host=Host(
             cpu=host_cpu(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from testbed.analysis.parse import Measurement
 from testbed.experiment import LEAST_SEEDS, Cell, Experiment
 from testbed.host import files
-from testbed.host.errors import NoKvm, SpecError, TestbedError
+from testbed.host.errors import NoDeterminism, NoKvm, SpecError, TestbedError
 from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
 from testbed.ledger.plan import Plan
@@ -151,7 +151,7 @@ class _Runs:
         return [trial for trial in trials if trial.id in ended]
 
     def _prepared(self, experiment: Experiment) -> Campaign:
-        """The trials of an experiment; in mode `auto` deterministic ones where KVM does not work."""
+        """The trials of an experiment; in mode `auto`, in the first of the modes that works here."""
         try:
             return self.lab.prepare(experiment, self.watch.note)
         except NoKvm as none:
@@ -159,13 +159,16 @@ class _Runs:
                 raise
             why = f"deterministic instead of in real time: {none.message}"
         self.watch.note(why)
-        instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
-        ready = self.lab.prepare(instead, self.watch.note)
-        # There may be no QEMU for that either.
-        provenance = ready.plan.provenance
-        both = "; ".join(filter(None, [why, provenance.fallback]))
-        changes = {"provenance": provenance.model_copy(update={"fallback": both})}
-        return replace(ready, plan=ready.plan.model_copy(update=changes))
+        try:
+            instead = experiment.model_copy(update={"mode": "deterministic", "accel": "auto"})
+            ready = self.lab.prepare(instead, self.watch.note)
+        except NoDeterminism as none:
+            why += f"; not deterministic: {none.message}"
+            self.watch.note(why)
+            emulated = experiment.model_copy(update={"mode": "realtime", "accel": "tcg"})
+            ready = self.lab.prepare(emulated, self.watch.note)
+        provenance = ready.plan.provenance.model_copy(update={"fallback": why})
+        return replace(ready, plan=ready.plan.model_copy(update={"provenance": provenance}))
 
 
 def _in_vain(experiment: Experiment, trials: Sequence[Trial], ledger: Ledger) -> int:

@@ -49,7 +49,8 @@ def exit_status(outcome: Outcome) -> int:  # noqa: PLR0911  (one for each outcom
         case Ran(worst=int(worst)):
             return worst
         case Ran(records=records):
-            return _of_records(records)
+            lost = any(record.outcome == LOST for record in records)
+            return GuestLost.exit_status if lost else _of_records(records)
         case Compared(report=report, result=result, met=met):
             if report.seeds:
                 return NOT_FINE if met else FINE

@@ -201,7 +201,12 @@ def test_an_emulator_that_stands_still_is_lost_and_one_that_stumbles_is_not(
 
 def test_a_guest_that_has_halted_is_hung(lab: Lab, tmp_path: Path) -> None:
     """It executes nothing any more, and its clock goes on from timer to timer."""
-    chosen = trial(lab, tmp_path, guest={"vcpus": 1}, workload={"mmap_test": None, "command": ["halt", "-f"]})
+    chosen = trial(
+        lab,
+        tmp_path,
+        guest={"vcpus": 1},
+        workload={"mmap_test": None, "command": ["halt", "-f"], "root": True},
+    )
     record = trials.run(chosen, 1, threading.Event()).record
     assert record.outcome == "hang" and "the workload: no end or error" in record.detail
 

@@ -26,7 +26,7 @@ from testbed import cli
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import Experiment, load, schema
-from testbed.host.errors import BuildError, GuestLost, HostError, NoKvm, SpecError
+from testbed.host.errors import BuildError, GuestLost, HostError, NoDeterminism, NoKvm, SpecError
 from testbed.kernel import series
 from testbed.ledger.ledger import Ledger
 from testbed.report import interchange as machine
@@ -43,7 +43,6 @@ from tests.unit.recorded import (
     PATCHED,
     REPOSITORY,
     UNPATCHED,
-    edited,
     manifest_of,
     measured,
     pair,
@@ -417,9 +416,38 @@ def test_run_prints_where_the_result_is(testbed: Testbed, prepared: list[Any]) -
     assert json.loads(testbed("report", "there", "--json").out)["seeds"] == [1]
 
 
-@pytest.mark.parametrize(("there", "also"), [("", ""), ("no QEMU 10.0", "; no QEMU 10.0")])
-def test_mode_auto_is_deterministic_where_kvm_does_not_work(
-    testbed: Testbed, prepared: list[Any], monkeypatch: pytest.MonkeyPatch, there: str, also: str
+def test_trials_that_stay_lost_are_no_success(
+    testbed: Testbed, prepared: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(
+        _trials: object, ledger: Ledger, _jobs: int, _progress: object, **_: object
+    ) -> dict[str, Measurement]:
+        ledger.add(record("unpatched", 1), UNPATCHED)
+        ledger.add(record("patched", 1, "lost", "QEMU ended"), b"")
+        return {}
+
+    monkeypatch.setattr(pool, "run", run)
+    assert testbed("run", EXPERIMENT) == Ran(3, "results/reclaim-capture\n", "")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "also", "modes"),
+    [
+        ("", "", [("realtime", "kvm"), ("deterministic", "auto")]),
+        (
+            "no QEMU 10.0",
+            "; not deterministic: no QEMU 10.0",
+            [("realtime", "kvm"), ("deterministic", "auto"), ("realtime", "tcg")],
+        ),
+    ],
+)
+def test_mode_auto_is_the_first_that_works(
+    testbed: Testbed,
+    prepared: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    lacking: str,
+    also: str,
+    modes: list[tuple[str, str]],
 ) -> None:
     asked: list[tuple[str, str]] = []
     works = prepare.prepare
@@ -428,17 +456,18 @@ def test_mode_auto_is_deterministic_where_kvm_does_not_work(
         asked.append((experiment.mode, experiment.accel))
         if experiment.accel == "kvm":
             raise NoKvm("KVM does not work here: it is tired")
-        made = works(experiment, *words)
-        plan = edited(made.plan, lambda data: data["provenance"].update(fallback=there))
-        return Campaign(made.trials, plan)
+        if experiment.mode == "deterministic" and lacking:
+            raise NoDeterminism(lacking)
+        return works(experiment, *words)
 
     monkeypatch.setattr(prepare, "prepare", replaced)
     ran = testbed("compare", EXPERIMENT, "--json", "--mode", "auto")
-    assert (ran.status, asked) == (0, [("realtime", "kvm"), ("deterministic", "auto")])
+    assert (ran.status, asked) == (0, modes)
     why = "deterministic instead of in real time: KVM does not work here: it is tired"
     assert json.loads(ran.out)["provenance"]["fallback"] == why + also and why in ran.err
-    # Who asks for KVM and nothing else gets nothing else.
+    # Who asks for KVM and nothing else gets nothing else, nor who asks for determinism.
     assert testbed("compare", EXPERIMENT, "--accel", "kvm").status == 3
+    assert testbed("compare", EXPERIMENT).status == (3 if lacking else 0)
 
 
 def test_mode_auto_is_in_real_time_where_kvm_works(testbed: Testbed, prepared: list[Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import threading
@@ -237,6 +238,25 @@ def test_silence_is_a_hang_with_the_stage_and_the_deadline(qemu: Callable[[str],
         guest.boot(5)
         with pytest.raises(Hang, match=r"`memory`: no elephant or error within 1 s"):
             guest.command("memory", "elephant", 1)
+
+
+def test_a_qemu_that_is_stopped_is_no_hang(
+    qemu: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
+        guest.boot(5)
+        (child,) = children_of(os.getpid())
+        os.kill(child, signal.SIGSTOP)
+        threading.Timer(1.5, os.kill, [child, signal.SIGCONT]).start()
+        # More than the deadline, of which nothing passes.
+        assert guest.command("memory", "memory", 1).name == "memory"
+        monkeypatch.setattr("testbed.guest.live.STOOD_STILL_SECONDS", 0.5)
+        os.kill(child, signal.SIGSTOP)
+        try:
+            with pytest.raises(GuestLost, match="QEMU was stopped by a signal"):
+                guest.command("memory", "memory", 5)
+        finally:
+            os.kill(child, signal.SIGCONT)
 
 
 def test_time_in_which_nobody_looks_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:

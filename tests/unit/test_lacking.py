@@ -13,28 +13,26 @@ from testbed.analysis.lacking import TOLD, lacking
 
 # A program that looks for all of it, in a guest of Linux 6.1.192 with the fragments guest and reclaim.
 ASKED = """\
-mkstemp in /tmp: No such file or directory
-shm_open: No such file or directory
 shmget: Function not implemented
 socketpair: Function not implemented
 TCP socket: Function not implemented
 inotify: Function not implemented
 io_uring: Function not implemented
-/dev/fd/1: No such file or directory
+openpty: No such file or directory
+drop_caches: Permission denied
 """
 
 
 def test_each_missing_thing_is_named_with_what_brings_it() -> None:
     assert lacking(ASKED) == [
-        "missing in the guest: /tmp (workload.files: a script that does `mkdir /tmp`)",
-        "missing in the guest: /dev/shm (workload.files: a script that does `mkdir /dev/shm; mount -t tmpfs "
-        "tmpfs /dev/shm`)",
         "missing in the guest: System V IPC (kernel.config: a fragment with CONFIG_SYSVIPC=y)",
         "missing in the guest: sockets (kernel.config: a fragment with CONFIG_NET=y, CONFIG_UNIX=y, "
         "CONFIG_INET=y)",
         "missing in the guest: inotify (kernel.config: a fragment with CONFIG_INOTIFY_USER=y)",
         "missing in the guest: io_uring (kernel.config: a fragment with CONFIG_IO_URING=y)",
-        "missing in the guest: /dev/fd (workload.files: a script that does `ln -s /proc/self/fd /dev/fd`)",
+        "missing in the guest: terminals (kernel.config: a fragment with CONFIG_UNIX98_PTYS=y)",
+        "missing in the guest: the right to do this: `drop_caches: Permission denied` (workload: `root: "
+        "true`)",
     ]
 
 
@@ -65,7 +63,10 @@ def test_each_missing_thing_is_named_with_what_brings_it() -> None:
         ("env: can't execute 'python3': No such file or directory", "the program python3"),
         ("env: 'python3': No such file or directory", "the program python3"),
         ("bash: ./x: /usr/bin/perl: bad interpreter: No such file or directory", "interpreter /usr/bin/perl"),
-        ("observe: prog: No such file or directory", "the program prog, or what interprets or loads it"),
+        (
+            "testbed-start: prog: No such file or directory",
+            "the program prog, or what interprets or loads it",
+        ),
         ("pkey_alloc: Function not implemented", "a system call of its kernel: pkey_alloc"),
     ],
 )

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.own import value, with_own
 from testbed.analysis.parse import parse
 from testbed.experiment import WorkloadSpec
 from testbed.experiment.model import PrimarySpec
-from testbed.experiment.own import OwnMetric, frame_of, is_sent
+from testbed.experiment.own import OwnMetric, frame_of
 from testbed.experiment.script import script
 from testbed.guest import image
 from testbed.host.errors import SpecError
@@ -129,8 +130,9 @@ def test_no_output_is_too_strange(said: str) -> None:
 
 
 def test_a_file_has_a_frame_of_its_own() -> None:
-    assert (frame_of("/run/result/x.json"), is_sent("/run/result/x.json")) == ("x.json", True)
-    assert (frame_of("/run/example.json"), is_sent("/run/example.json")) == ("file.run_example.json", False)
+    assert frame_of("/run/example.json") == "file.run_example.json"
+    with pytest.raises(ValidationError, match="where testbed's own files are"):
+        own(json="a", file="/run/result/vmstat.after")
 
 
 def test_the_guest_keeps_a_file_under_the_name_that_is_read(tmp_path: Path) -> None:
@@ -153,17 +155,17 @@ TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=
 def test_any_words_arrive_as_they_were_written(words: list[str]) -> None:
     words = [word.rstrip("\n") or "x" for word in words]
     line = WorkloadSpec(command=("printf", "%s\\0", "a b", *words)).run(1 << 20, 7)
-    verb, seed, shell, wrapper, *rest = line.split(" ")
-    assert (verb, seed, shell, wrapper, rest[0]) == (
-        "run-user",
-        "7",
-        "sh",
-        "/bin/testbed-wrapper",
-        "--escaped",
+    verb, seed, shell, wrapper, how, start, *rest = line.split(" ")
+    assert (verb, seed, shell, wrapper, how, start) == (
+        *("run-user", "7", "sh", "/bin/testbed-wrapper"),
+        *("--escaped", "testbed-start"),
     )
     assert re.fullmatch("[ -~]+", line)
     ran = subprocess.run(
-        [image.find_busybox(), "sh", image.WRAPPER_SCRIPT, *rest], capture_output=True, check=True, timeout=10
+        [image.find_busybox(), "sh", image.WRAPPER_SCRIPT, how, *rest],
+        capture_output=True,
+        check=True,
+        timeout=10,
     )
     assert ran.stdout.decode().split("\0")[:-1] == ["a b", *words]
 
@@ -174,8 +176,10 @@ def test_a_program_is_wrapped_only_where_a_file_is_kept() -> None:
         made = plan(["a"], workload=WorkloadSpec(command=("x", "y")), metrics=metrics)
         return script(made.experiment, "a", 7).run
 
-    assert run(None) == run("/run/result/x.json") == "run-user 7 x y"
-    assert run("/run/example.json") == "run-user 7 sh /bin/testbed-wrapper /run/example.json -- x y"
+    assert run(None) == "run-user 7 testbed-start x y"
+    assert run("/run/example.json") == (
+        "run-user 7 sh /bin/testbed-wrapper /run/example.json -- testbed-start x y"
+    )
 
 
 def user_log(output: str, files: Mapping[str, str]) -> bytes:

@@ -114,7 +114,7 @@ def test_no_samples_and_no_swap_are_not_asked_for(tmp_path: Path) -> None:
 
 def test_a_command_is_told_seed_and_memory(tmp_path: Path) -> None:
     found = told(tmp_path, workload={"command": ["stress", "--seed={seed}", "{pages}", "{x}"]})
-    assert found.run == "run-user 7 stress --seed=7 32768 {x}"
+    assert found.run == "run-user 7 testbed-start stress --seed=7 32768 {x}"
 
 
 @pytest.mark.parametrize("name", LOADS)
