@@ -44,7 +44,10 @@ _HOST_TIME = re.compile(rb"\x05timer\0{4}\0{3}\x02(.{8})\0{8}(.{8})", re.DOTALL)
 
 
 class DeterministicGuest(Guest):
-    """What they have in common: files that are given, and a rendezvous, which takes the plugin."""
+    """What they have in common: files that are given, and a rendezvous, which takes the plugin.
+
+    QEMU can write beneath the `writable` directories only.
+    """
 
     incoming = False
 
@@ -58,9 +61,10 @@ class DeterministicGuest(Guest):
         plugin: Path,
         qemu: str = QEMU,
         cancel: threading.Event | None = None,
+        writable: tuple[Path, ...] = (),
     ) -> None:
         super().__init__(shape, vmlinux, initramfs, qemu=qemu, cancel=cancel)
-        self._given, self._plugin = given, plugin
+        self._given, self._plugin, self._writable = given, plugin, writable
 
     @contextlib.contextmanager
     def _wired(self, qmp_fd: int, stack: contextlib.ExitStack) -> Iterator[Wiring]:
@@ -75,7 +79,9 @@ class DeterministicGuest(Guest):
         self._clock = GuestClock(clock_fd)
         self.rendezvous = Rendezvous(meeting, self._clock, self.check_cancelled)
         with plugged:
-            yield Wiring(qmp_fd, paths, self._plugin, plugged.fileno(), clock_fd, self.incoming)
+            yield Wiring(
+                qmp_fd, paths, self._plugin, plugged.fileno(), clock_fd, self.incoming, self._writable
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,7 +153,13 @@ class BootingGuest(DeterministicGuest):
 
 
 class Onlooker(Protocol):
-    """Who looks at a guest while it stands still, and changes nothing. It goes on when they return."""
+    """Who looks at a guest while it stands still, and changes nothing. It goes on when they return.
+
+    What QEMU is asked to write for them goes to their `scratch`, a directory.
+    """
+
+    @property
+    def scratch(self) -> Path: ...
 
     def at_start(self) -> None:
         """It has not run yet: now breakpoints can be set."""
@@ -174,7 +186,16 @@ class ResumedGuest(DeterministicGuest):
         qemu: str = QEMU,
         cancel: threading.Event | None = None,
     ) -> None:
-        super().__init__(shape, vmlinux, initramfs, given=given, plugin=plugin, qemu=qemu, cancel=cancel)
+        super().__init__(
+            shape,
+            vmlinux,
+            initramfs,
+            given=given,
+            plugin=plugin,
+            qemu=qemu,
+            cancel=cancel,
+            writable=(onlooker.scratch,) if onlooker else (),
+        )
         self._snapshot, self._onlooker = snapshot, onlooker
 
     def resume(self, seconds: float) -> None:

@@ -93,7 +93,9 @@ class Guest(abc.ABC):
             with theirs, self._wired(theirs.fileno(), stack) as wiring:
                 words = argv(self.shape, *self._files, wiring)
                 self.command_line = process.pasteable(words)
-                self._child = process.spawn(words, pass_fds=wiring.fds, stderr=self._stderr)
+                self._child = process.spawn(
+                    words, pass_fds=wiring.fds, stderr=self._stderr, writable=wiring.writable
+                )
             stack.callback(self._end_child)
             assert self._child.stdin and self._child.stdout
             self.console = Console(self._child.stdout, self._child.stdin, self._cancel)

@@ -33,6 +33,10 @@ _ACCEL = {
 }
 
 
+# QEMU's own: it may start no program and take no further rights.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
 @dataclass(frozen=True)
 class Shape:
     """All that decides what machine the kernel sees. Memory is in bytes, `extra` are words for QEMU.
@@ -58,7 +62,7 @@ class Wiring:
 
     `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `plugin` is told of the socket
     `plugin_fd` and of the memory `clock_fd`; `incoming` is whether the machine waits for a snapshot to be
-    loaded.
+    loaded; beneath `writable` is where QEMU may write.
     """
 
     qmp_fd: int
@@ -67,6 +71,7 @@ class Wiring:
     plugin_fd: int = -1
     clock_fd: int = -1
     incoming: bool = False
+    writable: tuple[Path, ...] = ()
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -83,6 +88,7 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
         *_machine(shape, qemu, vmlinux, initramfs),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,fd={wiring.qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-sandbox", _SANDBOX),
         "-S",
     ]
     for name, path in wiring.given.items():

@@ -118,6 +118,7 @@ def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: thread
         plugin=plugin,
         qemu=start.qemu.program,
         cancel=cancel,
+        writable=(path.parent,),
     )
     with guest:
         guest.boot(start.memory, seconds)

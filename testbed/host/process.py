@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from testbed.host import confine
 from testbed.host.errors import BuildError, HostError, TestbedError
 
 TAIL_LINES = 20
@@ -114,15 +115,19 @@ def spawn(
     *,
     pass_fds: Sequence[int] = (),
     stderr: IO[bytes] | None = None,
+    writable: Sequence[Path] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived child with pipes at its standard input and output.
+
+    It has no network, and can write beneath the `writable` directories and to nothing else (confine.py).
 
     It runs in a session of its own, so that Ctrl-C at the terminal reaches us and not the child, and it
     is killed by the kernel when the thread that called spawn() dies, however that comes about.
     Raises HostError when the program is not installed.
     """
+    require(argv[0])
     return subprocess.Popen(
-        _guarded(argv),
+        _guarded(confine.words([str(word) for word in argv], writable)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr or subprocess.DEVNULL,
@@ -145,6 +150,12 @@ def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
     child.wait()
 
 
+def require(program: str | os.PathLike[str]) -> None:
+    """Raise HostError if a program is not installed."""
+    if shutil.which(str(program)) is None:
+        raise HostError(f"{program}: program not found", "`testbed doctor` names the package it comes in")
+
+
 def state(pid: int) -> str:
     """A process's state, a letter of proc(5); X if there is none."""
     try:
@@ -155,8 +166,7 @@ def state(pid: int) -> str:
 
 
 def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
-    if shutil.which(str(argv[0])) is None:
-        raise HostError(f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in")
+    require(argv[0])
     if shutil.which("setpriv") is None:
         # Set-up has to get by without until it has installed it.
         return [str(word) for word in argv]

@@ -61,7 +61,7 @@ class GdbStub:
     def __enter__(self) -> GdbStub:
         with contextlib.ExitStack() as stack:
             self._listener = stack.enter_context(socket.create_server(("localhost", 0)))
-            self._scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+            self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
             guest = trials.guest(self._trial, threading.Event(), self._course, onlooker=self)
             if not isinstance(guest, ResumedGuest):
                 raise SpecError("a guest in real time is another one while somebody looks at it")
@@ -202,7 +202,7 @@ class GdbStub:
 
     def _memory(self, packet: str) -> str:
         address, length = (int(word, 16) for word in packet[1:].split(","))
-        file = self._scratch / "memory"
+        file = self.scratch / "memory"
         arguments: dict[str, Any] = {
             "val": address,
             "size": min(length, _BIGGEST_READ),

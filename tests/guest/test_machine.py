@@ -44,6 +44,17 @@ def test_the_balloon_takes_exactly_what_is_asked_for(lab: Lab) -> None:
         assert int(guest.command("memory", "memory").fields["total_kb"]) == before
 
 
+def test_qemu_may_start_no_program(lab: Lab) -> None:
+    """What else it may not, tests/unit/test_confine.py has of any program."""
+    with lab.guest() as guest:
+        guest.boot(60)
+        (qemu,) = children_of(os.getpid())
+        status = dict(line.split(":\t") for line in Path(f"/proc/{qemu}/status").read_text().splitlines())
+        assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        network = Path(f"/proc/{qemu}/net/dev").read_text().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in network] == ["lo"]
+
+
 def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
     with lab.guest(vcpus=8) as guest:
         guest.boot(60)
