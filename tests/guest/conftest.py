@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from testbed.experiment import Experiment, MiB, load
 from testbed.guest import image
@@ -21,10 +23,15 @@ from testbed.kernel import series
 from testbed.kernel.build import Kernel
 from testbed.kernel.series import Line
 from testbed.kernel.source import Source
+from testbed.ledger.document import parsed
+from testbed.ledger.manifest import Manifest
 from testbed.trials import prepare
 from tests.guest import subject
 
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
+PUBLISHED = EXPERIMENT.with_suffix(".manifest.json")
+# The very package that the published result was measured with, so that a newer one costs no further kernels.
+SOURCE = parsed(Manifest, PUBLISHED.read_bytes()).pinned().kernel.debian
 # Of a test that builds kernels itself: no shorter than a build may take.
 BUILDS = pytest.mark.timeout(3600)
 
@@ -33,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.guest)
+
+
+def repository_data(name: str = EXPERIMENT.stem) -> dict[str, Any]:
+    """An experiment of the repository, as its file has it, of SOURCE."""
+    data = yaml.safe_load(EXPERIMENT.with_name(f"{name}.yaml").read_text())
+    return {**data, "kernel": {**data["kernel"], "debian": SOURCE}}
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,10 @@ def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
-def lab(tell: Callable[[str], None]) -> Lab:
-    experiment, cache = load(EXPERIMENT), cache_directory()
+def lab(tell: Callable[[str], None], tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    directory, cache = tmp_path_factory.mktemp("lab"), cache_directory()
+    (directory / EXPERIMENT.name).write_text(yaml.safe_dump(repository_data(), sort_keys=False))
+    experiment = load(directory / EXPERIMENT.name)
     return Lab(experiment, prepare.kernels(experiment, cache, tell), image.build(cache), cache)
 
 

@@ -31,7 +31,7 @@ from testbed.trials import debug, prepare
 from testbed.trials import trial as trials
 from testbed.trials.debug import GdbStub
 from testbed.trials.trial import Trial
-from tests.guest.conftest import BUILDS, EXPERIMENT, Lab
+from tests.guest.conftest import BUILDS, PUBLISHED, Lab
 from tests.guest.test_experiment import experiment, workload
 from tests.helpers import children_of, cpu_seconds
 
@@ -250,8 +250,7 @@ def test_the_published_result_is_what_comes_out_here_or_it_is_said_why(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert lab.kernels
-    published = EXPERIMENT.with_suffix(".manifest.json")
-    status = cli.main(["verify", str(published), "--trials", "2"])
+    status = cli.main(["verify", str(PUBLISHED), "--trials", "2"])
     captured = capsys.readouterr()
     if status == 0:
         assert "2 of 2 trials gave the same console log" in captured.out

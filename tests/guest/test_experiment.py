@@ -21,15 +21,15 @@ from testbed.kernel import build
 from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
 from testbed.trials import trial as trials
-from tests.guest.conftest import BUILDS, EXPERIMENT, Lab
+from tests.guest.conftest import BUILDS, Lab, repository_data
 from tests.helpers import cpu_seconds
 
 
 def experiment(directory: Path, arms: Sequence[str] = ("unpatched", "early"), **changes: Any) -> Path:
     """The repository's experiment, made smaller."""
-    data = yaml.safe_load(EXPERIMENT.read_text())
+    data = repository_data()
     # Of all modes of the patch, which share a kernel.
-    modes = yaml.safe_load(EXPERIMENT.with_name("modes.yaml").read_text())["arms"]
+    modes = repository_data("modes")["arms"]
     data["arms"] = {arm: modes[arm] for arm in arms}
     # What is asked of few seeds, one boot can answer.
     data["boots"] = 1

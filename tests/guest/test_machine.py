@@ -19,8 +19,9 @@ from testbed.guest.live import LiveGuest
 from testbed.guest.shape import Shape
 from testbed.host.errors import GuestFailed, Hang, Panic
 from testbed.wire import frames
-from tests.guest.conftest import EXPERIMENT, Lab
+from tests.guest.conftest import Lab
 from tests.guest.subject import numbers
+from tests.guest.test_experiment import experiment
 from tests.helpers import children_of, cpu_seconds
 from tests.unit.test_guest_faults import FAKE
 
@@ -155,9 +156,10 @@ def test_what_auto_chooses_boots(lab: Lab) -> None:
     assert (again, cpu_seconds() - began < 2) == (chosen, True)
 
 
-def test_a_person_gets_a_shell(lab: Lab) -> None:
+def test_a_person_gets_a_shell(lab: Lab, tmp_path: Path) -> None:
     assert lab.kernels
-    words = ["-m", "testbed", "boot", "--accel", "tcg", "--arm", "patched", str(EXPERIMENT)]
+    file = experiment(tmp_path, ("unpatched", "early"))
+    words = ["-m", "testbed", "boot", "--accel", "tcg", "--arm", "early", str(file)]
     child = pexpect.spawn(sys.executable, words, timeout=60)
     child.expect(rb"[$#] ")
     tracing = "/sys/kernel/tracing/tracing_on"

@@ -13,7 +13,7 @@ from testbed.experiment import load
 from testbed.host.paths import REPOSITORY
 from testbed.ledger.ledger import Ledger
 from testbed.trials import prepare
-from tests.guest.conftest import Lab
+from tests.guest.conftest import SOURCE, Lab
 from tests.guest.test_experiment import workload
 from tests.installed import install
 
@@ -26,7 +26,8 @@ def test_an_installed_package_measures_the_same_as_the_checkout(lab: Lab, tmp_pa
     assert done.returncode == 0, done.stderr
     file = elsewhere / "mine.yaml"
     data = yaml.safe_load(file.read_text())
-    file.write_text(yaml.safe_dump({**data, "seeds": 1, "workload": workload(seconds=0.5)}))
+    changes = {"seeds": 1, "workload": workload(seconds=0.5), "kernel": {**data["kernel"], "debian": SOURCE}}
+    file.write_text(yaml.safe_dump({**data, **changes}))
 
     done = installed.testbed("compare", "mine.yaml", "--json", cwd=elsewhere, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
 from testbed.trials import trial as trials
 from testbed.wire import frames
-from tests.guest.conftest import BUILDS, EXPERIMENT, Lab
+from tests.guest.conftest import BUILDS, Lab, repository_data
 from tests.guest.test_determinism import busy
 from tests.guest.test_experiment import workload
 
@@ -26,7 +26,7 @@ EXACT = {"tries": "direct_reclaim_try", "misses_drained": "direct_reclaim_miss_d
 
 def measured(lab: Lab, tmp_path: Path, **changes: Any) -> tuple[Measurement, ...]:
     """One measurement a seed, of the first arm."""
-    data = yaml.safe_load(EXPERIMENT.read_text())
+    data = repository_data()
     data |= {"arms": {"unpatched": data["arms"]["unpatched"]}, "boots": 1, "seeds": 1, "tracepoints": True}
     data |= changes
     path = tmp_path / "experiment.yaml"

@@ -20,6 +20,7 @@ from testbed.ledger.record import MEASURED
 from testbed.trials import prepare
 from testbed.trials import trial as trials
 from testbed.trials.trial import Attempt
+from tests.guest.conftest import SOURCE
 
 # Their kernel is one of its.
 pytestmark = pytest.mark.usefixtures("lab")
@@ -30,7 +31,7 @@ def run(directory: Path, mode: str, workload: Mapping[str, Any], *, seed: int = 
     """One trial, on a kernel that only has the counters of the instrumentation."""
     data = {
         "name": "workload",
-        "kernel": {"debian": "linux-source-6.1"},
+        "kernel": {"debian": SOURCE},
         "arms": {"unpatched": {"patches": ["instrumentation"]}},
         "workload": dict(workload),
         "guest": {"vcpus": 8, "boot_memory": "512M", "memory": "128M", **guest},
