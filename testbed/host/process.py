@@ -8,13 +8,14 @@ itself in a form that can be pasted into a shell.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +23,10 @@ from testbed.host.errors import BuildError, HostError, TestbedError
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
+# What a child does before it is the program. A parent that was killed while the child did not ask for the
+# signal yet sends none; but then the child is another's by now.
+_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+_unguarded = contextvars.ContextVar("unguarded", default=False)
 
 
 class Deadline:
@@ -145,11 +150,22 @@ def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
     child.wait()
 
 
+@contextlib.contextmanager
+def unguarded() -> Iterator[None]:
+    """Start children even without setpriv, for set-up, which installs it: a kill leaves them running."""
+    before = _unguarded.set(True)
+    try:
+        yield
+    finally:
+        _unguarded.reset(before)
+
+
 def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
-    if shutil.which(str(argv[0])) is None:
-        raise HostError(f"{argv[0]}: program not found", "`testbed doctor` names the package it comes in")
-    if shutil.which("setpriv") is None:
-        # Set-up has to get by without until it has installed it.
-        return [str(word) for word in argv]
+    words = [str(word) for word in argv]
+    guarded = shutil.which("setpriv") is not None
+    lacking = words[0] if shutil.which(words[0]) is None else "setpriv"
+    if lacking == words[0] or not (guarded or _unguarded.get()):
+        raise HostError(f"{lacking}: program not found", "`testbed doctor` names the package it comes in")
     # setpriv sets PR_SET_PDEATHSIG and execs: no preexec_fn, which is unsafe with threads.
-    return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]
+    guard = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
+    return [*guard, *words] if guarded else words
