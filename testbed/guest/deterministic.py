@@ -21,7 +21,6 @@ import contextlib
 import os
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.qemu import QEMU
 from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring
+from testbed.host import owned, space
 from testbed.host.errors import GuestLost
 from testbed.host.process import Deadline
 
@@ -66,7 +66,7 @@ class DeterministicGuest(Guest):
     def _wired(self, qmp_fd: int, stack: contextlib.ExitStack) -> Iterator[Wiring]:
         meeting, plugged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(meeting.close)
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+        scratch = stack.enter_context(owned.directory())
         paths = {name: scratch / name for name in self._given}
         for name, path in paths.items():
             path.write_bytes(self._given[name])
@@ -105,7 +105,10 @@ class DeterministicGuest(Guest):
         self.rendezvous.wait(seconds)
 
     def _migrate(self, command: str, path: Path) -> None:
-        """Have QEMU write its state to a file, or read it from there."""
+        """Have QEMU write its state to a file, or read it from there.
+
+        Raises HostError when there is no space left for it.
+        """
         # As `uri`, a comma in it could begin an option.
         address = {"transport": "file", "filename": str(path), "offset": 0}
         self.monitor.execute(command, channels=[{"channel-type": "main", "addr": address}])
@@ -114,6 +117,8 @@ class DeterministicGuest(Guest):
             self.check_cancelled()
             if state.get("status") == "failed" or deadline.expired:
                 why = f"{state.get('status')}: {state.get('error-desc', 'QEMU does not say why')}"
+                if space.said(why):
+                    raise space.lack(path.parent)
                 raise GuestLost(f"the snapshot was not moved: {why}")
             self.monitor.events(timeout=0.02)
 

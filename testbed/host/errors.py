@@ -5,6 +5,7 @@
     +-- SpecError       the experiment, a patch or an option is wrong     exit 2
     +-- HostError       this machine lacks something                      exit 3
     |   +-- NoKvm           KVM is wanted and does not work
+    |   +-- NoSpace         a disk is full
     +-- BuildError      a kernel or an image could not be made            exit 3
     +-- StoreError      the ledger cannot be read or written              exit 3
     +-- Interrupted     the user asked to stop                            exit 130
@@ -49,6 +50,10 @@ class HostError(TestbedError):
 
 class NoKvm(HostError):
     """KVM is wanted, and does not boot the kernel in question here."""
+
+
+class NoSpace(HostError):
+    """A disk is full, or a quota. Trying again or otherwise is of no use until there is space."""
 
 
 class BuildError(TestbedError):

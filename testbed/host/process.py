@@ -14,15 +14,19 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from testbed.host import space
 from testbed.host.errors import BuildError, HostError, TestbedError
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
+# Of a log, where a failed command says why: what runs beside it may go on for a while.
+LOG_BYTES = 1 << 20
 # What a child does before it is the program. A parent that was killed while the child did not ask for the
 # signal yet sends none; but then the child is another's by now.
 _UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
@@ -88,7 +92,8 @@ def run(
 
     `env` is added to the caller's environment. With `log`, standard output and error go there as they
     come, and the result's `stdout` is empty. Raises `error` when the command fails (unless `check` is
-    false) or outlives `timeout` seconds, HostError when the program is not installed.
+    false) or outlives `timeout` seconds, HostError when the program is not installed or when it failed since
+    there was no space left.
     """
     child = subprocess.Popen(
         _guarded(argv),
@@ -106,11 +111,14 @@ def run(
     finally:
         end(child)
     done = subprocess.CompletedProcess(list(argv), child.returncode, out or b"", err or b"")
-    if check and done.returncode != 0:
-        raise error(
-            f"`{pasteable(argv)}` failed with exit status {done.returncode}",
-            tail((done.stderr + done.stdout).decode(errors="replace")).strip(),
-        )
+    if done.returncode != 0:
+        output = (done.stderr + done.stdout).decode(errors="replace")
+        if space.said(output if log is None else _tail_of(log)):
+            raise space.lack(cwd or Path(), Path(tempfile.gettempdir()), *space.named(map(str, argv)))
+        if check:
+            raise error(
+                f"`{pasteable(argv)}` failed with exit status {done.returncode}", tail(output).strip()
+            )
     return done
 
 
@@ -148,6 +156,10 @@ def end(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _tail_of(log: IO[bytes]) -> str:
+    return Path(log.name).read_bytes()[-LOG_BYTES:].decode(errors="replace")
 
 
 @contextlib.contextmanager

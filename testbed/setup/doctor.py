@@ -11,13 +11,12 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.guest import image, qemu
-from testbed.host import debian, process
+from testbed.host import debian, owned, process
 from testbed.host.errors import TestbedError
 from testbed.host.paths import is_installed
 
@@ -155,8 +154,8 @@ def _libraries() -> Iterator[Need]:
 def _compiles(program: str, *flags: str) -> str | None:
     if shutil.which("gcc") is None:
         return "cannot be checked without gcc"
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "check.c"
+    with owned.directory() as scratch:
+        source = scratch / "check.c"
         source.write_text(program)
         argv = ["gcc", str(source), "-o", f"{scratch}/check", *flags]
         done = process.run(argv, timeout=30, check=False)

@@ -56,15 +56,15 @@ def no_setpriv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_setpriv")
 def test_without_a_guard_nothing_is_started_but_by_set_up() -> None:
-    with pytest.raises(HostError, match="^setpriv: program not found\n  `testbed doctor`"):
+    with pytest.raises(HostError, match=r"^setpriv: program not found\n  `testbed doctor`"):
         process.spawn(["sleep", "1"])
-    with pytest.raises(HostError, match="^setpriv: program not found\n"):
+    with pytest.raises(HostError, match=r"^setpriv: program not found\n"):
         process.run(["true"], timeout=5)
     with process.unguarded():
         assert process.run(["true"], timeout=5).returncode == 0
-        with pytest.raises(HostError, match="^no-such-program: program not found\n"):
+        with pytest.raises(HostError, match=r"^no-such-program: program not found\n"):
             process.run(["no-such-program"], timeout=5)
-    with pytest.raises(HostError, match="^setpriv"):
+    with pytest.raises(HostError, match=r"^setpriv"):
         process.run(["true"], timeout=5)
 
 
