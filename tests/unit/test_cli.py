@@ -144,7 +144,7 @@ def test_a_bad_command_line_is_status_2_with_usage(testbed: Testbed, words: tupl
 
 
 @pytest.mark.parametrize(
-    "verb", ["compare", "run", "explain", "history", "parse", "report", "schema", "doctor"]
+    "verb", ["compare", "run", "explain", "history", "parse", "report", "schema", "doctor", "clean"]
 )
 def test_every_verb_has_help(testbed: Testbed, verb: str) -> None:
     ran = testbed(verb, "--help")

@@ -183,6 +183,52 @@ def test_what_is_used_is_not_removed(tmp_path: Path) -> None:
     assert owned.remove(path) and not path.exists()
 
 
+# --- the cache -----------------------------------------------------------------------------------
+
+USING = """
+files.once(home / "kernels/used", lambda draft: draft.mkdir())
+owned.make(home / "snapshots")
+stand_still(home)
+"""
+
+
+def test_the_cache_is_freed_but_for_what_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "testbed"
+    for name in (
+        "kernels/used/vmlinux",
+        "kernels/other/vmlinux",
+        "snapshots/x",
+        "sources/x/Makefile",
+        "ccache/a",
+    ):
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_bytes(bytes(1 << 20))
+    # In a work tree the same files.
+    (cache / "work/x/src").mkdir(parents=True)
+    (cache / "work/x/src/Makefile").hardlink_to(cache / "sources/x/Makefile")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cli.main(["doctor"])
+    notes = [line.split()[1:5] for line in capsys.readouterr().out.splitlines() if "MiB in" in line]
+    assert notes[0] == ["2", "MiB", "in", f"{cache / 'kernels'}:"]
+    assert sum(int(note[0]) for note in notes) == 5
+    with standing_still(USING, cache):
+        assert cli.main(["clean", "--cache"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"3 MiB freed in {cache}\n"
+    assert said.err.splitlines() == [
+        f"{cache / name}: left, since another process uses it" for name in ("kernels/used", "snapshots")
+    ]
+    assert sorted(path.name for path in cache.rglob("*") if path.is_file()) == ["vmlinux", "x"]
+    assert cli.main(["clean", "--cache"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"2 MiB freed in {cache}\n", "")
+    assert cli.main(["clean", "--cache"]) == 0
+    with pytest.raises(SystemExit):
+        cli.main(["clean"])
+
+
 # --- where it is -----------------------------------------------------------------------------------
 
 
