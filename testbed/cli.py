@@ -19,10 +19,9 @@ from testbed import experiment
 from testbed.analysis import metrics
 from testbed.host.errors import Interrupted, SpecError, TestbedError
 from testbed.host.paths import cache_directory
-from testbed.host.process import end_on_signals, pasteable
+from testbed.host.process import end_on_signals
 from testbed.report.escape import visible
 from testbed.report.gate import Condition
-from testbed.setup.doctor import INSTALLERS, install_command
 from testbed.terminal.arguments import parser
 from testbed.terminal.completion import complete
 from testbed.terminal.progress import Watcher
@@ -34,6 +33,8 @@ from testbed.terminal.show import (
     put,
     show,
     show_bisection,
+    show_cleaned,
+    show_examined,
     show_experiments,
     show_results,
     tell,
@@ -42,8 +43,10 @@ from testbed.trials.lab import Lab, ThisMachine, Watch
 from testbed.verbs import (
     bisection,
     catalog,
+    clean,
     compare,
     derive,
+    doctor,
     explain,
     history,
     init,
@@ -55,7 +58,6 @@ from testbed.verbs import (
     save,
     selfcheck,
 )
-from testbed.verbs import doctor as doctors
 from testbed.verbs.request import ExperimentRequest, RunRequest
 from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failure_status
 
@@ -404,18 +406,14 @@ def _metrics(_arguments: argparse.Namespace, _lab: Lab) -> int:
 
 
 def _doctor(_arguments: argparse.Namespace, lab: Lab) -> int:
-    examined = doctors.examine(lab)
-    for need in examined.needs:
-        if need.problem:
-            print(f"{'PROBLEM':8}{'; '.join(filter(None, [f'{need.name}: {need.problem}', need.remedy]))}")
-        else:
-            print(f"{'ok':8}{need.name}")
-    for note in examined.notes:
-        print(f"{'note':8}{note}")
-    for distribution in () if examined.fit else INSTALLERS:
-        if command := install_command(examined.needs, distribution):
-            print(f"on {distribution.capitalize()}: sudo {pasteable(command)}")
+    examined = doctor.examine(lab)
+    show_examined(examined)
     return exit_status(examined)
+
+
+def _clean(_arguments: argparse.Namespace, lab: Lab) -> int:
+    show_cleaned(clean.clean(lab.cache), lab.cache)
+    return FINE
 
 
 # What a verb is done with: the words, and where kernels are built and guests run. Returns the exit status.
@@ -441,6 +439,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, Lab], int]] = {
     "schema": _schema,
     "metrics": _metrics,
     "doctor": _doctor,
+    "clean": _clean,
 }
 # Those that go on, when stopped, from where they were.
 KEEPING = ("compare", "run", "build", "selfcheck", "bisect")

@@ -9,6 +9,7 @@ a recorded log. Faults: see FAULTS.
 """
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -43,7 +44,15 @@ FAULTS = (
     "hang",  # the guest executes, and says nothing
     "stall",  # QEMU executes nothing any more
     "starve",  # it executes an instruction now and then, for seconds
+    "full",  # there is no space for its snapshot
 )
+
+
+def options(text: str) -> dict[str, str]:
+    """What QEMU understands by `name=value,...`: a comma ends a value, and two are one."""
+    parts = text.replace(",,", "\0").split(",")
+    pairs = [part.replace("\0", ",").partition("=") for part in parts]
+    return {name: value for name, _, value in pairs}
 
 
 def say(text: str) -> None:
@@ -59,9 +68,13 @@ class Fake:
         self.memory = int(arguments[arguments.index("-m") + 1].rstrip("M")) << 20
         self.status = "prelaunch"
         # The other end of the rendezvous, and where the guest's time is told.
-        plugin = re.search(r"-plugin \S+,fd=(\d+),clock=(\d+)", " ".join(arguments))
-        self.plugin = socket.socket(fileno=int(plugin[1])) if plugin else None
-        self.clock_fd = int(plugin[2]) if plugin else -1
+        words = dict(itertools.pairwise(arguments))
+        plugin = options(words.get("-plugin", "fd=-1,clock=-1"))
+        self.plugin = socket.socket(fileno=int(plugin["fd"])) if "file" in plugin else None
+        self.clock_fd = int(plugin["clock"])
+        for word, value in itertools.pairwise(arguments):
+            if word == "-fw_cfg" and not Path(options(value)["file"]).is_file():
+                sys.exit(f"qemu-system-x86_64: can't load {options(value)['file']}")
         self.meetings = 2 if "-incoming" in arguments else 1
 
     def send(self, message: object) -> None:
@@ -98,21 +111,31 @@ class Fake:
                 text = text[end:]
                 yield request
 
-    def answer(self, command: str, arguments: dict[str, int]) -> dict[str, object]:
+    def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, object]:
         if command == "balloon":
             if self.fault == "refuse-balloon":
                 return {"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}
             stuck = self.fault == "stuck-balloon"
             self.memory = (self.memory + arguments["value"]) // 2 if stuck else arguments["value"]
+        moved: dict[str, object] = {"status": "completed"}
+        if self.fault == "full":
+            moved = {"status": "failed", "error-desc": "Unable to write to file: No space left on device"}
+        if command == "migrate-incoming" and not Path(arguments["channels"][0]["addr"]["filename"]).is_file():
+            return {"error": {"class": "GenericError", "desc": "No such file or directory"}}
         results: dict[str, dict[str, object]] = {
             "query-balloon": {"actual": self.memory},
             "query-status": {"status": self.status, "running": self.status == "running"},
-            "query-migrate": {"status": "completed"},
+            "query-migrate": moved,
         }
         return {"return": results.get(command, {})}
 
     def boot(self) -> None:
         self.status = "running"
+        if self.plugin and self.fault == "full":
+            self.meet(self.plugin)
+            say("\n#tb:ready release=6.1.0 cpus=8\n")
+            self.meet(self.plugin)
+            return
         if self.plugin:
             self.run_from_the_snapshot(self.plugin)
             return
@@ -134,11 +157,15 @@ class Fake:
         for line in sys.stdin:
             self.obey(line.split())
 
+    def meet(self, plugin: socket.socket) -> None:
+        """Stand still at a rendezvous until the host lets the guest go on."""
+        plugin.send(b"m" + bytes(16))
+        while plugin.recv(17)[:1] not in (b"g", b"f", b""):
+            pass
+
     def run_from_the_snapshot(self, plugin: socket.socket) -> None:
         for _ in range(self.meetings):
-            plugin.send(b"m" + bytes(16))
-            while plugin.recv(17)[:1] not in (b"g", b""):
-                pass
+            self.meet(plugin)
         executed = 1000
         for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
             executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)

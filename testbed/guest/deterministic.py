@@ -21,7 +21,6 @@ import contextlib
 import os
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.qemu import QEMU
 from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
 from testbed.guest.shape import Shape, Wiring
+from testbed.host import owned, space
 from testbed.host.errors import GuestLost
 from testbed.host.process import Deadline
 
@@ -70,7 +70,7 @@ class DeterministicGuest(Guest):
     def _wired(self, qmp_fd: int, stack: contextlib.ExitStack) -> Iterator[Wiring]:
         meeting, plugged = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.callback(meeting.close)
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+        scratch = stack.enter_context(owned.directory())
         paths = {name: scratch / name for name in self._given}
         for name, path in paths.items():
             path.write_bytes(self._given[name])
@@ -110,12 +110,22 @@ class DeterministicGuest(Guest):
         """Wait until the guest stands at a rendezvous."""
         self.rendezvous.wait(seconds)
 
-    def _migrated(self) -> None:
+    def _migrate(self, command: str, path: Path) -> None:
+        """Have QEMU write its state to a file, or read it from there.
+
+        Raises HostError when there is no space left for it.
+        """
+        # As `uri`, a comma in it could begin an option.
+        address = {"transport": "file", "filename": str(path), "offset": 0}
+        self.monitor.execute(command, channels=[{"channel-type": "main", "addr": address}])
         deadline = Deadline(QEMU_SECONDS)
-        while (status := self.monitor.execute("query-migrate").get("status")) != "completed":
+        while (state := self.monitor.execute("query-migrate")).get("status") != "completed":
             self.check_cancelled()
-            if status == "failed" or deadline.expired:
-                raise GuestLost(f"the snapshot was not moved: {status}")
+            if state.get("status") == "failed" or deadline.expired:
+                why = f"{state.get('status')}: {state.get('error-desc', 'QEMU does not say why')}"
+                if space.said(why):
+                    raise space.lack(path.parent)
+                raise GuestLost(f"the snapshot was not moved: {why}")
             self.monitor.events(timeout=0.02)
 
 
@@ -147,8 +157,7 @@ class BootingGuest(DeterministicGuest):
                 self.monitor.execute("stop", timeout=QEMU_SECONDS)
             if self.rendezvous.here():
                 raise GuestLost("the guest was too quick to be stopped at the rendezvous")
-            self.monitor.execute("migrate", uri=f"file:{path}")
-            self._migrated()
+            self._migrate("migrate", path)
         path.write_bytes(_HOST_TIME.sub(_without_host_time, path.read_bytes(), count=1))
 
 
@@ -204,8 +213,7 @@ class ResumedGuest(DeterministicGuest):
             # After a migration QEMU tells the network, five times, by the host's clock. Whenever its main
             # loop runs, it may run the guest's timers, and then vCPUs are interrupted elsewhere.
             self.monitor.execute("migrate-set-parameters", **{"announce-rounds": 0})
-            self.monitor.execute("migrate-incoming", uri=f"file:{self._snapshot}")
-            self._migrated()
+            self._migrate("migrate-incoming", self._snapshot)
             self.monitor.execute("cont")
             self.rendezvous.wait(seconds)
             if self._onlooker:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from testbed.guest.shape import file_option
 from testbed.host import files, process
 from testbed.host.errors import GuestLost, Hang, HostError
 from testbed.host.process import Deadline
@@ -174,7 +175,7 @@ def _oldest_api(qemu: str, scratch: Path) -> int:
     """The oldest version of the plugin interface that a QEMU takes; it says so when given an older one."""
     probe = scratch / "probe.so"
     _compile(probe, 0)
-    words = [qemu, "-nodefaults", "-display", "none", "-machine", "none", "-plugin", str(probe)]
+    words = [qemu, "-nodefaults", "-display", "none", "-machine", "none", "-plugin", file_option(probe)]
     done = process.run(words, timeout=20, error=HostError, check=False)
     output = (done.stderr + done.stdout).decode(errors="replace")
     match = re.search(r"minimum version of (\d+)", output)

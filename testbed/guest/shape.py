@@ -92,12 +92,18 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
         "-S",
     ]
     for name, path in wiring.given.items():
-        words += ["-fw_cfg", f"name=opt/testbed/{name},file={path}"]
+        words += ["-fw_cfg", f"name=opt/testbed/{name},{file_option(path)}"]
     if wiring.plugin:
-        words += ["-plugin", f"{wiring.plugin},fd={wiring.plugin_fd},clock={wiring.clock_fd}"]
+        told = f"fd={wiring.plugin_fd},clock={wiring.clock_fd}"
+        words += ["-plugin", f"{file_option(wiring.plugin)},{told}"]
     if wiring.incoming:
         words += ["-incoming", "defer"]
     return words
+
+
+def file_option(path: Path) -> str:
+    """A path as one of QEMU's options, whatever is in it: a comma ends it unless it is doubled."""
+    return "file=" + str(path).replace(",", ",,")
 
 
 def identity(shape: Shape) -> list[str]:

@@ -20,7 +20,7 @@ from testbed.experiment import PAGE
 from testbed.guest.deterministic import BootingGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
-from testbed.host import files
+from testbed.host import files, owned, space
 from testbed.host.errors import HostError, Interrupted
 from testbed.host.files import locked
 
@@ -28,6 +28,8 @@ from testbed.host.files import locked
 RUN_BYTES = 4096
 # Of older snapshots, 37 MB each, there is no need: taking one again costs some seconds.
 KEEP = 64
+# What taking one needs for a moment, with its log.
+ROOM_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,7 @@ def ensure(
 
     Its console log is beside it. Raises GuestError as a boot does, BuildError, HostError; Interrupted.
     """
-    home = cache / "snapshots"
-    home.mkdir(parents=True, exist_ok=True)
+    home = owned.make(cache / "snapshots")
     path = home / start.key
 
     def check() -> None:
@@ -101,6 +102,7 @@ def ensure(
         elif start.booted_by != start.qemu.version:
             raise HostError(f"only {start.booted_by} can take this snapshot; here is {start.qemu.version}")
         else:
+            space.require(home, ROOM_BYTES, "a snapshot")
             with files.staged(path) as draft:
                 log = _take(start, plugin(), draft, seconds, cancel)
                 files.write(path.with_suffix(".log.gz"), gzip.compress(log, mtime=0))
@@ -128,8 +130,7 @@ def _take(start: Start, plugin: Path, path: Path, seconds: float, cancel: thread
 
 def adopt(start: Start, taken: Path, cache: Path) -> None:
     """Move a snapshot that was taken elsewhere into the cache, on the same file system."""
-    home = cache / "snapshots"
-    home.mkdir(parents=True, exist_ok=True)
+    home = owned.make(cache / "snapshots")
     with locked(home / f"{start.key}.lock"):
         taken.rename(home / start.key)
 

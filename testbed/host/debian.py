@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.host import files, process
+from testbed.host import files, owned, process
 from testbed.host.errors import HostError
 
 # The newest version in any of them is taken; names such as linux-source-6.1 are in few.
@@ -90,7 +90,7 @@ def _apt(cache: Path, package: str) -> list[str]:
     uri = mirror()
     if uri is None:
         raise HostError(f"{package} cannot be had: apt knows no Debian mirror here")
-    room = cache / "apt"
+    room = owned.make(cache / "apt")
     for name in ("lists/partial", "archives/partial", "deb"):
         (room / name).mkdir(parents=True, exist_ok=True)
     sources = room / "sources.list"

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Files that several processes share: put in place in one step, made once, locked. Standard library only.
 
-What is being made is in NAME.*.tmp beside it; a process that is killed may leave that behind.
+What is being made is in NAME.*.tmp beside it, which goes when its owner is dead: see owned.py.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from testbed.host import owned
 from testbed.host.errors import HostError
 from testbed.host.process import Deadline
 
@@ -30,10 +29,10 @@ def staged(path: Path) -> Iterator[Path]:
     """Where to make a file or a directory that is to be `path`: it gets there in one step, after the body.
 
     If that raises, there is nothing. A file that was there is replaced. Of a directory that somebody else has
-    put there meanwhile, theirs stays.
+    put there meanwhile, theirs stays. Raises HostError when there is no space left.
     """
-    with tempfile.TemporaryDirectory(prefix=f"{path.name}.", suffix=".tmp", dir=path.parent) as scratch:
-        draft = Path(scratch) / path.name
+    with owned.directory(path.parent, f"{path.name}.") as scratch:
+        draft = scratch / path.name
         yield draft
         try:
             draft.replace(path)
@@ -66,14 +65,14 @@ def once(
 ) -> Path:
     """A file or directory, made by `make`, where it is told to, unless it is there.
 
-    By one process at a time: others wait for the `lock`, NAME.lock beside it unless it is another.
+    By one process at a time: others wait for the `lock`, NAME.lock beside it unless it is another. This
+    process uses it from then on.
     """
-    if not path.exists():
+    while not owned.use(path):
         with locked(lock or path.with_name(f"{path.name}.lock"), progress):
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                for left in path.parent.glob(f"{path.name}.*.tmp"):
-                    shutil.rmtree(left, ignore_errors=True)
+                owned.remove_left(path.parent)
                 with staged(path) as draft:
                     make(draft)
     return path

@@ -8,9 +8,13 @@ import os
 import re
 from pathlib import Path
 
+from testbed.host.errors import HostError
+
 PACKAGE = Path(__file__).resolve().parents[1]
 # Of a checkout its top; of an installed package nothing in particular.
 REPOSITORY = PACKAGE.parent
+# Bytes of a directory's path. The kernel takes 4,095 of a file's; sources and object trees are deep.
+LONGEST = 1000
 
 
 def is_installed() -> bool:
@@ -24,10 +28,29 @@ def data_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Kernels, sources and images: `testbed` in the user's cache directory (XDG Base Directory 0.8)."""
+    """Kernels, sources and images: `testbed` in the user's cache directory (XDG Base Directory 0.8).
+
+    Raises HostError for one that cannot be used.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     # A relative path there is to be ignored, says the specification.
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "testbed"
+    home = checked(Path(base), "XDG_CACHE_HOME") if base.startswith("/") else Path.home() / ".cache"
+    return home / "testbed"
+
+
+def checked(directory: Path, variable: str) -> Path:
+    """A directory that the environment names. Raises HostError for a path that is long or is not UTF-8."""
+    encoded = os.fsencode(directory)
+    if len(encoded) > LONGEST:
+        raise HostError(
+            f"{variable}: the path {str(directory)[:40]}... has {len(encoded)} bytes: name a directory of at "
+            f"most {LONGEST}"
+        )
+    try:
+        encoded.decode()
+    except UnicodeDecodeError as bad:
+        raise HostError(f"{variable}: {encoded!r} is not UTF-8: name another directory") from bad
+    return directory
 
 
 def sha256(file: Path) -> str:

@@ -8,21 +8,29 @@ itself in a form that can be pasted into a shell.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from testbed.host import confine
+from testbed.host import confine, space
 from testbed.host.errors import BuildError, HostError, TestbedError
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
+# Of a log, where a failed command says why: what runs beside it may go on for a while.
+LOG_BYTES = 1 << 20
+# What a child does before it is the program. A parent that was killed while the child did not ask for the
+# signal yet sends none; but then the child is another's by now.
+_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+_unguarded = contextvars.ContextVar("unguarded", default=False)
 
 
 class Deadline:
@@ -84,7 +92,8 @@ def run(
 
     `env` is added to the caller's environment. With `log`, standard output and error go there as they
     come, and the result's `stdout` is empty. Raises `error` when the command fails (unless `check` is
-    false) or outlives `timeout` seconds, HostError when the program is not installed.
+    false) or outlives `timeout` seconds, HostError when the program is not installed or when it failed since
+    there was no space left.
     """
     child = subprocess.Popen(
         _guarded(argv),
@@ -102,11 +111,14 @@ def run(
     finally:
         end(child)
     done = subprocess.CompletedProcess(list(argv), child.returncode, out or b"", err or b"")
-    if check and done.returncode != 0:
-        raise error(
-            f"`{pasteable(argv)}` failed with exit status {done.returncode}",
-            tail((done.stderr + done.stdout).decode(errors="replace")).strip(),
-        )
+    if done.returncode != 0:
+        output = (done.stderr + done.stdout).decode(errors="replace")
+        if space.said(output if log is None else _tail_of(log)):
+            raise space.lack(cwd or Path(), Path(tempfile.gettempdir()), *space.named(map(str, argv)))
+        if check:
+            raise error(
+                f"`{pasteable(argv)}` failed with exit status {done.returncode}", tail(output).strip()
+            )
     return done
 
 
@@ -165,10 +177,26 @@ def state(pid: int) -> str:
         return "X"
 
 
+def _tail_of(log: IO[bytes]) -> str:
+    return Path(log.name).read_bytes()[-LOG_BYTES:].decode(errors="replace")
+
+
+@contextlib.contextmanager
+def unguarded() -> Iterator[None]:
+    """Start children even without setpriv, for set-up, which installs it: a kill leaves them running."""
+    before = _unguarded.set(True)
+    try:
+        yield
+    finally:
+        _unguarded.reset(before)
+
+
 def _guarded(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     require(argv[0])
-    if shutil.which("setpriv") is None:
-        # Set-up has to get by without until it has installed it.
-        return [str(word) for word in argv]
+    words = [str(word) for word in argv]
+    if shutil.which("setpriv") is None and _unguarded.get():
+        return words
+    require("setpriv")
     # setpriv sets PR_SET_PDEATHSIG and execs: no preexec_fn, which is unsafe with threads.
-    return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]
+    guard = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid())]
+    return [*guard, *words]

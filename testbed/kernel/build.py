@@ -6,7 +6,8 @@ cache/kernels/<key>/   vmlinux, System.map, config, build.json: complete, or not
 cache/work/<hash>/     src and obj, reused by all kernels of a family of sources, a configuration and
                        a compiler, so that a second arm costs only what its patches change;
                        log, which is the lock on all this as well as the output of make;
-                       conf, where configurations are made; state.json, which says what is in src
+                       conf, where configurations are made; state.json, which says what is in src;
+                       tmp, the TMPDIR of compilers
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from pathlib import Path
 from typing import IO
 
 from testbed.experiment import ArmSpec
-from testbed.host import files, process
-from testbed.host.errors import BuildError, SpecError
+from testbed.host import files, owned, process, space
+from testbed.host.errors import BuildError, HostError, SpecError
 from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.kernel import kconfig, series
@@ -36,6 +37,13 @@ from testbed.kernel.source import Progress, Source, at_hand, silent
 SCHEMA = 1  # of the key and of build.json: another number, another kernel
 CONFIGURE_SECONDS = 120.0
 BUILD_SECONDS = 3600.0
+# What a work tree takes that has no objects yet, with what ccache keeps of them; and one that has.
+FIRST_BYTES, LATER_BYTES = 300 << 20, 50 << 20
+# Where less is left the disk is full.
+FULL_BYTES = 1 << 20
+# What kbuild and the shell that it works with can take in the path of a source. An equals sign would change
+# the kernel, by way of gcc's -fmacro-prefix-map.
+_FIT = re.compile(r"[\w/.,+@~-]+")
 
 # What makes the same source the same image, anywhere and at any time. An empty LOCALVERSION keeps
 # scripts/setlocalversion from looking for a git repository around the source.
@@ -48,7 +56,7 @@ VARIABLES = {
     "LC_ALL": "C",
     "LOCALVERSION": "",
 }
-INHERITED = ("PATH", "HOME", "TMPDIR")
+INHERITED = ("PATH", "HOME")
 
 # What the compiler makes of a text it makes once, whichever kernel of a work tree it is for. The user's own
 # settings, which may trade rightness for speed, do not count.
@@ -157,7 +165,7 @@ def published(plan: Plan) -> Kernel | None:
         digest = sha256(plan.directory / "vmlinux")
     except (OSError, ValueError):
         return None
-    if digest != facts["vmlinux_sha256"]:
+    if digest != facts["vmlinux_sha256"] or not owned.use(plan.directory):
         return None
     return Kernel(
         key=plan.key,
@@ -180,7 +188,13 @@ def build(plan: Plan, jobs: int | None = None, progress: Progress = silent) -> K
     """
     if kernel := published(plan):
         return kernel
-    work = _work(plan)
+    if not _FIT.fullmatch(str(plan.cache)):
+        raise HostError(
+            f"{plan.cache}: no kernel can be built there: make takes letters, digits and -_.,+@~ in a path; "
+            "let XDG_CACHE_HOME name another directory"
+        )
+    work = owned.make(_work(plan))
+    owned.make(plan.cache / "ccache")
     # Being the standard output of make, the log stays locked until the last compiler is gone, even when
     # this process is killed and they are not.
     with locked(work / "log", progress) as log:
@@ -188,12 +202,18 @@ def build(plan: Plan, jobs: int | None = None, progress: Progress = silent) -> K
             return kernel
         log.truncate(0)
         started = time.monotonic()
+        first = not (work / "obj" / "vmlinux").exists()
+        space.require(work, FIRST_BYTES if first else LATER_BYTES, "building a kernel")
         progress(f"building {plan.label}")
-        _sync(plan, work)
-        _drop_unfinished(work / "obj")
-        _configure(plan, work, log)
-        _make(work, "obj", ["vmlinux", f"-j{jobs or (os.cpu_count() or 1) + 1}"], log, BUILD_SECONDS)
-        _publish(plan, work, time.monotonic() - started)
+        with space.told(work):
+            # What a compiler leaves that is killed.
+            shutil.rmtree(work / "tmp", ignore_errors=True)
+            (work / "tmp").mkdir()
+            _sync(plan, work)
+            _drop_unfinished(work / "obj")
+            _configure(plan, work, log)
+            _make(work, "obj", ["vmlinux", f"-j{jobs or (os.cpu_count() or 1) + 1}"], log, BUILD_SECONDS)
+            _publish(plan, work, time.monotonic() - started)
     kernel = published(plan)
     if kernel is None:
         raise BuildError(f"{plan.directory}: changed as it was being written")
@@ -293,7 +313,8 @@ def kbuild(work: Path, output: str, words: Sequence[str]) -> list[str]:
     Variables such as MAKEFLAGS, CROSS_COMPILE, KCFLAGS and CPATH change kernels.
     """
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    settings = {**inherited, **VARIABLES, **CCACHE, "CCACHE_DIR": work.parents[1] / "ccache"}
+    places = {"CCACHE_DIR": work.parents[1] / "ccache", "TMPDIR": work / "tmp"}
+    settings = {**inherited, **VARIABLES, **CCACHE, **places}
     variables = [f"{name}={value}" for name, value in settings.items()]
     source, objects = str(work / "src"), f"O={work / output}"
     return ["env", "-i", *variables, "make", "-C", source, objects, "CC=ccache gcc", *words]
@@ -304,6 +325,8 @@ def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout
     argv = kbuild(work, output, words)
     done = process.run(argv, timeout=timeout, log=log, check=False)
     if done.returncode != 0:
+        # Then its log may not say so, being there itself.
+        space.require(work, FULL_BYTES, "building a kernel")
         raise BuildError(
             f"`{process.pasteable(argv)}` failed with exit status {done.returncode}; "
             f"its output is in {log.name}",
@@ -312,7 +335,7 @@ def _make(work: Path, output: str, words: Sequence[str], log: IO[bytes], timeout
 
 
 def _first_errors(output: str) -> str:
-    telling = re.compile(r"error:|Error |not found|undefined reference|No space left")
+    telling = re.compile(r"error:|Error |not found|undefined reference")
     lines = [line for line in output.splitlines() if telling.search(line)]
     return "\n  ".join(lines[:10]) if lines else process.tail(output).strip()
 

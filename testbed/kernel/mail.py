@@ -11,16 +11,17 @@ import gzip
 import lzma
 import re
 import subprocess
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.host import owned, space
 from testbed.host.errors import SpecError
 from testbed.kernel import source
 
 NO_REPOSITORY = Path("/dev/null")
 MAIL_SECONDS = 60.0
+ROOM_BYTES = 1 << 20
 
 # The first bytes of what is packed, and what unpacks it.
 _PACKED = {b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\x00": lzma.decompress}
@@ -81,8 +82,9 @@ def split(data: bytes, name: str) -> list[Mail]:
     data = _unpack(data, name)
     if not data.strip():
         raise SpecError(f"{name}: is empty", "`git format-patch` of a range without commits gives that")
-    with tempfile.TemporaryDirectory(prefix="testbed-mail-") as directory:
-        scratch = Path(directory)
+    with owned.directory() as scratch:
+        # `git mailinfo` does not notice when it cannot write.
+        space.require(scratch, 3 * len(data) + ROOM_BYTES, "reading a patch")
         letters = _letters(data, scratch, name)
         mails = [_mail(letter, scratch, name) for letter in letters]
     patches = [mail for mail in mails if _DIFF.search(mail.diff) and not mail.cover]

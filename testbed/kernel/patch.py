@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from testbed.host import owned
 from testbed.host.errors import SpecError
 from testbed.kernel import commits, hunks, source
 from testbed.kernel.hunks import Hunk
@@ -255,8 +255,7 @@ def apply(patches: Sequence[Patch], read: Read) -> dict[str, bytes | None]:
     hunk for one that does not.
     """
     pristine: dict[str, bytes | None] = {}
-    with tempfile.TemporaryDirectory(prefix="testbed-series-") as name:
-        scratch = Path(name)
+    with owned.directory() as scratch:
         for patch in patches:
             for path in patch.files:
                 if path not in pristine:

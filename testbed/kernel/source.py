@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.experiment import GitSource, SourceSpec, TarballSource
-from testbed.host import debian, files, process
-from testbed.host.errors import BuildError, HostError, SpecError, TestbedError
+from testbed.host import debian, files, owned, process, space
+from testbed.host.errors import BuildError, HostError, NoSpace, SpecError, TestbedError
 from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.host.process import Deadline
@@ -35,6 +34,8 @@ UNPACK_SECONDS = 600.0
 GIT_SECONDS = 600.0
 DOWNLOAD_SECONDS = 3600.0
 SILENCE_SECONDS = 60.0  # that a server may keep
+# How much larger a source is than its tarball.
+GROWTH = {".bz2": 10, ".gz": 8, ".xz": 12}
 
 Progress = Callable[[str], None]
 
@@ -210,6 +211,8 @@ def _fetch(package: str, cache: Path, target: Path, progress: Progress) -> None:
     """Fetch a package's tarball and version into a directory. The caller holds the lock."""
     try:
         deb = debian.fetch(package, cache, progress)
+    except NoSpace:
+        raise
     except HostError as failed:
         raise HostError(
             f"kernel.debian: {package} is neither in {DEBIAN_SOURCES} nor to be had: {failed.message}",
@@ -228,8 +231,7 @@ def _release(spec: TarballSource, cache: Path, progress: Progress) -> Source:
     tree = cache / "sources" / spec.sha256
 
     def make(draft: Path) -> None:
-        download = cache / "downloads" / f"{spec.sha256[:12]}-{name}"
-        with _at_hand(spec.url, download, progress) as archive:
+        with _at_hand(spec.url, draft.with_name(f"download-{name}"), progress) as archive:
             _verify(archive, spec)
             _unpack(archive, draft, progress)
 
@@ -253,7 +255,6 @@ def _at_hand(url: str, staging: Path, progress: Progress) -> Iterator[Path]:
         return
     try:
         progress(f"downloading {url}")
-        staging.parent.mkdir(parents=True, exist_ok=True)
         _download(url, staging)
         yield staging
     finally:
@@ -265,7 +266,11 @@ def _download(url: str, file: Path) -> None:
         raise SpecError(f"kernel.tarball.url: {url}: only http, https, file and paths are understood")
     deadline = Deadline(DOWNLOAD_SECONDS)
     try:
-        with urllib.request.urlopen(url, timeout=SILENCE_SECONDS) as answer, file.open("wb") as out:  # noqa: S310
+        with (
+            space.told(file.parent),
+            urllib.request.urlopen(url, timeout=SILENCE_SECONDS) as answer,  # noqa: S310
+            file.open("wb") as out,
+        ):
             while chunk := answer.read(1 << 20):
                 out.write(chunk)
                 if deadline.expired:
@@ -275,17 +280,21 @@ def _download(url: str, file: Path) -> None:
 
 
 def _unpack(archive: Path, tree: Path, progress: Progress) -> None:
-    """Unpack the one top directory of a tarball to `tree`."""
+    """Unpack the one top directory of a tarball to `tree`, a draft."""
+    wanted = archive.stat().st_size * GROWTH.get(archive.suffix, 1)
+    space.require(tree.parents[1], wanted, "a kernel's source")
     progress(f"unpacking {archive.name}")
-    with tempfile.TemporaryDirectory(dir=tree.parent) as scratch:
-        extract = ["tar", "-x", "-f", str(archive), "-C", scratch, "--no-same-owner"]
-        process.run(extract, timeout=UNPACK_SECONDS)
-        top = list(Path(scratch).iterdir())
-        if len(top) != 1 or not top[0].is_dir():
-            raise SpecError(
-                f"kernel.tarball.url: {archive.name} is not a kernel: it has not a single top directory"
-            )
-        top[0].rename(tree)
+    unpacked = tree.with_name("unpacked")
+    unpacked.mkdir()
+    # To tar, a colon in its name would mean another machine, and a backslash in that of a -C another letter.
+    extract = ["tar", "--force-local", "-x", "-f", str(archive.resolve()), "--no-same-owner"]
+    process.run(extract, cwd=unpacked, timeout=UNPACK_SECONDS)
+    top = list(unpacked.iterdir())
+    if len(top) != 1 or not top[0].is_dir():
+        raise SpecError(
+            f"kernel.tarball.url: {archive.name} is not a kernel: it has not a single top directory"
+        )
+    top[0].rename(tree)
 
 
 # --- git -----------------------------------------------------------------------------------------
@@ -392,7 +401,7 @@ def _revision(spec: GitSource, cache: Path, progress: Progress) -> Source:
 def _repository(cache: Path, name: str) -> Path:
     """A bare repository of ours."""
     path = cache / "git" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.git"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    owned.make(path)
     git(path, "init", "--quiet", "--bare")
     return path
 

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import os
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from testbed.host import files
+from testbed.host import files, owned, space
 from testbed.host.errors import SpecError, StoreError
 from testbed.ledger.document import mistake, parsed
 from testbed.ledger.plan import BisectionPlan, BuildNote, Plan
@@ -31,6 +32,8 @@ SCHEMA = 1
 LEDGER = "ledger.sqlite"
 # In a directory that has a result per cell of a matrix.
 MATRIX = "matrix.json"
+# Bytes of a result's path: SQLite opens no file whose own has more than 512.
+LONGEST = 480
 
 _TABLES = """
 CREATE TABLE plans (id INTEGER PRIMARY KEY, document TEXT NOT NULL);
@@ -70,10 +73,13 @@ class Ledger:
 
         Raises StoreError when another process writes to it or when it is of another version.
         """
+        _require_short(directory)
         with contextlib.ExitStack() as stack:
             with _translated(directory):
                 (directory / "logs").mkdir(parents=True, exist_ok=True)
                 stack.enter_context(_locked(directory))
+                for home in (directory, directory / "logs"):
+                    owned.remove_left(home)
                 db = stack.enter_context(contextlib.closing(sqlite3.connect(directory / LEDGER)))
                 db.execute("PRAGMA synchronous = FULL")
                 if db.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -88,6 +94,7 @@ class Ledger:
 
         Raises SpecError when there is none, StoreError when it cannot be read.
         """
+        _require_short(directory)
         path = directory / LEDGER
         if not path.is_file():
             raise SpecError(f"{directory}: not a result directory: there is no {LEDGER} in it")
@@ -246,6 +253,15 @@ def set_aside(directory: Path) -> Path | None:
     return target
 
 
+def _require_short(directory: Path) -> None:
+    length = len(os.fsencode(directory.absolute()))
+    if length > LONGEST:
+        raise SpecError(
+            f"{directory}: its path has {length} bytes, and that of a result can have {LONGEST}: "
+            "name another with --results"
+        )
+
+
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """Be the only one who writes; the lock goes with the process, however it ends."""
@@ -260,8 +276,11 @@ def _locked(directory: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _translated(directory: Path) -> Iterator[None]:
     try:
-        yield
+        with space.told(directory):
+            yield
     except (sqlite3.Error, OSError) as failed:
+        if getattr(failed, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise space.lack(directory) from failed
         raise StoreError(f"{directory}: the ledger cannot be used: {failed}") from failed
 
 

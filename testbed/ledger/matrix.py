@@ -12,7 +12,7 @@ from pydantic import Field
 
 from testbed.experiment import Cell, Experiment, Json, Model
 from testbed.host import files
-from testbed.host.errors import Interrupted, StoreError, TestbedError
+from testbed.host.errors import Interrupted, NoSpace, StoreError, TestbedError
 from testbed.ledger.document import Document, parsed
 from testbed.ledger.ledger import MATRIX
 
@@ -61,7 +61,7 @@ def run(
         failure, status = "", 0
         try:
             execute(cell.experiment, home / cell.name)
-        except (Interrupted, StoreError):
+        except (Interrupted, NoSpace, StoreError):
             raise
         except TestbedError as failed:
             failure, status = str(failed), failed.exit_status

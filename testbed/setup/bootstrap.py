@@ -31,8 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     """Bring the machine up to what is needed; return the exit status."""
     lock = "requirements-dev.txt" if "--dev" in arguments else "requirements.txt"
     try:
-        _system_packages()
-        _virtual_environment(REPOSITORY / lock)
+        with process.unguarded():
+            _system_packages()
+            _virtual_environment(REPOSITORY / lock)
     except TestbedError as failed:
         print(f"set-up: {failed}", file=sys.stderr)
         return failed.exit_status

@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("schema", "print the JSON Schema of experiment files, for editors to complete")
     sub.add_argument("--report", action="store_true", help="of what testbed writes: all report.json")
     verb("metrics", "list the metrics: name, unit, which direction is better, and where it is from")
-    verb("doctor", "check what this machine lacks for the main job")
+    verb("doctor", "check what this machine lacks for the main job, and say what is kept where")
+    sub = verb("clean", "free what the doctor says is kept, but for what other processes use; asks nothing")
+    sub.add_argument("--cache", action="store_true", required=True, help="kernels, sources, snapshots, ...")
     return whole
 
 

@@ -17,7 +17,9 @@ from testbed.report.escape import visible
 from testbed.report.table import Table
 from testbed.verbs import bisection, reports
 from testbed.verbs.catalog import Offered, Stored
+from testbed.verbs.clean import Cleaned
 from testbed.verbs.compare import Compared, ComparedMatrix
+from testbed.verbs.doctor import Examined
 from testbed.verbs.status import exit_status
 
 PIPE_COLUMNS = 120
@@ -87,6 +89,26 @@ def show_results(directory: Path, stored: Sequence[Stored]) -> None:
         return
     rows = [[str(one.directory), words.age(one.age), one.said] for one in stored]
     print_rendered(Table(["result", "age", "what it says"], rows, frozenset({0, 2})).terminal())
+
+
+def show_examined(examined: Examined) -> None:
+    """Print what the doctor found."""
+    for need in examined.needs:
+        if need.problem:
+            print(f"{'PROBLEM':8}{'; '.join(filter(None, [f'{need.name}: {need.problem}', need.remedy]))}")
+        else:
+            print(f"{'ok':8}{need.name}")
+    for note in examined.notes:
+        print(f"{'note':8}{note}")
+    for remedy in examined.remedies:
+        print(remedy)
+
+
+def show_cleaned(cleaned: Cleaned, cache: Path) -> None:
+    """Print what was freed, and say what was not."""
+    for path in cleaned.in_use:
+        tell(f"{path}: left, since another process uses it")
+    print(f"{cleaned.freed >> 20} MiB freed in {cache}")
 
 
 def print_rendered(renderable: RenderableType) -> None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from testbed.guest.deterministic import ResumedGuest
+from testbed.host import owned
 from testbed.host.errors import GuestError, HostError, SpecError
 from testbed.trials import trial as trials
 from testbed.trials.trial import Course, Trial
@@ -61,7 +60,7 @@ class GdbStub:
     def __enter__(self) -> GdbStub:
         with contextlib.ExitStack() as stack:
             self._listener = stack.enter_context(socket.create_server(("localhost", 0)))
-            self.scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+            self.scratch = stack.enter_context(owned.directory())
             guest = trials.guest(self._trial, threading.Event(), self._course, onlooker=self)
             if not isinstance(guest, ResumedGuest):
                 raise SpecError("a guest in real time is another one while somebody looks at it")

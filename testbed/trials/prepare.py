@@ -21,6 +21,7 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape
+from testbed.host import owned
 from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import REPOSITORY, is_installed
 from testbed.kernel import build, kconfig, source
@@ -52,8 +53,11 @@ class Campaign:
 def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, build.Plan]:
     """What every arm's kernel is to be made of. Raises SpecError naming the key.
 
-    All arms are checked before any is built, so that a patch that does not apply costs nothing.
+    All arms are checked before any is built, so that a patch that does not apply costs nothing. What dead
+    processes left in the cache goes first.
     """
+    for room in cache.glob("*/"):
+        owned.remove_left(room)
     planned = {}
     resolved: dict[SourceSpec, Source] = {}
     if experiment.kernel.is_given and any(arm.kernel is None for arm in experiment.arms.values()):

@@ -25,7 +25,10 @@ def init(target: Path) -> Path:
 def create(file: Path, text: str, remedy: str, option: str = "") -> Path:
     """Write a file that is not there yet, and its directories; return it. Raises SpecError if it is there."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.parent.is_dir():
+            # One by one: pathlib calls itself for each, and Python allows it a thousand.
+            for parent in reversed(file.parents):
+                parent.mkdir(exist_ok=True)
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except (FileExistsError, NotADirectoryError) as bad:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.host import owned
 from testbed.host.process import pasteable
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.manifest import Manifest
@@ -111,5 +111,5 @@ def manifest(result: Path) -> Manifest:
 
 @contextmanager
 def _loaded(path: Path, lab: Lab, watch: Watch) -> Iterator[tuple[Repeat, Path]]:
-    with tempfile.TemporaryDirectory(prefix="testbed-") as scratch:
-        yield reproduce.load(path, lab.cache, Path(scratch), watch.note), Path(scratch)
+    with owned.directory() as scratch:
+        yield reproduce.load(path, lab.cache, scratch, watch.note), scratch

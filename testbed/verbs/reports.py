@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from testbed.host import files
+from testbed.host.errors import NoSpace
 from testbed.report import interchange, matrix, text
 from testbed.report.document import ComparisonReport
 from testbed.report.matrix import MatrixReport
@@ -80,5 +81,6 @@ def put(path: Path, content: str | bytes, warn: Warn) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         files.write(path, content)
-    except OSError as unwritable:
-        warn(f"{path}: not written: {unwritable.strerror}")
+    except (OSError, NoSpace) as unwritable:
+        why = unwritable.strerror if isinstance(unwritable, OSError) else unwritable.message
+        warn(f"{path}: not written: {why}")

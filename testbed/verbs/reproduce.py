@@ -13,7 +13,6 @@ import itertools
 import lzma
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 from testbed.guest import qemu, rendezvous, snapshot
 from testbed.guest.accel import Accel
 from testbed.guest.image import Image
+from testbed.host import owned, space
 from testbed.host.errors import SpecError, StoreError
 from testbed.host.files import staged
 from testbed.host.paths import sha256
@@ -175,8 +175,8 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
     if not target.name or target.is_dir():
         raise SpecError(f"{target}: is a directory; give the bundle's name, as in {target / 'x.testbed'}")
     repeat = load(result, cache, cache, progress)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        files = _files(repeat.trials, cache, Path(scratch))
+    with owned.directory(cache) as scratch:
+        files = _files(repeat.trials, cache, scratch)
         texts = {"report.md": report.encode()}
         hashes = {name: sha256(path) for name, path in files.items()}
         hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
@@ -212,7 +212,7 @@ def _pack(path: Path, files: Mapping[str, Path], texts: Mapping[str, bytes]) -> 
 
 def _extract(path: Path, target: Path) -> None:
     try:
-        with tarfile.open(path) as tar:
+        with space.told(target), tarfile.open(path) as tar:
             for member in tar:
                 # Ours are flat. Python 3.11.2, Debian 12's, has no filter that would refuse the rest.
                 data = tar.extractfile(member) if member.isreg() else None

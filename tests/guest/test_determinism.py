@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -61,6 +62,21 @@ def run(trial: Trial) -> tuple[Record, bytes]:
     attempt = trials.run(trial, 1, threading.Event())
     assert (attempt.record.outcome, attempt.record.detail) == (MEASURED, "")
     return attempt.record, attempt.log
+
+
+def test_directories_of_any_name_give_the_same(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What QEMU is told of a cache and a TMPDIR that have a comma, blanks, quotes and other letters."""
+    here = trial(lab, tmp_path)
+    place = tmp_path / "a, b,,offset=1 'c' \"d\" 100% é"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    vmlinux, initramfs = (Path(shutil.copy(path, place)) for path in (here.vmlinux, here.initramfs))
+    there = dataclasses.replace(here, cache=place, vmlinux=vmlinux, initramfs=initramfs)
+    assert run(there)[1] == run(here)[1]
+    booted = [cache / "snapshots" / f"{here.start.key}.log.gz" for cache in (place, lab.cache)]
+    assert booted[0].read_bytes() == booted[1].read_bytes()
 
 
 _FIRST: dict[str, tuple[Record, bytes]] = {}

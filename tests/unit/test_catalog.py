@@ -85,6 +85,8 @@ def test_words_that_name_results_are_results(here: Path) -> None:
         ("testbed report results/r1:p", ["results/r1:patched"]),
         ("testbed history --metric fault_p99", ["fault_p99", "fault_p999"]),
         ("testbed compare mi", ["mine.yaml"]),
+        ("testbed cl", ["clean"]),
+        ("testbed clean --c", ["--cache"]),
     ],
 )
 def test_the_shell_completes(here: Path, line: str, offered: list[str]) -> None:

@@ -56,7 +56,7 @@ def test_writing(tmp_path: Path, durable: bool) -> None:
 
 
 def test_what_many_want_is_made_once(tmp_path: Path) -> None:
-    path, left = tmp_path / "cache" / "x", tmp_path / "cache" / "x.killed.tmp"
+    path, left = tmp_path / "cache" / "x", tmp_path / "cache" / "x.20261129.testbed.tmp"
     left.mkdir(parents=True)
     made: list[Path] = []
     said: list[str] = []

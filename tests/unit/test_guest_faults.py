@@ -110,7 +110,7 @@ def deterministic(qemu: str, cache: Path, **deadlines: float) -> Trial:
         compiled_plugin=Path("/rendezvous.so"),
     )
     taken = cache / "snapshots" / trial.start.key
-    taken.parent.mkdir()
+    taken.parent.mkdir(parents=True, exist_ok=True)
     taken.write_bytes(b"")
     return trial
 
@@ -148,6 +148,22 @@ def test_a_boot_that_hangs_does_so_by_the_guests_time(qemu: Callable[[str], str]
     assert record.detail.startswith("boot: no ready or error within 3 s of the guest's time")
     # It is a fast one: 10^10 instructions in a second.
     assert (record.outcome, time.monotonic() - began < 2.5) == ("hang", True)
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a,,b,offset=1", "a b", "a'b", 'a"b', "file=a", "100%s", "ä€", "a\nb", "#?*[$x]\\", ",x="]
+)
+def test_directories_may_have_any_name(
+    qemu: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What is in them is given to QEMU, in whose options a comma has a meaning."""
+    place = tmp_path / name
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    trial = replace(deterministic(qemu("none"), place), compiled_plugin=place / "rendezvous.so")
+    attempt = trials.run(trial, 1, threading.Event())
+    assert (attempt.record.outcome, attempt.record.detail) == (MEASURED, "")
+    assert list(place.glob("*.tmp")) == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -19,10 +20,11 @@ import pytest
 
 from testbed.experiment import ArmSpec, GitSource, KernelSpec, TarballSource
 from testbed.host import process
-from testbed.host.errors import BuildError, SpecError
+from testbed.host.errors import BuildError, HostError, NoSpace, SpecError
 from testbed.kernel import build as build_module
 from testbed.kernel import source
 from testbed.kernel.build import Kernel, Plan, build, plan, published
+from tests.helpers import Disk, told
 
 # Every compiler notes its work in obj/compiled. A `gate` (a pipe) in $HOME holds up the last of them until
 # somebody writes to it. Objects come with .cmd files written after them, as in kbuild.
@@ -472,3 +474,51 @@ def test_after_ctrl_c_nothing_runs_and_the_next_call_goes_on(
     build(shop.plan(), progress=said.append)
     assert not any("waiting" in message for message in said)
     assert shop.compiled() == ["one", "two"]
+
+
+# --- where it is built ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a:b", "a=b", "a'b", 'a"b', "a%b", "a$b", "a#b", "a\nb", "a\\b", "a;b"]
+)
+def test_what_make_cannot_take_in_a_path_is_said_in_a_line(shop: Workshop, name: str) -> None:
+    cache = shop.top / name
+    with pytest.raises(HostError, match="no kernel can be built there") as refused:
+        shop.build(cache=cache)
+    assert refused.value.message.startswith(f"{cache}: ") and "XDG_CACHE_HOME" in refused.value.message
+    assert not (cache / "work").exists()
+
+
+def test_what_a_killed_compiler_left_goes_with_the_next_build(shop: Workshop) -> None:
+    shop.build()
+    left = shop.work / "tmp" / "cc123456.s"
+    left.write_text("half")
+    assert f"TMPDIR={left.parent}" in build_module.command(shop.plan())
+    shop.build(shop.patch("one.patch", "mm/one.c", ONE, ONE.replace("HOST", "HOST HOST")))
+    assert left.parent.is_dir() and not left.exists()
+
+
+def test_a_path_may_have_commas_and_other_letters(shop: Workshop) -> None:
+    built = shop.build(cache=shop.top / "a,b+c@d~e_é")
+    assert built.vmlinux_sha256 == shop.build().vmlinux_sha256
+
+
+def test_a_full_disk_is_no_compilers_fault(
+    disk: Disk, shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = disk.directory
+    with pytest.raises(
+        NoSpace, match=r"/disk/work/\w+: \d MiB free, and building a kernel takes about 300 MiB: "
+    ):
+        shop.build(cache=cache)
+    for name in ("FIRST_BYTES", "LATER_BYTES"):
+        monkeypatch.setattr(build_module, name, 0)
+    for left in range(0, 48 << 10, 8 << 10):
+        disk.fill(left)
+        try:
+            shop.build(cache=cache)
+        except NoSpace as full:
+            assert re.search(told(disk), str(full))
+        disk.free()
+    assert shop.build(cache=cache).vmlinux_sha256 == shop.build().vmlinux_sha256

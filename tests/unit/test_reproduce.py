@@ -170,7 +170,7 @@ def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
         "ioeventfd=off",
         "maxcpus=1 idle=poll nokaslr",
         "-fw_cfg name=opt/testbed/run,file=/r",
-        "-plugin /p.so,fd=4",
+        "-plugin file=/p.so,fd=4",
         "-incoming defer",
     ):
         assert part in words
