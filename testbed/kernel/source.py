@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from testbed.experiment import GitSource, SourceSpec, TarballSource
@@ -270,7 +271,7 @@ def _download(url: str, file: Path) -> None:
                 out.write(chunk)
                 if deadline.expired:
                     raise HostError(f"{url}: not downloaded within {deadline.seconds:.0f} s")
-    except OSError as failed:
+    except (OSError, ValueError, HTTPException) as failed:
         raise HostError(f"{url}: {failed}", "check kernel.tarball.url, network and disk") from failed
 
 

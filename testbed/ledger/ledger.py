@@ -72,7 +72,7 @@ class Ledger:
         """
         with contextlib.ExitStack() as stack:
             with _translated(directory):
-                (directory / "logs").mkdir(parents=True, exist_ok=True)
+                files.make_directory(directory / "logs")
                 stack.enter_context(_locked(directory))
                 db = stack.enter_context(contextlib.closing(sqlite3.connect(directory / LEDGER)))
                 db.execute("PRAGMA synchronous = FULL")

@@ -13,7 +13,8 @@ from pydantic import Field
 from testbed.experiment import Cell, Experiment, Json, Model
 from testbed.host import files
 from testbed.host.errors import Interrupted, StoreError, TestbedError
-from testbed.ledger.document import Document, parsed
+from testbed.ledger import document
+from testbed.ledger.document import Document
 from testbed.ledger.ledger import MATRIX
 
 
@@ -76,7 +77,7 @@ def _write(home: Path, name: str, ran: Sequence[Ran]) -> None:
         IndexedCell(at=dict(r.at), name=r.name, failure=r.failure, exit_status=r.exit_status) for r in ran
     )
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        files.make_directory(home)
         files.write(home / MATRIX, Index(schema=1, name=name, cells=cells).text(indent=1) + "\n")
     except OSError as unwritable:
         raise StoreError(f"{home / MATRIX}: not written: {unwritable.strerror}") from unwritable
@@ -86,7 +87,7 @@ def load(home: Path) -> tuple[str, list[Ran]]:
     """The name of a matrix and its cells. Raises StoreError when its index cannot be used."""
     path = home / MATRIX
     try:
-        index = parsed(Index, path.read_bytes())
+        index = document.load(Index, path)
     except (OSError, ValueError) as bad:
         raise StoreError(f"{path}: cannot be used: {bad}") from bad
     return index.name, [Ran(c.at, c.name, home / c.name, c.failure, c.exit_status) for c in index.cells]
