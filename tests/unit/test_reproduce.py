@@ -140,6 +140,17 @@ def test_packages_come_from_releases_and_from_their_security_updates(
     assert f"http://here/debian-security{'/' if known else ''} bookworm-security main" in sources
 
 
+def test_a_package_that_apt_does_not_download_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "KEYRING", Path(__file__))
+    (tmp_path / "apt-get").write_text("#!/bin/sh\necho http://here/debian/\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(HostError, match=r"linux-source-\.\.\.\.: apt has downloaded no package of that name"):
+        debian.fetch("linux-source-....", tmp_path / "cache", print)
+
+
 def test_a_package_that_is_not_the_pinned_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
