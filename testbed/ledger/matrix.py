@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from testbed.experiment import Cell, Experiment, Json, Model
 from testbed.host import files
@@ -22,9 +22,9 @@ class IndexedCell(Model):
     """What became of a cell."""
 
     at: dict[str, Json]
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$")]
     failure: str
-    exit_status: int
+    exit_status: Annotated[int, Field(ge=0, le=255)]
 
 
 class Index(Document):
@@ -33,6 +33,12 @@ class Index(Document):
     version: Literal[1] = Field(alias="schema")
     name: str
     cells: tuple[IndexedCell, ...]
+
+    @model_validator(mode="after")
+    def _axes_are_those_of_all(self) -> Index:
+        if len({frozenset(cell.at) for cell in self.cells}) > 1:
+            raise ValueError("cells: are not all of the same matrix")
+        return self
 
 
 @dataclass(frozen=True)
@@ -89,5 +95,6 @@ def load(home: Path) -> tuple[str, list[Ran]]:
     try:
         index = document.load(Index, path)
     except (OSError, ValueError) as bad:
-        raise StoreError(f"{path}: cannot be used: {bad}") from bad
+        reason = bad.strerror if isinstance(bad, OSError) else bad
+        raise StoreError(f"{path}: cannot be used: {reason}") from bad
     return index.name, [Ran(c.at, c.name, home / c.name, c.failure, c.exit_status) for c in index.cells]

@@ -144,9 +144,12 @@ class _Runs:
         }
 
     def _reopened(self, trials: Sequence[Trial], ledger: Ledger) -> list[Trial]:
-        """The trials that are to be tried again, since they ended in a way that was asked for."""
+        """The trials that are to be tried again: they ended in a way that was asked for, or have no log."""
         again = FAILURES if self.request.again == EVERY_FAILURE else (self.request.again,)
         ended = {id_ for id_, record in ledger.settled().items() if record.outcome in again}
+        if damaged := results.without_log(ledger, {trial.id for trial in trials}):
+            self.watch.note(f"logs that are gone or damaged: {len(damaged)}; their trials run again")
+        ended |= damaged
         ledger.reopen(ended)
         return [trial for trial in trials if trial.id in ended]
 

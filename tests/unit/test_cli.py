@@ -193,7 +193,14 @@ def test_a_log_that_was_tampered_with_is_not_reported_on(testbed: Testbed, resul
     log = result / "logs" / "patched-1.1.log.gz"
     log.write_bytes(gzip.compress(PATCHED + b"\n"))
     ran = testbed("report", result)
-    assert ran == Ran(3, "", f"testbed: {log}: not the log that was recorded: its hash differs\n")
+    assert (ran.status, ran.out) == (3, "")
+    assert ran.err == (
+        f"testbed: {log}: not the log that was recorded: its hash differs\n"
+        "  without a log of patched:1 there is no report; the command that made this result, given once "
+        "more, runs what has none again\n"
+    )
+    (result / "logs" / "unpatched-1.1.log.gz").unlink()
+    assert "No such file or directory; and 1 more logs\n" in testbed("report", result).err
 
 
 @pytest.mark.parametrize(
@@ -567,7 +574,7 @@ def test_a_trial_that_was_lost_is_no_other_result(
     trial = make_trial("qemu")
     digest = hashlib.sha256(UNPATCHED).hexdigest()
     expected = record(trial.arm, trial.seed, trial=trial.id, log_sha256=digest)
-    repeat = reproduce.Repeat(manifest_of(trial.arm, expected), (trial,))
+    repeat = reproduce.Repeat(manifest_of(trial.arm, expected), (trial,), "kernels")
 
     def run(
         _trials: object, ledger: Ledger, _jobs: int | None, _progress: object, **_: object
