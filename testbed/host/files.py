@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from testbed.host.errors import HostError
 from testbed.host.process import Deadline
@@ -48,7 +48,13 @@ def unpacked(path: Path, most: int) -> bytes:
         return at_most(file, most, path)
 
 
-def at_most(file: IO[bytes], most: int, path: Path) -> bytes:
+class Readable(Protocol):
+    """Something that is open."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def at_most(file: Readable, most: int, path: Path) -> bytes:
     """What is left in an open file. Raises OSError for more than `most` bytes."""
     whole = bytearray()
     while chunk := file.read(MiB):

@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,10 @@ MAIL_SECONDS = 60.0
 # Of a file with patches, packed or not.
 MOST_BYTES = 32 * files.MiB
 # The first bytes of what is packed, and what unpacks it.
-_PACKED = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\x00": lzma.open}
+_PACKED: dict[bytes, Callable[[io.BytesIO], gzip.GzipFile | lzma.LZMAFile]] = {
+    b"\x1f\x8b": lambda data: gzip.GzipFile(fileobj=data),
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
 _SETTINGS = ("-c", "mailinfo.scissors=false", "-c", "mailinfo.quotedCr=nowarn")
 _HEADER = re.compile(rb"^[A-Za-z-]+:[^\n]*$", re.MULTILINE)
 _FILE_HEADER = re.compile(rb"^(?:diff --git |\+\+\+ )[^\n]*$", re.MULTILINE)

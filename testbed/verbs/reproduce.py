@@ -259,7 +259,7 @@ def _manifest_in(path: Path) -> BundledManifest:
 def _members(path: Path, most: int) -> Iterator[tuple[str, IO[bytes]]]:
     """The files in a bundle, in order. Raises SpecError for what no bundle has, and for more than so much."""
     size = 0
-    with lzma.open(path) as xz, tarfile.open(fileobj=_Pieces(xz), mode="r:") as tar:
+    with _Pieces(path) as xz, tarfile.open(fileobj=xz, mode="r:") as tar:
         for number, member in enumerate(tar):
             # Ours are flat. Python 3.11.2, Debian 12's, has no filter that would refuse the rest.
             data = tar.extractfile(member) if member.isreg() else None
@@ -271,17 +271,13 @@ def _members(path: Path, most: int) -> Iterator[tuple[str, IO[bytes]]]:
             yield member.name, data
 
 
-class _Pieces:
+class _Pieces(lzma.LZMAFile):
     """What is packed in a file, in pieces: tarfile reads a name at once, however long it is said to be."""
 
-    def __init__(self, file: lzma.LZMAFile) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if size > MOST_PIECE:
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MOST_PIECE:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
+        return super().read(size)
 
 
 def _is_bundle(path: Path) -> bool:

@@ -229,9 +229,13 @@ def another(data: Any, draw: random.Random) -> Any:
     if not place:
         return draw.choice(STRANGE)
     parent, key = at(data, place[:-1]), place[-1]
-    match draw.choice(["replace", "replace", "replace", "remove", "add", "move", "double"]):
+    match draw.choice(["replace", "alike", "alike", "alike", "remove", "add", "move", "double"]):
         case "replace":
             parent[key] = draw.choice(STRANGE)
+        case "alike":
+            # What a model does not refuse for its type.
+            alike = [strange for strange in STRANGE if type(strange) is type(parent[key])]
+            parent[key] = draw.choice(alike or STRANGE)
         case "remove":
             del parent[key]
         case "add" if isinstance(parent, dict):
@@ -293,6 +297,10 @@ def spoil_file(path: Path, draw: random.Random) -> None:
     path.write_bytes(spoilt_bytes(path.read_bytes(), draw))
 
 
+def spoil_ledger(directory: Path, draw: random.Random) -> None:
+    spoil_file(directory / LEDGER, draw)
+
+
 def spoil_json(path: Path, draw: random.Random) -> None:
     path.write_text(spoilt_text(path.read_text(), draw))
 
@@ -311,10 +319,11 @@ def spoil(kind: str, home: Path, draw: random.Random) -> None:
     directory = home / kind
     if kind == "matrix":
         if draw.random() < 0.7:
-            return spoil_json(directory / MATRIX, draw)
+            spoil_json(directory / MATRIX, draw)
+            return
         directory /= draw.choice(["n=1", "n=2"])
-    ways = [spoil_row] * 8 + [lambda directory, draw: spoil_file(directory / LEDGER, draw)] * 2 + [spoil_log]
-    return draw.choice(ways)(directory, draw)
+    ways = [spoil_row] * 8 + [spoil_ledger] * 2 + [spoil_log]
+    draw.choice(ways)(directory, draw)
 
 
 def works_or_says_in_a_line(read: Callable[[], object], home: Path) -> None:
