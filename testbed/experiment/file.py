@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from testbed.experiment.model import DEBIAN, SHA256, Experiment, SourceSpec
 from testbed.experiment.values import (
@@ -345,7 +346,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._count = 0
         self._counts: dict[yaml.Node, int] = {}
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         mark, before = self.peek_event().start_mark, self._count  # type: ignore[no-untyped-call]
         self._depth += 1
         self._count += 1
@@ -427,10 +428,10 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node]) -> N
 
 
 def _told(
-    errors: Sequence[Any],
+    errors: Sequence[ErrorDetails],
     root: yaml.Node | None,
     path: Path,
-    at: Mapping[str, Any],
+    at: Mapping[str, object],
     asked: Mapping[str, object],
 ) -> Iterator[str]:
     """A line for each of the first mistakes: of a file that is something else there may be thousands."""

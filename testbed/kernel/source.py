@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from testbed.experiment import GitSource, SourceSpec, TarballSource
 from testbed.host import debian, files, process
@@ -36,6 +38,7 @@ UNPACK_SECONDS = 600.0
 GIT_SECONDS = 600.0
 DOWNLOAD_SECONDS = 3600.0
 SILENCE_SECONDS = 60.0  # that a server may keep
+MOST_DOWNLOADED = 4 << 30  # bytes; of a kernel's source, not packed, there are 1.5 GiB
 
 Progress = Callable[[str], None]
 
@@ -247,10 +250,11 @@ def _verify(archive: Path, spec: TarballSource) -> None:
 @contextmanager
 def _at_hand(url: str, staging: Path, progress: Progress) -> Iterator[Path]:
     """The file at a URL or path. What has to be downloaded is in `staging` while the context lasts."""
-    if "://" not in url:
-        if not Path(url).is_file():
+    if "://" not in url or url.startswith("file://"):
+        path = Path(url2pathname(urlsplit(url).path) if "://" in url else url)
+        if not path.is_file():
             raise SpecError(f"kernel.tarball.url: {url}: no such file")
-        yield Path(url)
+        yield path
         return
     try:
         progress(f"downloading {url}")
@@ -262,13 +266,15 @@ def _at_hand(url: str, staging: Path, progress: Progress) -> Iterator[Path]:
 
 
 def _download(url: str, file: Path) -> None:
-    if not url.startswith(("http://", "https://", "file://")):
+    if not url.startswith(("http://", "https://")):
         raise SpecError(f"kernel.tarball.url: {url}: only http, https, file and paths are understood")
     deadline = Deadline(DOWNLOAD_SECONDS)
     try:
         with urllib.request.urlopen(url, timeout=SILENCE_SECONDS) as answer, file.open("wb") as out:  # noqa: S310
             while chunk := answer.read(1 << 20):
                 out.write(chunk)
+                if out.tell() > MOST_DOWNLOADED:
+                    raise HostError(f"{url}: is larger than {MOST_DOWNLOADED >> 30} GiB")
                 if deadline.expired:
                     raise HostError(f"{url}: not downloaded within {deadline.seconds:.0f} s")
     except (OSError, ValueError, HTTPException) as failed:

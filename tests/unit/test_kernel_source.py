@@ -182,8 +182,9 @@ def test_a_download_that_fails_names_the_url(server: str, cache: Path) -> None:
         from_tarball(f"{server}/nowhere.tar.xz", "0" * 64, cache)
     with pytest.raises(SpecError, match=r"kernel\.tarball\.url: ftp://"):
         from_tarball("ftp://example.org/linux.tar.xz", "0" * 64, cache)
-    with pytest.raises(SpecError, match=r"kernel\.tarball\.url: /nowhere"):
-        from_tarball("/nowhere/linux.tar.xz", "0" * 64, cache)
+    for nowhere in ("/nowhere/linux.tar.xz", "/dev/zero", "file:///nowhere", "file:///dev/zero"):
+        with pytest.raises(SpecError, match=rf"kernel\.tarball\.url: {nowhere}: no such file"):
+            from_tarball(nowhere, "0" * 64, cache)
 
 
 def test_a_server_that_speaks_something_else_is_named(cache: Path) -> None:
