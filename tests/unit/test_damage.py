@@ -347,6 +347,68 @@ def test_what_is_damaged_is_named_or_works(kind: str, seed: int, sound: Path, tm
         shutil.rmtree(home)
 
 
+PLANS = ["", "{}", "[]", "null", "5", "{", "[" * 100_000, '{"schema": 1}', '{"schema": 2}', "\ufeff{}"]
+
+
+@pytest.mark.parametrize("kind", ["result", "bisection"])
+@pytest.mark.parametrize("table", ["plans", "trials", "notes"])
+@pytest.mark.parametrize("document", PLANS, ids=lambda document: document[:20])
+def test_what_is_no_document_is_named(
+    kind: str, table: str, document: str, sound: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sound / kind, tmp_path / kind, symlinks=True)
+    with closing(sqlite3.connect(tmp_path / kind / LEDGER)) as db:
+        db.execute("CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, trials INTEGER, document TEXT)")
+        db.execute(f"UPDATE {table} SET document = ?", (document,))
+        db.commit()
+    for read in READERS[kind](tmp_path):
+        works_or_says_in_a_line(read, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("result", lambda plan: plan["experiment"].update(primary={"x": {}}), "there is no metric x"),
+        ("result", lambda plan: plan["experiment"].update(matrix={"seeds": [NESTED]}), "nested too deeply"),
+        ("bisection", lambda plan: plan["bisect"].update(commits=[]), "bisect.commits: "),
+        ("bisection", lambda plan: plan["bisect"]["commits"].reverse(), "does not come before it"),
+        ("bisection", lambda plan: plan["bisect"]["commits"][0].update(weight=-1.0), "weight: "),
+        ("bisection", lambda plan: plan["rules"].update(confidence=2.0), "rules.confidence: "),
+        ("bisection", lambda plan: plan["rules"].update(gate_pairs=10**12), "rules.gate_pairs: "),
+    ],
+)
+def test_a_plan_that_none_can_be_is_named(
+    kind: str, change: Callable[[Any], object], message: str, sound: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sound / kind, tmp_path / kind, symlinks=True)
+    with closing(sqlite3.connect(tmp_path / kind / LEDGER)) as db:
+        data = json.loads(db.execute("SELECT document FROM plans").fetchone()[0])
+        change(data)
+        db.execute("UPDATE plans SET document = ?", (json.dumps(data),))
+        db.commit()
+    with pytest.raises(StoreError) as caught:
+        next(READERS[kind](tmp_path))()
+    assert message in caught.value.message and str(tmp_path / kind / LEDGER) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [{"at": {"n": 1}, "name": "../result", "failure": "", "exit_status": 0}],
+        [{"at": {"n": 1}, "name": "..", "failure": "", "exit_status": 0}],
+        [{"at": {"n": 1}, "name": "n=1", "failure": "", "exit_status": -1}],
+        [{"at": {key: 1}, "name": "n=1", "failure": "", "exit_status": 0} for key in "nm"],
+        [{"at": {"n": NESTED}, "name": "n=1", "failure": "", "exit_status": 0}],
+    ],
+)
+def test_a_matrix_that_none_can_be_is_named(cells: list[Any], sound: Path, tmp_path: Path) -> None:
+    shutil.copytree(sound / "matrix", tmp_path / "matrix", symlinks=True)
+    index = {"schema": 1, "name": "m", "cells": cells}
+    (tmp_path / "matrix" / MATRIX).write_text(json.dumps(index))
+    with pytest.raises(StoreError, match=r"matrix\.json: cannot be used: cells"):
+        next(read_matrix(tmp_path))()
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_manifest_that_is_damaged_is_named(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
