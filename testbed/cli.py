@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# PYTHON_ARGCOMPLETE_OK
 """The command line: words become requests, outcomes become text. Nothing else prints or exits.
 
 Results go to standard output, everything else to standard error. The exit status: verbs/status.py.

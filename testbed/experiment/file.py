@@ -19,9 +19,21 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from testbed.experiment.model import DEBIAN, SHA256, Experiment, SourceSpec
-from testbed.experiment.values import NAME, SIZE_SCHEMA, SYSCTL, SYSFS, WORD, Json, describe, format_size
+from testbed.experiment.values import (
+    MOST_DEPTH,
+    NAME,
+    SIZE_SCHEMA,
+    SYSCTL,
+    SYSFS,
+    WORD,
+    Json,
+    describe,
+    format_size,
+)
+from testbed.host import files
 from testbed.host.errors import SpecError
 from testbed.host.paths import data_directory, joined_file, split_file
 
@@ -36,6 +48,14 @@ SERIES = data_directory() / "patches"
 
 # No file name can have these, and no terminal should: NUL and halves of surrogate pairs.
 _UNSPEAKABLE = re.compile("[\\0\ud800-\udfff]")
+
+_TEXT = "tag:yaml.org,2002:str"
+
+# Of a file, in bytes and values, and of a number in it, in digits. Longer ones would take more than a second.
+MOST_BYTES = files.MiB
+MOST_VALUES, MOST_DIGITS = 20_000, 100
+# Mistakes that are told of one file.
+MOST_TOLD = 20
 
 S = typing.TypeVar("S", bound=SourceSpec)
 
@@ -77,18 +97,23 @@ def expand(
     asked = dict(options or {})
     data["matrix"] = asked.pop("matrix", data.get("matrix"))
     axes = _axes(data.get("matrix"), root, path)
+    rest = {key: value for key, value in data.items() if key != "matrix"}
+    each = _values(rest) + sum(_values(values) / len(values) for values in axes.values())
+    if axes and math.prod(map(len, axes.values())) * each > MOST_VALUES_OF_CELLS:
+        place = f"{path}:{_line(root, ('matrix',))}: `matrix`: "
+        raise SpecError(place + f"its combinations have more than {MOST_VALUES_OF_CELLS} values together")
     cells: list[Cell] = []
     # A mistake -> where it is made.
     mistakes: dict[str, list[Mapping[str, Any]]] = {}
     for values in itertools.product(*axes.values()):
         at = dict(zip(axes, values, strict=True))
-        said = copy.deepcopy({key: value for key, value in data.items() if key != "matrix"})
+        said = copy.deepcopy(rest)
         for axis, value in at.items():
             _put(said, axis, value)
         try:
             found = Experiment.model_validate({**said, **asked}, context={"metrics": metrics})
         except ValidationError as invalid:
-            for line in dict.fromkeys(_describe(e, root, path, at, asked) for e in invalid.errors()):
+            for line in _told(invalid.errors(), root, path, at, asked):
                 mistakes.setdefault(line, []).append(at)
         else:
             cells.append(Cell(at, _file_name(at), _anchored(found, path)))
@@ -105,7 +130,7 @@ def read(path: Path) -> dict[str, object]:
 
 def _mapping(path: Path) -> tuple[yaml.Node | None, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read(path, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as unreadable:
         reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
         raise SpecError(f"{path}: {reason}") from unreadable
@@ -142,7 +167,7 @@ def _as_written(schema: Any) -> Any:
 # --- the matrix ----------------------------------------------------------------------------------
 
 # What a cell of a matrix is compared over.
-MOST_CELLS = 1000
+MOST_CELLS, MOST_VALUES_OF_CELLS = 1000, 300_000
 
 
 def _axes(said: object, root: yaml.Node | None, path: Path) -> dict[str, list[Any]]:
@@ -166,6 +191,12 @@ def _axes(said: object, root: yaml.Node | None, path: Path) -> dict[str, list[An
                 + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}")
             )
     return said
+
+
+def _values(data: object) -> int:
+    """How many values there are in what a file says, itself among them."""
+    inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else ()
+    return 1 + sum(map(_values, inner))
 
 
 def _put(data: dict[str, Any], axis: str, value: object) -> None:
@@ -300,11 +331,45 @@ def is_path(word: str) -> bool:
 # --- errors with a place -------------------------------------------------------------------------
 
 
+class _TooMuchError(yaml.MarkedYAMLError):
+    """It is YAML, and no experiment."""
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, with a place for what its constructors stumble over: `!!bool x`, 2001-99-99."""
+    """PyYAML's, with limits, and with a place for what its constructors stumble over: `!!bool x`, 2001-99-99.
+
+    An alias, which a merge has as well, counts as all that it stands for.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._count = 0
+        self._counts: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark, before = self.peek_event().start_mark, self._count  # type: ignore[no-untyped-call]
+        self._depth += 1
+        self._count += 1
+        if self._depth > MOST_DEPTH:
+            raise _TooMuchError(problem="nested too deeply", problem_mark=mark)
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_alias and node not in self._counts:
+            raise _TooMuchError(problem="an alias within its own anchor", problem_mark=mark)
+        if node is not None:
+            self._count += self._counts.get(node, 0)
+            self._counts.setdefault(node, self._count - before)
+        if self._count > MOST_VALUES:
+            problem = f"has more than {MOST_VALUES} values, aliases counted in full"
+            raise _TooMuchError(problem=problem, problem_mark=mark)
+        self._depth -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            # In base 60, which `1:1:1...` is, a long number takes for ever.
+            if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT and len(node.value) > MOST_DIGITS:
+                raise ValueError("too long")
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as bad:
             kind = node.tag.rpartition(":")[2]
@@ -320,16 +385,19 @@ def _read(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
         root = loader.get_single_node()
         _refuse_traps(root, path, set())
         return root, root and loader.construct_document(root)
+    except _TooMuchError as much:
+        raise SpecError(f"{path}:{_line_of(much)}: {much.problem}") from much
     except yaml.MarkedYAMLError as bad:
-        line = bad.problem_mark.line + 1 if bad.problem_mark else 1
-        raise SpecError(f"{path}:{line}: not YAML: {bad.problem}") from bad
+        raise SpecError(f"{path}:{_line_of(bad)}: not YAML: {bad.problem}") from bad
     except yaml.YAMLError as bad:
         raise SpecError(f"{path}: not YAML: {' '.join(str(bad).split())}") from bad
-    except RecursionError as deep:
-        raise SpecError(f"{path}: nested too deeply, or an alias within its own anchor") from deep
 
 
-def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], depth: int = 0) -> None:
+def _line_of(bad: yaml.MarkedYAMLError) -> int:
+    return bad.problem_mark.line + 1 if bad.problem_mark else 1
+
+
+def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node]) -> None:
     """Refuse what YAML takes in silence, though a person who wrote it made a mistake.
 
     Of two equal keys it takes the last; `6.1:` and `yes:` are keys that are no text; text may hold what
@@ -337,8 +405,6 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], dept
     """
     if node is None or node in seen:
         return
-    if depth > 32:
-        raise RecursionError
     seen.add(node)
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
@@ -347,7 +413,7 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], dept
             place = f"{path}:{key.start_mark.line + 1}: key "
             if not isinstance(key, yaml.ScalarNode):
                 raise SpecError(place + "is a list or a mapping; a key is text")
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            if key.tag not in (_TEXT, "tag:yaml.org,2002:merge"):
                 raise SpecError(place + f"`{key.value}` is not text; put it in quotes")
             if key.value in keys:
                 raise SpecError(place + f"`{key.value}` is given twice")
@@ -358,7 +424,20 @@ def _refuse_traps(node: yaml.Node | None, path: Path, seen: set[yaml.Node], dept
     elif bad := _UNSPEAKABLE.search(node.value):
         raise SpecError(f"{path}:{node.start_mark.line + 1}: character {bad[0]!r} in text")
     for child in children:
-        _refuse_traps(child, path, seen, depth + 1)
+        _refuse_traps(child, path, seen)
+
+
+def _told(
+    errors: Sequence[ErrorDetails],
+    root: yaml.Node | None,
+    path: Path,
+    at: Mapping[str, object],
+    asked: Mapping[str, object],
+) -> Iterator[str]:
+    """A line for each of the first mistakes: of a file that is something else there may be thousands."""
+    yield from dict.fromkeys(_describe(error, root, path, at, asked) for error in errors[:MOST_TOLD])
+    if len(errors) > MOST_TOLD:
+        yield f"{path}: and {len(errors) - MOST_TOLD} mistakes more"
 
 
 def _describe(

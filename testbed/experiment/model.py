@@ -8,8 +8,9 @@ import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from testbed.experiment.own import OwnMetric
 from testbed.experiment.values import (
@@ -30,13 +31,21 @@ from testbed.experiment.values import (
 from testbed.experiment.workloads import LONGEST_RUN, MmapTest, WorkloadSpec
 
 SHA256 = r"^[0-9a-f]{64}$"
-DEBIAN = r"^linux-source-[0-9.]+(=[0-9a-z.+~:-]+)?$"
+DEBIAN = r"^linux-source-[0-9]+(\.[0-9]+)*(=[0-9a-z.+~:-]+)?$"
+
+
+def _url(text: str) -> str:
+    try:
+        _ = urlsplit(text).port if "://" in text else None
+    except ValueError as bad:
+        raise ValueError(f"is not a URL: {bad}") from bad
+    return text
 
 
 class TarballSource(Model):
     """A release tarball; `url` may be a local path. Checked against `sha256` before use."""
 
-    url: str
+    url: Annotated[str, AfterValidator(_url)]
     sha256: Annotated[str, Field(pattern=SHA256)]
 
 

@@ -9,7 +9,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 MiB = 1024 * 1024
 PAGE = 4096
@@ -57,8 +66,8 @@ Word = Annotated[str, Field(pattern=WORD, description="A word without blanks.")]
 # As in vm.swappiness.
 SYSCTL = r"^[a-z0-9_]+(\.[A-Za-z0-9_-]+)+$"
 SysctlName = Annotated[str, Field(pattern=SYSCTL)]
-# As in kernel/mm/lru_gen/enabled, beneath /sys.
-SYSFS = r"^[A-Za-z0-9_.:-]+(/[A-Za-z0-9_.:-]+)+$"
+# As in kernel/mm/lru_gen/enabled, beneath /sys: no part of it is `.` or `..`.
+SYSFS = r"^\.*[A-Za-z0-9_:-][A-Za-z0-9_.:-]*(/\.*[A-Za-z0-9_:-][A-Za-z0-9_.:-]*)+$"
 SysfsName = Annotated[str, Field(pattern=SYSFS)]
 # Words of a list go between quotes on a kernel's command line.
 _LIST = r"^([!-~]+|[!#-~]+( [!#-~]+)+)$"
@@ -84,8 +93,20 @@ def _sysfs_value(value: object) -> object:
 
 SysctlValue = Annotated[int | Annotated[str, Field(pattern=_LIST)], BeforeValidator(_sysctl_value)]
 SysfsValue = Annotated[int | Word, BeforeValidator(_sysfs_value)]
+# Levels of lists and mappings in a file.
+MOST_DEPTH = 32
+
+
+def _not_too_deep(value: JsonValue, depth: int = 1) -> JsonValue:
+    if depth > MOST_DEPTH:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _not_too_deep(inner, depth + 1)
+    return value
+
+
 # Whatever a file may say.
-Json = Annotated[JsonValue, WithJsonSchema({})]
+Json = Annotated[JsonValue, AfterValidator(_not_too_deep), WithJsonSchema({})]
 
 
 def is_list(value: int | str) -> bool:

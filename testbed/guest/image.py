@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from testbed.host import process
 from testbed.host.errors import HostError, SpecError
-from testbed.host.files import once
+from testbed.host.files import MiB, once, read
 from testbed.host.paths import data_directory, split_file
 
 IMAGES = data_directory() / "images"
@@ -26,6 +26,8 @@ CFLAGS = ("-static", "-s", "-O2", "-Wall", "-Wextra", "-Wl,--build-id=none")
 BUSYBOX = ("/bin/busybox", "/usr/bin/busybox", "/usr/lib/busybox/busybox-static")
 COMPILE_SECONDS = 60.0
 LDD_SECONDS = 20.0
+# What may come along in all, and how deep a directory may be. Below `files: [/]`, above any toolchain.
+MOST_BYTES, MOST_FILES, MOST_DEPTH = 1024 * MiB, 100_000, 100
 # What init mounts: a file there would be hidden.
 MOUNTED = ("dev", "mnt", "proc", "run", "sys")
 # Where a loader looks for libraries, whatever is configured here.
@@ -91,7 +93,7 @@ def build(cache: Path, more: Sequence[Path] = (), files: Mapping[str, Path] | No
     busybox = find_busybox()
     sources = [*_sources(), *more]
     given = sorted((files or {}).items())
-    brought = {name: (_mode(path), path.read_bytes()) for name, path in given if path.is_file()}
+    brought = {name: (_mode(path), _content(path)) for name, path in given if path.is_file()}
     directories = [name for name, path in given if path.is_dir()]
     common = sorted((IMAGES / "lib").iterdir())
     ingredients = [compiler, " ".join(CFLAGS).encode(), busybox.read_bytes()]
@@ -117,6 +119,13 @@ def build(cache: Path, more: Sequence[Path] = (), files: Mapping[str, Path] | No
 
 def _sources() -> list[Path]:
     return sorted((IMAGES / "src").glob("*.c"))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read(path, MOST_BYTES)
+    except OSError as unreadable:
+        raise SpecError(f"workload.files: {path}: {unreadable.strerror}") from unreadable
 
 
 def _mode(path: Path) -> int:
@@ -215,9 +224,14 @@ def gather(program: str, files: Sequence[str]) -> dict[str, Path]:
 def _all_given(files: Sequence[str]) -> dict[str, Path]:
     gathered: dict[str, Path] = {}
     mistakes = []
+    size = 0
     for text in files:
         try:
             for there, path in _given(text):
+                size += path.stat().st_size
+                if size > MOST_BYTES or len(gathered) >= MOST_FILES:
+                    most = f"{MOST_BYTES // MiB} MiB or {MOST_FILES} files"
+                    raise SpecError(f"workload.files: with {text} more than {most} would come along")
                 if gathered.setdefault(there, path) != path:
                     raise SpecError(
                         f"workload.files: /{there} is brought twice: {gathered[there]} and {path}"
@@ -246,7 +260,8 @@ def _given(text: str) -> Iterator[tuple[str, Path]]:
             f"workload.files: {text}: {there or 'nothing'} is no name for a file in the guest",
             f"say what it is to be called there: `{here}:{place}`",
         )
-    for inner, found in [(name / inner, found) for inner, found in _walk(path)]:
+    for beneath, found in _walk(path):
+        inner = name / beneath
         if ".." in inner.parts or not inner.parts or inner.parts[0] in MOUNTED:
             raise SpecError(
                 f"workload.files: {text}: a file cannot be at /{inner} in the guest",
@@ -257,7 +272,7 @@ def _given(text: str) -> Iterator[tuple[str, Path]]:
 
 def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[PurePosixPath, Path]]:
     """A file, or all that is in a directory, links followed: path beneath it, and file or empty directory."""
-    if path.is_file() and os.access(path, os.R_OK):
+    if path.is_file() and _can_be_read(path):
         yield PurePosixPath(), path
         return
     real = path.resolve()
@@ -265,6 +280,8 @@ def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[PurePosixP
         raise SpecError(f"workload.files: {path} is neither a file nor a directory that can be read")
     if real in above:
         raise SpecError(f"workload.files: {path} is a link to a directory that it is in")
+    if len(above) > MOST_DEPTH:
+        raise SpecError(f"workload.files: {path} is more than {MOST_DEPTH} directories deep")
     entries = sorted(path.iterdir())
     if not entries:
         yield PurePosixPath(), path
@@ -273,9 +290,23 @@ def _walk(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[PurePosixP
             yield PurePosixPath(entry.name) / inner, found
 
 
+def _can_be_read(path: Path) -> bool:
+    """Whether anything can, which of a file in /proc only an attempt shows."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            os.set_blocking(file.fileno(), False)
+            file.read(1)
+    except OSError:
+        return False
+    return True
+
+
 def _bring_interpreter(script: Path, gathered: dict[str, Path], there: Collection[str]) -> None:
     """Bring what a script is for. Raises SpecError when there is no such thing."""
-    head = script.read_bytes()[:256] if script.is_file() else b""
+    head = b""
+    if script.is_file():
+        with script.open("rb") as file:
+            head = file.read(256)
     if not head.startswith(b"#!"):
         return
     first, _, _ = head[2:].partition(b"\n")

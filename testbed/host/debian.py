@@ -72,7 +72,10 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
     name, _, exactly = package.partition("=")
     # In the name of a file a colon is escaped.
     pattern = f"{name}_{exactly.replace(':', '%3a') or '*'}_*.deb"
-    return max(debs.glob(pattern), key=lambda path: path.stat().st_mtime)
+    newest = max(debs.glob(pattern), key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
+        raise HostError(f"{package}: apt has downloaded no package of that name")
+    return newest
 
 
 def versions(package: str, cache: Path) -> list[str]:

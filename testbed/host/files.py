@@ -6,13 +6,17 @@ What is being made is in NAME.*.tmp beside it, which goes when its owner is dead
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import gzip
+import io
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from testbed.host import owned
 from testbed.host.errors import HostError
@@ -22,6 +26,47 @@ WAIT_SECONDS = 7200.0  # for another process, which may build a kernel
 # What it may take to start a program, on a busy machine.
 START_SECONDS = 1.0
 Progress = Callable[[str], None]
+MiB = 1024 * 1024
+
+
+def read(path: Path, most: int) -> bytes:
+    """The content of a regular file, or of a link to one.
+
+    Raises OSError, also for a pipe or a device, which might never end, and for more than `most` bytes.
+    """
+    # Who opens a pipe would wait for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        return at_most(file, most, path)
+
+
+def unpacked(path: Path, most: int) -> bytes:
+    """The content of a file that gzip packed; as read(), also for what comes to more than `most` bytes."""
+    with gzip.open(io.BytesIO(read(path, most))) as file:
+        return at_most(file, most, path)
+
+
+class Readable(Protocol):
+    """Something that is open."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def at_most(file: Readable, most: int, path: Path) -> bytes:
+    """What is left in an open file. Raises OSError for more than `most` bytes."""
+    whole = bytearray()
+    while chunk := file.read(MiB):
+        whole += chunk
+        if len(whole) > most:
+            raise OSError(errno.EFBIG, f"is larger than {most // MiB} MiB", str(path))
+    return bytes(whole)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, however many: Path.mkdir() calls itself for each."""
+    for directory in () if path.is_dir() else (*reversed(path.parents), path):
+        directory.mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -71,7 +116,7 @@ def once(
     while not owned.use(path):
         with locked(lock or path.with_name(f"{path.name}.lock"), progress):
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(path.parent)
                 owned.remove_left(path.parent)
                 with staged(path) as draft:
                     make(draft)
@@ -89,7 +134,7 @@ def locked(
     The lock is that of the open file. It is let go when this process and every child that has the file
     as its standard output are gone.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     deadline = Deadline(WAIT_SECONDS)
     waiting = False
     with path.open("ab") as file:

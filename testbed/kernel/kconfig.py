@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from testbed.experiment import is_path
+from testbed.host import files
 from testbed.host.errors import SpecError
 from testbed.host.paths import data_directory
 from testbed.kernel.series import ordinal
 
 FRAGMENTS = data_directory() / "kconfigs"
+# Of a fragment. All options of a kernel are a fourth of that.
+MOST_BYTES = files.MiB
 
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*")')
@@ -119,6 +122,7 @@ def _read(name: str, fragments: Path) -> str:
         )
     path = Path(name) if is_path(name) else fragments / f"{name}.config"
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read(path, MOST_BYTES).decode()
     except (OSError, UnicodeDecodeError) as unreadable:
-        raise SpecError(f"kernel.config: {path}: {unreadable}") from unreadable
+        reason = unreadable.strerror if isinstance(unreadable, OSError) else "is not UTF-8 text"
+        raise SpecError(f"kernel.config: {path}: {reason}") from unreadable

@@ -8,14 +8,16 @@ tell: CRs there come of the way that a mail took, and any others are a file's.
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import re
 import subprocess
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.host import owned, space
+from testbed.host import files, owned, space
 from testbed.host.errors import SpecError
 from testbed.kernel import source
 
@@ -23,8 +25,13 @@ NO_REPOSITORY = Path("/dev/null")
 MAIL_SECONDS = 60.0
 ROOM_BYTES = 1 << 20
 
+# Of a file with patches, packed or not.
+MOST_BYTES = 32 * files.MiB
 # The first bytes of what is packed, and what unpacks it.
-_PACKED = {b"\x1f\x8b": gzip.decompress, b"\xfd7zXZ\x00": lzma.decompress}
+_PACKED: dict[bytes, Callable[[io.BytesIO], gzip.GzipFile | lzma.LZMAFile]] = {
+    b"\x1f\x8b": lambda data: gzip.GzipFile(fileobj=data),
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+}
 _SETTINGS = ("-c", "mailinfo.scissors=false", "-c", "mailinfo.quotedCr=nowarn")
 _HEADER = re.compile(rb"^[A-Za-z-]+:[^\n]*$", re.MULTILINE)
 _FILE_HEADER = re.compile(rb"^(?:diff --git |\+\+\+ )[^\n]*$", re.MULTILINE)
@@ -94,12 +101,14 @@ def split(data: bytes, name: str) -> list[Mail]:
 
 
 def _unpack(data: bytes, name: str) -> bytes:
-    for magic, unpack in _PACKED.items():
+    for magic, opened in _PACKED.items():
         if data.startswith(magic):
             try:
-                return unpack(data)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error) as damaged:
-                raise SpecError(f"{name}: cannot be unpacked: {damaged}", "fetch it again") from damaged
+                with opened(io.BytesIO(data)) as file:
+                    return files.at_most(file, MOST_BYTES, Path(name))
+            except (OSError, EOFError, lzma.LZMAError, zlib.error) as bad:
+                said = bad.strerror if isinstance(bad, OSError) and bad.strerror else bad
+                raise SpecError(f"{name}: cannot be unpacked: {said}", "fetch it again") from bad
     return data
 
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from testbed.experiment import PATCH_SUFFIXES, RANGE, Model, is_path
+from testbed.host import files
 from testbed.host.errors import SpecError
 from testbed.host.paths import data_directory
 from testbed.kernel import mail, source
@@ -146,8 +147,8 @@ def _letters(word: str) -> list[Letter]:
     if (path / "series").is_file():
         found = [_file(file, str(file), strip) for file, strip in _quilt(path / "series")]
     else:
-        files = sorted(file for file in path.glob("[!.]*") if file.name.endswith(PATCH_SUFFIXES))
-        found = [_file(file, str(file)) for file in files]
+        named = sorted(file for file in path.glob("[!.]*") if file.name.endswith(PATCH_SUFFIXES))
+        found = [_file(file, str(file)) for file in named]
     if not found:
         known = ", ".join(PATCH_SUFFIXES)
         raise SpecError(
@@ -158,7 +159,7 @@ def _letters(word: str) -> list[Letter]:
 
 def _quilt(series: Path) -> Iterator[tuple[Path, int | None]]:
     """The files that quilt would apply, and the -p that is given for one."""
-    lines = series.read_bytes().decode("utf-8", "surrogateescape").splitlines()
+    lines = _content(series).decode("utf-8", "surrogateescape").splitlines()
     for number, line in enumerate(lines, start=1):
         words = f" {line}".partition(" #")[0].split()
         strip = None
@@ -173,11 +174,14 @@ def _quilt(series: Path) -> Iterator[tuple[Path, int | None]]:
 
 
 def _file(path: Path, name: str, strip: int | None = None) -> list[Letter]:
+    return _split(name, path, _content(path), strip)
+
+
+def _content(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return files.read(path, mail.MOST_BYTES)
     except OSError as unreadable:
         raise SpecError(f"{path}: {unreadable.strerror}", "arms.*.patches names it") from unreadable
-    return _split(name, path, data, strip)
 
 
 def _split(name: str, path: Path, data: bytes, strip: int | None = None) -> list[Letter]:

@@ -20,7 +20,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from testbed.experiment import GitSource, SourceSpec, TarballSource
 from testbed.host import debian, files, owned, process, space
@@ -36,6 +39,7 @@ DOWNLOAD_SECONDS = 3600.0
 SILENCE_SECONDS = 60.0  # that a server may keep
 # How much larger a source is than its tarball.
 GROWTH = {".bz2": 10, ".gz": 8, ".xz": 12}
+MOST_DOWNLOADED = 4 << 30  # bytes; of a kernel's source, not packed, there are 1.5 GiB
 
 Progress = Callable[[str], None]
 
@@ -248,10 +252,11 @@ def _verify(archive: Path, spec: TarballSource) -> None:
 @contextmanager
 def _at_hand(url: str, staging: Path, progress: Progress) -> Iterator[Path]:
     """The file at a URL or path. What has to be downloaded is in `staging` while the context lasts."""
-    if "://" not in url:
-        if not Path(url).is_file():
+    if "://" not in url or url.startswith("file://"):
+        path = Path(url2pathname(urlsplit(url).path) if "://" in url else url)
+        if not path.is_file():
             raise SpecError(f"kernel.tarball.url: {url}: no such file")
-        yield Path(url)
+        yield path
         return
     try:
         progress(f"downloading {url}")
@@ -262,7 +267,7 @@ def _at_hand(url: str, staging: Path, progress: Progress) -> Iterator[Path]:
 
 
 def _download(url: str, file: Path) -> None:
-    if not url.startswith(("http://", "https://", "file://")):
+    if not url.startswith(("http://", "https://")):
         raise SpecError(f"kernel.tarball.url: {url}: only http, https, file and paths are understood")
     deadline = Deadline(DOWNLOAD_SECONDS)
     try:
@@ -273,9 +278,11 @@ def _download(url: str, file: Path) -> None:
         ):
             while chunk := answer.read(1 << 20):
                 out.write(chunk)
+                if out.tell() > MOST_DOWNLOADED:
+                    raise HostError(f"{url}: is larger than {MOST_DOWNLOADED >> 30} GiB")
                 if deadline.expired:
                     raise HostError(f"{url}: not downloaded within {deadline.seconds:.0f} s")
-    except OSError as failed:
+    except (OSError, ValueError, HTTPException) as failed:
         raise HostError(f"{url}: {failed}", "check kernel.tarball.url, network and disk") from failed
 
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import reprlib
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import ValidationError, WithJsonSchema
 
 from testbed.experiment import Model
+from testbed.host import files
 
 D = TypeVar("D", bound="Document")
 # A count stays a whole number.
+MOST_SAID = 500
+# Bytes of a document. A manifest of 100,000 trials has a third of that.
+MOST_BYTES = 64 * files.MiB
 Number = Annotated[int | float, WithJsonSchema({"type": "number"})]
 
 
@@ -29,6 +34,11 @@ class Document(Model):
 
 class OtherVersionError(ValueError):
     """The document is of another version."""
+
+
+def load(kind: type[D], path: Path) -> D:
+    """The document in a file. Raises OSError, and ValueError as parsed()."""
+    return parsed(kind, files.read(path, MOST_BYTES))
 
 
 def parsed(kind: type[D], text: str | bytes) -> D:
@@ -50,5 +60,6 @@ def mistake(invalid: ValidationError) -> str:
     """The first mistake, in a line."""
     first = invalid.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    said = first["msg"].removeprefix("Value error, ").splitlines()[0]
-    return f"{place}: {said}" if place else said
+    # What is in the document may be in both, whatever it is.
+    said = " ".join(first["msg"].removeprefix("Value error, ").split())
+    return (f"{place}: {said}" if place else said).replace("\n", " ")[:MOST_SAID]

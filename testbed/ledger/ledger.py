@@ -24,12 +24,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from testbed.host import files, owned, space
 from testbed.host.errors import SpecError, StoreError
-from testbed.ledger.document import mistake, parsed
+from testbed.ledger.document import MOST_SAID, mistake, parsed
 from testbed.ledger.plan import BisectionPlan, BuildNote, Plan
 from testbed.ledger.record import LOST, Record, final
 
 SCHEMA = 1
 LEDGER = "ledger.sqlite"
+# Bytes of a log. A console that says more than 8 MiB is cut off, and a program's files may be as much again.
+MOST_LOG = 256 * files.MiB
 # In a directory that has a result per cell of a matrix.
 MATRIX = "matrix.json"
 # Bytes of a result's path: SQLite opens no file whose own has more than 512.
@@ -76,7 +78,7 @@ class Ledger:
         _require_short(directory)
         with contextlib.ExitStack() as stack:
             with _translated(directory):
-                (directory / "logs").mkdir(parents=True, exist_ok=True)
+                files.make_directory(directory / "logs")
                 stack.enter_context(_locked(directory))
                 for home in (directory, directory / "logs"):
                     owned.remove_left(home)
@@ -100,9 +102,14 @@ class Ledger:
             raise SpecError(f"{directory}: not a result directory: there is no {LEDGER} in it")
         with contextlib.ExitStack() as stack:
             with _translated(directory):
-                uri = f"{path.resolve().as_uri()}?mode=ro"
-                db = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True)))
-                ledger = cls(directory, _checked(db, directory))
+                try:
+                    db = stack.enter_context(_opened(path, "ro"))
+                except sqlite3.OperationalError as failed:
+                    if failed.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                        raise
+                    _roll_back(path)
+                    db = stack.enter_context(_opened(path, "ro"))
+                ledger = cls(directory, db)
             yield ledger
 
     def set_plan(self, plan: Plan | BisectionPlan) -> None:
@@ -173,7 +180,11 @@ class Ledger:
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
                 return []
             rows = self._db.execute("SELECT trials, document FROM notes ORDER BY id").fetchall()
-        return [(before, self._read(_NOTE, text, "a note")) for before, text in rows]
+        notes = [(before, self._read(_NOTE, text, "a note")) for before, text in rows]
+        kept = len(self.records())
+        if not all(isinstance(before, int) and 0 <= before <= kept for before, _ in notes):
+            raise StoreError(f"{self.directory / LEDGER}: a note has no place among the {kept} records")
+        return notes
 
     def add(self, record: Record, log: bytes) -> None:
         """Keep an attempt and its raw console log, durably."""
@@ -222,9 +233,10 @@ class Ledger:
         """The raw console log of an attempt. Raises StoreError when it is gone or not what it was."""
         path = self.directory / "logs" / record.log_name
         try:
-            log = gzip.decompress(path.read_bytes())
-        except (OSError, EOFError, zlib.error) as unreadable:
-            raise StoreError(f"{path}: cannot be read: {unreadable}") from unreadable
+            log = files.unpacked(path, MOST_LOG)
+        except (OSError, EOFError, zlib.error) as bad:
+            said = bad.strerror if isinstance(bad, OSError) and bad.strerror else bad
+            raise StoreError(f"{path}: cannot be read: {said}") from bad
         if hashlib.sha256(log).hexdigest() != record.log_sha256:
             raise StoreError(f"{path}: not the log that was recorded: its hash differs")
         return log
@@ -274,6 +286,26 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _opened(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    uri = f"{path.resolve().as_uri()}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        yield _checked(db, path.parent)
+
+
+def _roll_back(path: Path) -> None:
+    """Undo what a writer that was killed has half written, which nobody can who only reads."""
+    try:
+        with _opened(path, "rw"):
+            pass
+    except sqlite3.OperationalError as failed:
+        raise StoreError(
+            f"{path.parent}: was being written when its writer was killed, and cannot be put right where "
+            "nothing may be written",
+            "read it once where that is possible: `testbed report` on a copy, or on the original",
+        ) from failed
+
+
+@contextlib.contextmanager
 def _translated(directory: Path) -> Iterator[None]:
     try:
         with space.told(directory):
@@ -281,7 +313,9 @@ def _translated(directory: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as failed:
         if getattr(failed, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise space.lack(directory) from failed
-        raise StoreError(f"{directory}: the ledger cannot be used: {failed}") from failed
+        # What SQLite says may have all of a document in it.
+        said = " ".join(str(failed).split())[:MOST_SAID]
+        raise StoreError(f"{directory}: the ledger cannot be used: {said}") from failed
 
 
 def _checked(db: sqlite3.Connection, directory: Path) -> sqlite3.Connection:

@@ -10,6 +10,8 @@ from pydantic import Field, ValidationError, model_validator
 from testbed.experiment import Experiment, Model, SourceSpec
 from testbed.ledger.document import Document
 
+# Of a file in a bundle: it has no directories.
+BUNDLED_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 S = TypeVar("S", bound=SourceSpec)
 
 
@@ -99,4 +101,4 @@ class Manifest(Document):
 class BundledManifest(Manifest):
     """That of a bundle, which has the hashes of the files that came with it, too."""
 
-    files: dict[str, str]
+    files: dict[Annotated[str, Field(pattern=BUNDLED_NAME)], str]

@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from testbed.experiment import Cell, Experiment, Json, Model
 from testbed.host import files
 from testbed.host.errors import Interrupted, NoSpace, StoreError, TestbedError
-from testbed.ledger.document import Document, parsed
+from testbed.ledger import document
+from testbed.ledger.document import Document
 from testbed.ledger.ledger import MATRIX
 
 
@@ -21,9 +22,9 @@ class IndexedCell(Model):
     """What became of a cell."""
 
     at: dict[str, Json]
-    name: str
+    name: Annotated[str, Field(pattern=r"^[^/\x00]*[^/.\x00][^/\x00]*$")]
     failure: str
-    exit_status: int
+    exit_status: Annotated[int, Field(ge=0, le=255)]
 
 
 class Index(Document):
@@ -32,6 +33,12 @@ class Index(Document):
     version: Literal[1] = Field(alias="schema")
     name: str
     cells: tuple[IndexedCell, ...]
+
+    @model_validator(mode="after")
+    def _axes_are_those_of_all(self) -> Index:
+        if len({frozenset(cell.at) for cell in self.cells}) > 1:
+            raise ValueError("cells: are not all of the same matrix")
+        return self
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ def _write(home: Path, name: str, ran: Sequence[Ran]) -> None:
         IndexedCell(at=dict(r.at), name=r.name, failure=r.failure, exit_status=r.exit_status) for r in ran
     )
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        files.make_directory(home)
         files.write(home / MATRIX, Index(schema=1, name=name, cells=cells).text(indent=1) + "\n")
     except OSError as unwritable:
         raise StoreError(f"{home / MATRIX}: not written: {unwritable.strerror}") from unwritable
@@ -86,7 +93,8 @@ def load(home: Path) -> tuple[str, list[Ran]]:
     """The name of a matrix and its cells. Raises StoreError when its index cannot be used."""
     path = home / MATRIX
     try:
-        index = parsed(Index, path.read_bytes())
+        index = document.load(Index, path)
     except (OSError, ValueError) as bad:
-        raise StoreError(f"{path}: cannot be used: {bad}") from bad
+        reason = bad.strerror if isinstance(bad, OSError) else bad
+        raise StoreError(f"{path}: cannot be used: {reason}") from bad
     return index.name, [Ran(c.at, c.name, home / c.name, c.failure, c.exit_status) for c in index.cells]

@@ -6,7 +6,7 @@ What a plan is made of is in the reports as well.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -118,7 +118,7 @@ class Candidate(Model):
     id: str
     links: tuple[str, ...]
     parents: tuple[str, ...]
-    weight: float
+    weight: Annotated[float, Field(gt=0)]
     kind: str
     subject: str
 
@@ -134,21 +134,36 @@ class BisectionQuestion(Model):
     kind: Literal["rate", "count", "tail", "fairness", "outcome"]
     title: str
     unit: str
-    commits: tuple[Candidate, ...]
+    commits: Annotated[tuple[Candidate, ...], Field(min_length=1)]
     """`git rev-list bad ^good`, parents first."""
+
+    @model_validator(mode="after")
+    def _parents_come_first(self) -> BisectionQuestion:
+        before: set[str] = set()
+        for number, commit in enumerate(self.commits):
+            if commit.id in before or not before.issuperset(commit.links):
+                raise ValueError(
+                    f"commits.{number}: is there twice, or links to what does not come before it"
+                )
+            before.add(commit.id)
+        return self
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class SearchRules(Model):
     """How sure to be, and what it may cost; as analysis.bisect.Rules."""
 
-    confidence: float
-    gate_alpha: float
-    gate_pairs: int
-    confirm_alpha: float
-    confirm_pairs: int
-    rounds: int
-    trials: int
-    rho: Number
+    confidence: Share
+    gate_alpha: Share
+    gate_pairs: Count
+    confirm_alpha: Share
+    confirm_pairs: Count
+    rounds: Count
+    trials: Count
+    rho: Annotated[Number, Field(gt=0)]
 
 
 class BuildNote(Document):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,6 +44,16 @@ class Record:
     command_line: str
     started: str = field(default="")
     log_sha256: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", self.trial):
+            raise ValueError(f"trial: {self.trial!r:.80} is no name")
+        if self.attempt < 1 or self.seed < 0:
+            raise ValueError("attempt, seed: are not counted so")
+        if self.outcome == MEASURED and not {"balloon", "total"} <= self.memory.keys():
+            raise ValueError("memory: what was measured has a size")
+        if not all(map(math.isfinite, self.stages.values())):
+            raise ValueError("stages: are of some length")
 
     @property
     def reason(self) -> str:

@@ -252,8 +252,7 @@ class _Packets:
 def symbol(trial: Trial, name: str) -> int:
     """The address of a symbol of a trial's kernel, from the System.map beside it. Raises SpecError."""
     path = trial.vmlinux.with_name(trial.vmlinux.name.replace("vmlinux", "System.map"))
-    for line in path.read_text().splitlines():
-        address, _, label = line.split()
-        if label == name:
-            return int(address, 16)
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"(?m)^([0-9a-f]{{16}}) \S {name}$".encode(), path.read_bytes()):
+            return int(found[1], 16)
     raise SpecError(f"the kernel of {trial.arm} has no {name}(): is it instrumented?")

@@ -9,6 +9,7 @@ any moment goes on by the same command, and nothing that was finished is done ag
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from testbed.analysis.bisect.search import (
 )
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import DeadlineSpec, Experiment
-from testbed.host.errors import GuestLost, SpecError
+from testbed.host.errors import GuestLost, SpecError, StoreError
 from testbed.kernel import commits
 from testbed.kernel.commits import Change
 from testbed.ledger.ledger import Ledger
@@ -37,7 +38,7 @@ from testbed.ledger.plan import (
     GuestFacts,
     SearchRules,
 )
-from testbed.ledger.record import FAILURES, LOST, MEASURED, Record
+from testbed.ledger.record import FAILURES, LOST, MEASURED, Record, final
 from testbed.report import bisection
 from testbed.report.bisection import BisectionReport
 from testbed.trials import pool
@@ -112,15 +113,15 @@ def graph_of(plan: BisectionPlan) -> CommitGraph:
 
 
 def events(ledger: Ledger) -> Iterator[BuildNote | Record]:
-    """Notes and records, as they came."""
-    records = iter(ledger.records())
-    kept = 0
-    for before, note in ledger.notes():
-        while kept < before:
-            yield next(records)
-            kept += 1
-        yield note
-    yield from records
+    """Notes and records, as they came. A trial that was run again, its log being gone, comes once."""
+    records, notes = ledger.records(), deque(ledger.notes())
+    counting = final(records)
+    for kept, record in enumerate(records):
+        while notes and notes[0][0] <= kept:
+            yield notes.popleft()[1]
+        if record.outcome == LOST or record is counting[record.trial]:
+            yield record
+    yield from (note for _, note in notes)
 
 
 def quantity_of(plan: BisectionPlan) -> Quantity:
@@ -133,20 +134,31 @@ def rules_of(plan: BisectionPlan) -> Rules:
     return Rules(**dict(plan.rules))
 
 
-def read(ledger: Ledger, graph: CommitGraph, value: Value) -> Findings:
-    """Everything that a ledger has."""
+def read(
+    ledger: Ledger, graph: CommitGraph, value: Value, without_log: list[Wanted] | None = None
+) -> Findings:
+    """Everything that a ledger has. Trials without their log are put into `without_log`; else StoreError."""
     findings = Findings(graph, value)
     for event in events(ledger):
-        take(findings, event, ledger)
+        try:
+            take(findings, event, ledger)
+        except StoreError:
+            if without_log is None or not isinstance(event, Record):
+                raise
+            without_log.append(Wanted(event.arm, event.seed))
     return findings
 
 
 def take(findings: Findings, event: BuildNote | Record, ledger: Ledger) -> None:
-    """Take in what the ledger has."""
-    if isinstance(event, Record):
-        findings.ended(event, lambda: parse(ledger.log(event)))
-    else:
+    """Take in what the ledger has. Raises StoreError for a trial without its log."""
+    if not isinstance(event, Record):
         findings.noted(event)
+        return
+    try:
+        findings.ended(event, lambda: parse(ledger.log(event)))
+    except StoreError as damaged:
+        damaged.hint = "the same `testbed bisect --repo`, given once more, runs that trial again"
+        raise
 
 
 # --- the search --------------------------------------------------------------------------------------
@@ -214,6 +226,8 @@ class _Search:
         self.question, self.rules, self.tester = question, rules, tester
         self.ledger, self.note = ledger, note
         self.told = ""
+        # Trials whose log is gone.
+        self.again: list[Wanted] = []
         self.findings = self._opened()
         # Without a kernel there is no machine, and nothing to be run on it.
         self.workers = tester.workers if self.findings.kernels else 1
@@ -221,9 +235,16 @@ class _Search:
         self.standing: Standing | None = None
 
     def run(self) -> Standing:
+        pool.work(self._without_log, self.ledger, self._tell_lost)
         pool.work(self._next, self.ledger, self._tell_lost)
         assert self.standing
         return self.standing
+
+    def _without_log(self, running: Sequence[Job]) -> Sequence[Job] | None:
+        """For the pool: the trials that have no log any more, one after the other."""
+        if running:
+            return ()
+        return [self.tester.job(self.again.pop(), self._ended)] if self.again else None
 
     def _next(self, running: Sequence[Job]) -> Sequence[Job] | None:
         """What comes next, for the pool."""
@@ -267,7 +288,7 @@ class _Search:
             return self._begun()
         plan = self.ledger.bisection()
         self._check(plan)
-        findings = read(self.ledger, graph_of(plan), self.question.quantity.value)
+        findings = read(self.ledger, graph_of(plan), self.question.quantity.value, self.again)
         self.tester.know(findings.kernels)
         if findings.kernels and plan.provenance:
             self._check_machine(plan.provenance, self.tester.facts())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from testbed.analysis.metrics import METRICS
 from testbed.host.errors import TestbedError
-from testbed.ledger.document import parsed
+from testbed.ledger import document
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
 from testbed.report import text, words
 from testbed.report.document import ComparisonReport
@@ -82,7 +82,7 @@ def _said(directory: Path) -> str:
     except TestbedError as unreadable:
         return unreadable.message
     try:
-        report = parsed(ComparisonReport, (directory / REPORT).read_bytes())
+        report = document.load(ComparisonReport, directory / REPORT)
     except (OSError, ValueError):
         return f"{ended} of {len(planned.trials)} trials"
     # More may have run since.

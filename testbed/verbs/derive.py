@@ -23,7 +23,7 @@ from testbed.experiment import RANGE, read
 from testbed.host import debian, files
 from testbed.host.errors import HostError, NoSpace, SpecError
 from testbed.host.paths import data_directory, sha256
-from testbed.kernel import series, source
+from testbed.kernel import mail, series, source
 from testbed.trials import prepare
 from testbed.verbs.request import ExperimentRequest
 
@@ -363,7 +363,10 @@ def _patch(word: str, cache: Path) -> str:
     """A patch as an experiment names it, from anywhere: files and directories by their whole path."""
     if word == STANDARD_INPUT:
         # Kept, since it cannot be read again.
-        data = sys.stdin.buffer.read()
+        try:
+            data = files.at_most(sys.stdin.buffer, mail.MOST_BYTES, Path(STANDARD_INPUT))
+        except OSError as unreadable:
+            raise SpecError(f"-: {unreadable.strerror}") from unreadable
         if not data.strip():
             raise SpecError("-: there is nothing on standard input")
         kept = cache / "patches" / f"{hashlib.sha256(data).hexdigest()[:16]}.patch"

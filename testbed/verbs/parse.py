@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,9 @@ from pathlib import Path
 from testbed.analysis.metrics import METRICS, Metric
 from testbed.analysis.parse import Measurement
 from testbed.analysis.parse import parse as parse_log
+from testbed.host import files
 from testbed.host.errors import SpecError
+from testbed.ledger.ledger import MOST_LOG
 from testbed.verbs import results
 
 
@@ -24,10 +25,11 @@ def parse(path: Path) -> Iterator[Mapping[str, object]]:
             yield {"arm": record.arm, "seed": record.seed, "outcome": record.outcome, **facts}
         return
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
-    except (OSError, EOFError, zlib.error) as unreadable:
-        raise SpecError(f"{path}: cannot be read: {unreadable}") from unreadable
+        data = files.read(path, MOST_LOG)
+        data = files.unpacked(path, MOST_LOG) if data.startswith(b"\x1f\x8b") else data
+    except (OSError, EOFError, zlib.error) as bad:
+        said = bad.strerror if isinstance(bad, OSError) and bad.strerror else bad
+        raise SpecError(f"{path}: cannot be read: {said}") from bad
     yield _facts(parse_log(data), METRICS)
 
 

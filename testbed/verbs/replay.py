@@ -77,6 +77,7 @@ def verify(request: VerifyRequest, lab: Lab, watch: Watch) -> Repeated:
     with _loaded(request.path, lab, watch) as (loaded, scratch):
         repeat = reproduce.only(loaded, request.trial) if request.trial else loaded
         chosen = interleaved(reproduce.sample(repeat.trials, request.sample))
+        watch.note(_about(repeat, len(chosen)))
         with Ledger.create(scratch / "again") as ledger:
             lab.run(chosen, ledger, request.jobs, watch, to_the_end=True)
             return Repeated(len(chosen), tuple(reproduce.differences(repeat, ledger)))
@@ -86,6 +87,7 @@ def debug_trial(request: DebugRequest, lab: Lab, watch: Watch, tell: Callable[[s
     """Wait for gdb and do what it says until the trial has ended; `tell` is given gdb's command line."""
     with _loaded(request.path, lab, watch) as (repeat, _):
         (trial,) = reproduce.only(repeat, request.trial).trials
+        watch.note(_about(repeat, 1))
         with debug.GdbStub(trial, request.miss) as stub:
             watch.note(
                 f"{trial.arm} seed {trial.seed} is stopped before its first instruction; in another terminal:"
@@ -107,6 +109,11 @@ def manifest(result: Path) -> Manifest:
     """The manifest of a result: its hashes. Raises SpecError when its trials cannot be done again."""
     with Ledger.open(result) as ledger:
         return reproduce.manifest(ledger.plan(), ledger.records(), result)
+
+
+def _about(repeat: Repeat, count: int) -> str:
+    """What is to be run, and what of."""
+    return f"to be run: {count} of the trials of {repeat.manifest.name}, with {repeat.made_of}"
 
 
 @contextmanager

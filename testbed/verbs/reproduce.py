@@ -11,12 +11,13 @@ import hashlib
 import io
 import itertools
 import lzma
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,11 +26,11 @@ from testbed.guest.accel import Accel
 from testbed.guest.image import Image
 from testbed.host import owned, space
 from testbed.host.errors import SpecError, StoreError
-from testbed.host.files import staged
+from testbed.host.files import at_most, read, staged
 from testbed.host.paths import sha256
-from testbed.ledger.document import OtherVersionError, mistake, parsed
+from testbed.ledger.document import MOST_BYTES, OtherVersionError, mistake, parsed
 from testbed.ledger.ledger import LEDGER, Ledger
-from testbed.ledger.manifest import BundledManifest, Expected, Manifest, ManifestKernel
+from testbed.ledger.manifest import BUNDLED_NAME, BundledManifest, Expected, Manifest, ManifestKernel
 from testbed.ledger.plan import Plan
 from testbed.ledger.record import LOST, Record, final
 from testbed.trials import prepare
@@ -49,15 +50,23 @@ _XZ = [
         "depth": 8,
     }
 ]
+_XZ_MAGIC = b"\xfd7zXZ\x00"
 _HANG = "hang"
+MANIFEST = "manifest.json"
+# Bytes that a bundle may unpack to, and of it what is before its manifest; and how many files it may have.
+MOST_UNPACKED, MOST_BEFORE, MOST_MEMBERS = 16 << 30, 2 << 30, 10_000
+# Bytes that are read at once.
+MOST_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Trials that can run here, and what is expected of each. `result` has their logs, if anything has."""
+    """Trials that can run here, with what, and what is expected of each. `result` has their logs, if anything
+    has."""
 
     manifest: Manifest
     trials: tuple[Trial, ...]
+    made_of: str
     result: Path | None = None
 
 
@@ -115,11 +124,9 @@ def load(path: Path, cache: Path, scratch: Path, progress: Callable[[str], None]
         return replace(_rebuilt(there, path, cache, progress), result=path)
     if not path.is_file():
         raise SpecError(f"{path}: neither a result directory (with {LEDGER}), a manifest nor a bundle")
-    if tarfile.is_tarfile(path):
-        _extract(path, scratch)
-        there_too = _read(BundledManifest, scratch / "manifest.json", path)
-        return _bundled(there_too, path, scratch, cache, progress)
-    return _rebuilt(_read(Manifest, path, path), path, cache, progress)
+    if _is_bundle(path):
+        return _bundled(_extract(path, scratch), path, scratch, cache, progress)
+    return _rebuilt(_read(path), path, cache, progress)
 
 
 def differences(repeat: Repeat, again: Ledger) -> list[Difference]:
@@ -180,8 +187,11 @@ def bundle(result: Path, target: Path, report: str, cache: Path, progress: Calla
         texts = {"report.md": report.encode()}
         hashes = {name: sha256(path) for name, path in files.items()}
         hashes |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
-        texts["manifest.json"] = (repeat.manifest.bundled(hashes).text(indent=1) + "\n").encode()
-        progress(f"compressing {sum(path.stat().st_size for path in files.values()) >> 20} MiB")
+        texts[MANIFEST] = (repeat.manifest.bundled(hashes).text(indent=1) + "\n").encode()
+        size = sum(path.stat().st_size for path in files.values())
+        if size > MOST_UNPACKED:
+            raise SpecError(f"{result}: too much for a bundle: {size >> 20} MiB", "`boots` makes it smaller")
+        progress(f"compressing {size >> 20} MiB")
         try:
             with staged(target) as draft:
                 _pack(draft, files, texts)
@@ -203,34 +213,92 @@ def _files(trials: Sequence[Trial], cache: Path, scratch: Path) -> dict[str, Pat
 
 def _pack(path: Path, files: Mapping[str, Path], texts: Mapping[str, bytes]) -> None:
     with lzma.open(path, "wb", filters=_XZ) as xz, tarfile.open(fileobj=xz, mode="w") as tar:
-        for name in sorted(files.keys() | texts.keys()):
+        # Who reads it goes by the manifest.
+        for name in sorted(files.keys() | texts.keys(), key=lambda name: (name != MANIFEST, name)):
             data = texts[name] if name in texts else files[name].read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
 
 
-def _extract(path: Path, target: Path) -> None:
+# --- reading -------------------------------------------------------------------------------------
+
+
+def _extract(path: Path, target: Path) -> BundledManifest:
+    """Unpack what the manifest of a bundle lists, and return that. Raises SpecError if it has more."""
     try:
-        with space.told(target), tarfile.open(path) as tar:
-            for member in tar:
-                # Ours are flat. Python 3.11.2, Debian 12's, has no filter that would refuse the rest.
-                data = tar.extractfile(member) if member.isreg() else None
-                if data is None or "/" in member.name or member.name in ("", ".", ".."):
-                    raise SpecError(f"{path}: not a bundle: there is {member.name!r} in it")
-                with data, (target / member.name).open("wb") as file:
+        with space.told(target):
+            manifest = _manifest_in(path)
+            missing = dict(manifest.files)
+            for name, data in _members(path, MOST_UNPACKED):
+                if name == MANIFEST:
+                    continue
+                if name not in missing:
+                    raise SpecError(
+                        f"{path}: not a bundle: its manifest does not list {name!r}, which is in it"
+                    )
+                with (target / name).open("wb") as file:
                     shutil.copyfileobj(data, file)
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as bad:
+                if sha256(target / name) != missing.pop(name):
+                    raise SpecError(f"{path}: {name} in it is not what the manifest says")
+    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError, RecursionError) as bad:
         raise SpecError(f"{path}: not a bundle, or damaged: {bad}") from bad
+    if missing:
+        raise SpecError(f"{path}: not a bundle, or damaged: there is no {min(missing)} in it")
+    return manifest
 
 
-def _read(kind: type[M], path: Path, named: Path) -> M:
+def _manifest_in(path: Path) -> BundledManifest:
+    # In a bundle of an earlier version it is not the first.
+    for name, data in _members(path, MOST_BEFORE):
+        if name == MANIFEST:
+            return _understood(BundledManifest, at_most(data, MOST_BYTES, path), path)
+    raise SpecError(f"{path}: not a bundle: there is no {MANIFEST} in it")
+
+
+def _members(path: Path, most: int) -> Iterator[tuple[str, IO[bytes]]]:
+    """The files in a bundle, in order. Raises SpecError for what no bundle has, and for more than so much."""
+    size = 0
+    with _Pieces(path) as xz, tarfile.open(fileobj=xz, mode="r:") as tar:
+        for number, member in enumerate(tar):
+            # Ours are flat. Python 3.11.2, Debian 12's, has no filter that would refuse the rest.
+            data = tar.extractfile(member) if member.isreg() else None
+            if data is None or not re.fullmatch(BUNDLED_NAME, member.name) or member.size < 0:
+                raise SpecError(f"{path}: not a bundle: there is {member.name!r} in it")
+            size += member.size
+            if size > most or number > MOST_MEMBERS:
+                raise SpecError(f"{path}: not a bundle: it unpacks to more than {most >> 30} GiB")
+            yield member.name, data
+
+
+class _Pieces(lzma.LZMAFile):
+    """What is packed in a file, in pieces: tarfile reads a name at once, however long it is said to be."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= MOST_PIECE:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+def _is_bundle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_XZ_MAGIC)) == _XZ_MAGIC
+
+
+def _read(path: Path) -> Manifest:
     try:
-        return parsed(kind, path.read_bytes())
+        return _understood(Manifest, read(path, MOST_BYTES), path)
+    except OSError as unreadable:
+        raise SpecError(f"{path}: not a manifest: {unreadable.strerror}") from unreadable
+
+
+def _understood(kind: type[M], text: bytes, path: Path) -> M:
+    try:
+        return parsed(kind, text)
     except OtherVersionError as other:
-        raise SpecError(f"{named}: a manifest {other}") from other
-    except (OSError, ValueError) as bad:
-        raise SpecError(f"{named}: not a manifest: {bad}") from bad
+        raise SpecError(f"{path}: a manifest {other}") from other
+    except ValueError as bad:
+        raise SpecError(f"{path}: not a manifest: {bad}") from bad
 
 
 def _rebuilt(manifest: Manifest, path: Path, cache: Path, progress: Callable[[str], None]) -> Repeat:
@@ -252,7 +320,7 @@ def _rebuilt(manifest: Manifest, path: Path, cache: Path, progress: Callable[[st
         raise SpecError(
             "\n".join(lines), "a bundle (`testbed bundle`) brings its own kernels, initramfs and snapshots"
         )
-    return _matched(manifest, ready.trials, path)
+    return _matched(manifest, ready.trials, path, f"kernels and initramfs that were made here for {path}")
 
 
 def _bundled(
@@ -269,28 +337,28 @@ def _bundled(
     # Its snapshots are not to be taken for those that are made here.
     guests = Guests(Image(files / "initramfs", manifest.initramfs_sha256), machine, cache=files)
     # One that another version of testbed speaks with is no use; then it takes a compiler here.
-    plugin = files / rendezvous.BUNDLED
+    plugin = files / rendezvous.BUNDLED if rendezvous.BUNDLED in manifest.files else None
 
     def brought(arm: str, seed: int) -> Trial:
         vmlinux, digest = files / f"vmlinux.{arm}", manifest.kernels[arm].vmlinux_sha256
         return replace(
             prepare.trial(experiment, arm, seed, guests, vmlinux=vmlinux, sha256=digest),
-            compiled_plugin=plugin if plugin.is_file() else None,
+            compiled_plugin=plugin,
             booted_by=manifest.booted_by,
         )
 
     trials = tuple(brought(expected.arm, expected.seed) for expected in manifest.trials)
-    hashes = {
-        **{files / name: digest for name, digest in manifest.files.items()},
-        **{trial.vmlinux: trial.vmlinux_sha256 for trial in trials},
-        trials[0].initramfs: manifest.initramfs_sha256,
-    }
-    for file, digest in hashes.items():
-        if not file.is_file() or sha256(file) != digest:
-            raise SpecError(f"{path}: {file.name} in it is not what the manifest says")
-    for name, trial in _one_of_each_boot(trials):
+    boots = dict(_one_of_each_boot(trials))
+    hashes = {trial.vmlinux.name: trial.vmlinux_sha256 for trial in trials}
+    hashes |= {trials[0].initramfs.name: manifest.initramfs_sha256}
+    hashes |= {name: manifest.files.get(name, "") for name in boots}
+    for name, digest in hashes.items():
+        if not digest or manifest.files.get(name) != digest:
+            raise SpecError(f"{path}: {name} in it is not what the manifest says")
+    for name, trial in boots.items():
         snapshot.adopt(trial.start, files / name, files)
-    return _matched(manifest, trials, path)
+    code = f" and {plugin.name}, which is code that QEMU runs as you," if plugin else ""
+    return _matched(manifest, trials, path, f"kernels, initramfs, snapshots{code} out of {path}")
 
 
 def _one_of_each_boot(trials: Sequence[Trial]) -> Iterator[tuple[str, Trial]]:
@@ -302,7 +370,7 @@ def _one_of_each_boot(trials: Sequence[Trial]) -> Iterator[tuple[str, Trial]]:
             yield f"snapshot.{trial.arm}.{trial.seed}", trial
 
 
-def _matched(manifest: Manifest, trials: Sequence[Trial], path: Path) -> Repeat:
+def _matched(manifest: Manifest, trials: Sequence[Trial], path: Path, made_of: str) -> Repeat:
     expected = manifest.expected
     chosen = tuple(trial for trial in trials if trial.id in expected)
     if len(chosen) < len(expected):
@@ -310,4 +378,4 @@ def _matched(manifest: Manifest, trials: Sequence[Trial], path: Path) -> Repeat:
             f"{path}: {len(expected) - len(chosen)} of its {len(expected)} trials are not what this version "
             "of testbed would run"
         )
-    return Repeat(manifest, chosen)
+    return Repeat(manifest, chosen, made_of)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.likeness import unlike
+from testbed.analysis.own import with_own
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import ALPHA, LEAST_SEEDS
 from testbed.host.errors import SpecError, StoreError
@@ -57,16 +58,52 @@ def load(directory: Path, measurements: Mapping[str, Measurement] = MappingProxy
 def read(ledger: Ledger, measurements: Mapping[str, Measurement] = MappingProxyType({})) -> Result:
     """What a ledger has of its last plan; logs are parsed of trials that are not among `measurements`."""
     plan = ledger.plan()
+    known = {metric.name for metric in with_own(plan.experiment.metrics)}
+    if strange := plan.experiment.primary.keys() - known:
+        raise StoreError(
+            f"{ledger.directory / LEDGER}: its plan cannot be used: there is no metric {min(strange)}"
+        )
     records = [record for record in ledger.records() if record.trial in plan.trials]
     for record in records:
         if PlannedTrial(arm=record.arm, seed=record.seed) != plan.trials[record.trial]:
             raise StoreError(
                 f"{ledger.directory / LEDGER}: the record of trial {record.trial} is not what was planned"
             )
-    observations = (
-        Observation(r, measurements.get(r.trial) or parse(ledger.log(r))) for r in final(records).values()
-    )
-    return Result(plan, tuple(observations), tuple(records))
+    return Result(plan, tuple(_observed(ledger, records, measurements)), tuple(records))
+
+
+def _observed(
+    ledger: Ledger, records: Sequence[Record], measurements: Mapping[str, Measurement]
+) -> list[Observation]:
+    """What the logs say of the attempts that count. Raises StoreError that names those without their log."""
+    observations, failures = [], dict[str, StoreError]()
+    for record in final(records).values():
+        try:
+            measurement = measurements.get(record.trial) or parse(ledger.log(record))
+            observations.append(Observation(record, measurement))
+        except StoreError as bad:
+            failures[f"{record.arm}:{record.seed}"] = bad
+    if failures:
+        first, count = next(iter(failures.values())), len(failures)
+        trials = f"{', '.join(list(failures)[:6])}{' ...' if count > 6 else ''}"
+        raise StoreError(
+            first.message + (f"; and {count - 1} more logs" if count > 1 else ""),
+            f"without a log of {trials} there is no report; the command that made this result, given once "
+            "more, runs what has none again",
+        ) from first
+    return observations
+
+
+def without_log(ledger: Ledger, trials: Collection[str]) -> set[str]:
+    """Those of some trials whose log is gone, or is not what was recorded."""
+    damaged = set()
+    for record in ledger.settled().values():
+        if record.trial in trials:
+            try:
+                ledger.log(record)
+            except StoreError:
+                damaged.add(record.trial)
+    return damaged
 
 
 def is_result(word: str) -> bool:
@@ -243,7 +280,7 @@ def selfcheck(home: Path) -> SelfcheckReport:
         pairs = LEAST_SEEDS if experiment.looks else experiment.seeds
         seeds = range(experiment.first_seed, experiment.first_seed + pairs)
         for judgement in judgements(result, full=False).values():
-            kind = str(cell.at["kind"])
+            kind = str(cell.at.get("kind"))
             outcomes.append(outcome(cell.name, kind, result.comparison, judgement, seeds))
     failures = {cell.name: cell.failure for cell in ran if cell.failure}
     return selfcheck_report(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from testbed.verbs.request import EVERY_FAILURE, ExperimentRequest, RunRequest
 
 # In a result, the file that it came from.
 ORIGIN = "origin"
+MOST_PATH = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ def make_room(directory: Path, watch: Watch) -> None:
 def _claim(directory: Path, request: ExperimentRequest) -> None:
     """Note whose result this is. Raises SpecError if it is that of another file, which is still there."""
     note, origin = directory / ORIGIN, str((request.origin or request.file).resolve())
-    owner = note.read_text().strip() if note.exists() else origin
+    owner = os.fsdecode(files.read(note, MOST_PATH)).strip() if note.exists() else origin
     if owner != origin and Path(owner).exists():
         raise SpecError(
             f"{directory}: has the result of {owner}, which is of the same name",
             "give one of them another `name`, or this one another directory with --results DIR",
         )
-    files.write(note, f"{origin}\n")
+    files.write(note, os.fsencode(f"{origin}\n"))
 
 
 def _known_settings(ledger: Ledger, plan: Plan) -> dict[str, dict[str, str]]:
@@ -144,9 +146,12 @@ class _Runs:
         }
 
     def _reopened(self, trials: Sequence[Trial], ledger: Ledger) -> list[Trial]:
-        """The trials that are to be tried again, since they ended in a way that was asked for."""
+        """The trials that are to be tried again: they ended in a way that was asked for, or have no log."""
         again = FAILURES if self.request.again == EVERY_FAILURE else (self.request.again,)
         ended = {id_ for id_, record in ledger.settled().items() if record.outcome in again}
+        if damaged := results.without_log(ledger, {trial.id for trial in trials}):
+            self.watch.note(f"logs that are gone or damaged: {len(damaged)}; their trials run again")
+        ended |= damaged
         ledger.reopen(ended)
         return [trial for trial in trials if trial.id in ended]
 

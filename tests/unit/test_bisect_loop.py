@@ -22,7 +22,7 @@ from testbed import cli
 from testbed.analysis.bisect.search import PHASE, Answer, Rules, Wanted
 from testbed.analysis.parse import parse
 from testbed.experiment import ArmSpec, expand
-from testbed.host.errors import BuildError, GuestLost, HostError, SpecError
+from testbed.host.errors import BuildError, GuestLost, HostError, SpecError, StoreError
 from testbed.kernel import build, commits
 from testbed.ledger.document import parsed
 from testbed.ledger.ledger import Ledger
@@ -302,6 +302,21 @@ def test_an_answer_is_given_again_without_doing_anything(
     before = stand.built.total(), stand.ran.total()
     assert search(question_of(repository), stand, tmp_path / "r") == first
     assert (stand.built.total(), stand.ran.total()) == before
+
+
+def test_a_trial_without_its_log_is_run_again(repository: Path, stand: Stand, tmp_path: Path) -> None:
+    first = search(question_of(repository), stand, tmp_path / "r")
+    logs = sorted((tmp_path / "r" / "logs").glob("*.log.gz"))
+    logs[0].unlink()
+    logs[-1].write_bytes(b"damaged")
+    with pytest.raises(StoreError, match=r"cannot be read: .*\n.*bisect --repo`, given once more, runs that"):
+        bisect.status(tmp_path / "r")
+    before = stand.ran.total()
+    assert search(question_of(repository), stand, tmp_path / "r") == first
+    assert stand.ran.total() == before + 2
+    report, _ = bisect.status(tmp_path / "r")
+    assert report.answer and report.answer.confirmed
+    assert list(bisect.log(tmp_path / "r"))
 
 
 @pytest.mark.parametrize("workers", [2, 5])

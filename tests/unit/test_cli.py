@@ -175,6 +175,7 @@ def test_a_result_without_a_plan_is_status_3(testbed: Testbed, tmp_path: Path) -
         (b"\x1f\x8b\x08broken", "cannot be read: "),
         (gzip.compress(PATCHED)[:-9], "cannot be read: Compressed file ended"),
         (gzip.compress(PATCHED)[:5000] + b"\0" * 3000, "cannot be read: "),
+        (gzip.compress(bytes(257 << 20), 1), "cannot be read: is larger than 256 MiB"),
         (gzip.compress(PATCHED)[:10] + b"\xff" * 99, "cannot be read: Error -3 while decompressing data"),
     ],
 )
@@ -192,7 +193,14 @@ def test_a_log_that_was_tampered_with_is_not_reported_on(testbed: Testbed, resul
     log = result / "logs" / "patched-1.1.log.gz"
     log.write_bytes(gzip.compress(PATCHED + b"\n"))
     ran = testbed("report", result)
-    assert ran == Ran(3, "", f"testbed: {log}: not the log that was recorded: its hash differs\n")
+    assert (ran.status, ran.out) == (3, "")
+    assert ran.err == (
+        f"testbed: {log}: not the log that was recorded: its hash differs\n"
+        "  without a log of patched:1 there is no report; the command that made this result, given once "
+        "more, runs what has none again\n"
+    )
+    (result / "logs" / "unpatched-1.1.log.gz").unlink()
+    assert "No such file or directory; and 1 more logs\n" in testbed("report", result).err
 
 
 @pytest.mark.parametrize(
@@ -596,7 +604,7 @@ def test_a_trial_that_was_lost_is_no_other_result(
     trial = make_trial("qemu")
     digest = hashlib.sha256(UNPATCHED).hexdigest()
     expected = record(trial.arm, trial.seed, trial=trial.id, log_sha256=digest)
-    repeat = reproduce.Repeat(manifest_of(trial.arm, expected), (trial,))
+    repeat = reproduce.Repeat(manifest_of(trial.arm, expected), (trial,), "kernels")
 
     def run(
         _trials: object, ledger: Ledger, _jobs: int | None, _progress: object, **_: object
@@ -961,10 +969,21 @@ def test_a_reader_that_leaves_changes_neither_files_nor_status(tmp_path: Path) -
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize(
-    ("words", "status"), [("metrics", 0), ("parse {log}", 0), ("report {missing}", 2), ("--help", 0)]
+    ("words", "status"),
+    [
+        ("metrics", 0),
+        ("parse {log}", 0),
+        ("explain {experiment}", 0),
+        ("experiments", 0),
+        ("report {missing}", 2),
+        ("--help", 0),
+    ],
 )
 def test_closed_streams_are_no_error(tmp_path: Path, words: str, status: int, closed: str) -> None:
-    line = words.format(log=DATA / "patched.log.gz", missing=tmp_path)
+    (tmp_path / "linux").mkdir()
+    (tmp_path / "linux" / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 9\n")
+    (tmp_path / "x.yaml").write_text("name: x\nkernel: {tree: linux}\narms: {a: {}}\n")
+    line = words.format(log=DATA / "patched.log.gz", missing=tmp_path, experiment=tmp_path / "x.yaml")
     command = f"{sys.executable} -m testbed {line} {closed}"
     # A shell, as it is the one that can close them.
     ran = subprocess.run(
@@ -973,6 +992,36 @@ def test_closed_streams_are_no_error(tmp_path: Path, words: str, status: int, cl
     assert ran.returncode == status
     assert "Traceback" not in ran.stderr and "rror" not in ran.stderr
     assert bool(ran.stdout) == (status == 0 and " >&-" not in f" {closed}")
+
+
+@pytest.mark.parametrize("mebibytes", [30, 60, 100, 250, 400, 599])
+@pytest.mark.parametrize("words", ["metrics", "report {result} --json"])
+def test_without_memory_there_is_a_line(result: Path, words: str, mebibytes: int) -> None:
+    command = f"ulimit -v {mebibytes << 10}; {sys.executable} -m testbed {words.format(result=result)}"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", command], check=False, capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+    allowed = f"`ulimit -v` allows {mebibytes} MiB, and at least 600 are needed"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", f"testbed: out of memory: {allowed}\n")
+
+
+def test_what_takes_too_much_memory_is_a_line(tmp_path: Path) -> None:
+    """A log that unpacks to 250 MiB, where something else has taken most of what there is."""
+    with gzip.open(tmp_path / "x.log.gz", "wb", compresslevel=1) as file:
+        for _ in range(250):
+            file.write(bytes(1 << 20))
+    program = "import resource; resource.setrlimit(resource.RLIMIT_AS, (600 << 20,) * 2); "
+    program += "from testbed.__main__ import main; import sys; sys.argv[1:] = ['parse', 'x.log.gz']; "
+    ran = subprocess.run(
+        [sys.executable, "-c", program + "taken = bytearray(300 << 20); sys.exit(main())"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert ran.returncode == 3 and ran.stderr.count("\n") == 1 and ran.stderr.startswith("testbed: out of m")
 
 
 def test_help_for_a_reader_that_has_enough() -> None:

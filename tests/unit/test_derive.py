@@ -104,6 +104,10 @@ def test_standard_input_is_kept(made: Derive, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b" \n")))
     with pytest.raises(SpecError, match="nothing on standard input"):
         made(patches=("-",))
+    with Path("/dev/zero").open("rb") as endless:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=endless))
+        with pytest.raises(SpecError, match=r"^-: is larger than 32 MiB$"):
+            made(patches=("-",))
 
 
 def test_settings_make_an_arm_each(made: Derive) -> None:

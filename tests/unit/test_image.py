@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -255,6 +256,11 @@ def test_libraries_of_a_library_come_too(tmp_path: Path) -> None:
         ("true", ["{here}/script", "{here}/other/script"], r"/bin/script is brought twice: .*/other/script"),
         ("true", ["{here}/loop"], r"/loop/self is a link to a directory that it is in"),
         ("true", ["{here}/dangling"], r"/dangling/link is neither a file nor a directory"),
+        ("true", ["/proc/self/mem"], r"workload\.files: /proc/self/mem is neither a file nor a directory"),
+        ("true", ["/dev/zero"], r"workload\.files: /dev/zero is neither a file nor a directory"),
+        ("true", ["{here}/pipe"], r"workload\.files: .*/pipe is neither a file nor a directory"),
+        ("true", ["{here}/huge"], r"with .*/huge more than 1024 MiB or 100000 files would come along"),
+        ("true", ["{here}/deep"], r"workload\.files: .* is more than 100 directories deep"),
         ("true", ["{here}/tree:/"], r"a file cannot be at /dev/x in the guest"),
         # Scripts.
         (
@@ -281,8 +287,11 @@ def test_what_cannot_be_is_said_with_its_remedy(
     script(tmp_path, "#! \n", name="blank")
     script(tmp_path, "#!/bin/sh\r\necho\r\n", name="crlf")
     script(tmp_path, "#!/usr/bin/perl -w\n", name="perly")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate((1 << 30) + 1)
     (tmp_path / "dynamic").symlink_to("/bin/ls")
-    for directory in ("other", "loop", "dangling", "tree/dev"):
+    for directory in ("deep" + "/d" * 110, "other", "loop", "dangling", "tree/dev"):
         (tmp_path / directory).mkdir(parents=True)
     script(tmp_path / "other", "#!/bin/sh\n")
     (tmp_path / "loop" / "self").symlink_to(tmp_path / "loop")

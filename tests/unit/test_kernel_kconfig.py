@@ -70,6 +70,16 @@ def test_a_fragment_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "reason"), [("zero.config", "is not a regular file"), ("huge.config", "is larger than 1 MiB")]
+)
+def test_a_fragment_is_a_regular_file_of_some_size(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "zero.config").symlink_to("/dev/zero")
+    (tmp_path / "huge.config").write_bytes(b"#" * ((1 << 20) + 1))
+    with pytest.raises(SpecError, match=rf"kernel\.config: .*{name}: {reason}$"):
+        kconfig.load([str(tmp_path / name)], "6.1.7")
+
+
+@pytest.mark.parametrize(
     ("version", "line"),
     [
         ("6.1.192", "CONFIG_A=1"),

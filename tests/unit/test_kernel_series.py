@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import difflib
+import gzip
+import lzma
+import os
 import re
 import subprocess
 import tempfile
@@ -105,6 +108,31 @@ def test_a_path_stands_for_itself_in_any_kernel(tmp_path: Path) -> None:
 def test_a_patch_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"gone\.patch: No such file"):
         series.load([str(tmp_path / "gone.patch")], "6.1.5")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("zero.patch", "is not a regular file"),
+        ("pipe.patch", "is not a regular file"),
+        ("memory.patch", "Input/output error"),
+        ("directory.patch", "there are no patches in it"),
+        ("huge.patch", "is larger than 32 MiB"),
+        ("bomb.patch", "cannot be unpacked: is larger than 32 MiB"),
+        ("bomb.patch.xz", "cannot be unpacked: is larger than 32 MiB"),
+    ],
+)
+def test_a_patch_is_a_regular_file_of_some_size(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / "zero.patch").symlink_to("/dev/zero")
+    (tmp_path / "memory.patch").symlink_to("/proc/self/mem")
+    os.mkfifo(tmp_path / "pipe.patch")
+    (tmp_path / "directory.patch").mkdir()
+    with (tmp_path / "huge.patch").open("wb") as file:
+        file.truncate((32 << 20) + 1)
+    (tmp_path / "bomb.patch").write_bytes(gzip.compress(bytes(33 << 20), 1))
+    (tmp_path / "bomb.patch.xz").write_bytes(lzma.compress(bytes(33 << 20), preset=0))
+    with pytest.raises(SpecError, match=rf"{re.escape(name)}: {reason}"):
+        series.load([str(tmp_path / name)], "6.1.5")
 
 
 def test_the_table_of_the_repository_can_be_read() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -183,8 +184,24 @@ def test_a_download_that_fails_names_the_url(server: str, cache: Path) -> None:
         from_tarball(f"{server}/nowhere.tar.xz", "0" * 64, cache)
     with pytest.raises(SpecError, match=r"kernel\.tarball\.url: ftp://"):
         from_tarball("ftp://example.org/linux.tar.xz", "0" * 64, cache)
-    with pytest.raises(SpecError, match=r"kernel\.tarball\.url: /nowhere"):
-        from_tarball("/nowhere/linux.tar.xz", "0" * 64, cache)
+    for nowhere in ("/nowhere/linux.tar.xz", "/dev/zero", "file:///nowhere", "file:///dev/zero"):
+        with pytest.raises(SpecError, match=rf"kernel\.tarball\.url: {nowhere}: no such file"):
+            from_tarball(nowhere, "0" * 64, cache)
+
+
+def test_a_server_that_speaks_something_else_is_named(cache: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 ready\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/linux.tar.xz"
+        with pytest.raises(HostError, match=f"{url}: 220 ready"):
+            from_tarball(url, "0" * 64, cache)
 
 
 def test_a_tarball_of_something_else_is_refused(tmp_path: Path, cache: Path) -> None:

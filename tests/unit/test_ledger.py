@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -141,6 +146,104 @@ def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(StoreError, match="version 99"), Ledger.create(tmp_path / "r"):
         pass
+
+
+# A writer that is killed between the two halves of a transaction.
+HALF_WRITTEN = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+for number in range(300):
+    db.execute("INSERT INTO plans (document) VALUES (?)", ("x" * 4000,))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def half_written() -> Iterator[Path]:
+    """A result whose writer was killed, where another user may look."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name) / "r"
+        Path(name).chmod(0o755)
+        with Ledger.create(directory) as ledger:
+            ledger.set_plan(plan())
+        subprocess.run([sys.executable, "-c", HALF_WRITTEN, directory / LEDGER], check=False)
+        assert (directory / f"{LEDGER}-journal").stat().st_size > 0
+        yield directory
+        directory.chmod(0o755)
+
+
+def test_what_was_half_written_is_undone_by_who_reads_it(half_written: Path) -> None:
+    with Ledger.open(half_written) as ledger:
+        assert ledger.plan() == plan()
+
+
+def test_what_was_half_written_is_said_where_nothing_may_be_written(half_written: Path) -> None:
+    (half_written / LEDGER).chmod(0o444)
+    half_written.chmod(0o555)
+    user = os.geteuid()
+    # Root may write anywhere.
+    os.seteuid(user or 65534)
+    try:
+        with pytest.raises(StoreError) as caught, Ledger.open(half_written):
+            pass
+    finally:
+        os.seteuid(user)
+    assert caught.value.message == (
+        f"{half_written}: was being written when its writer was killed, and cannot be put right where "
+        "nothing may be written"
+    )
+
+
+def test_a_log_that_unpacks_to_anything_is_refused(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "r") as ledger:
+        ledger.add(record("a", 1), b"log")
+        (kept,) = ledger.records()
+        with gzip.open(tmp_path / "r" / "logs" / kept.log_name, "wb", compresslevel=1) as file:
+            for _ in range(257):
+                file.write(bytes(1 << 20))
+        with pytest.raises(StoreError, match=r"a-1\.1\.log\.gz: cannot be read: is larger than 256 MiB$"):
+            ledger.log(kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trial": "../../etc/passwd"}, "trial: '../../etc/passwd' is no name"),
+        ({"trial": "a\0"}, "is no name"),
+        ({"attempt": 0}, "attempt, seed: are not counted so"),
+        ({"memory": {}}, "memory: what was measured has a size"),
+        ({"stages": {"boot": float("inf")}}, "stages: are of some length"),
+    ],
+)
+def test_a_record_that_none_can_be_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with Ledger.create(tmp_path / "r") as ledger:
+        ledger.add(record("a", 1), b"log")
+    with closing(sqlite3.connect(tmp_path / "r" / LEDGER)) as db:
+        said = json.loads(db.execute("SELECT document FROM trials").fetchone()[0]) | change
+        db.execute("UPDATE trials SET document = ?", (json.dumps(said),))
+        db.commit()
+    with Ledger.open(tmp_path / "r") as ledger, pytest.raises(StoreError) as caught:
+        ledger.records()
+    assert message in str(caught.value) and str(tmp_path / "r" / LEDGER) in str(caught.value)
+
+
+def test_a_result_may_be_very_deep(tmp_path: Path) -> None:
+    """Path.mkdir() calls itself for every directory above, and so does what would clean up here."""
+    deep = tmp_path.joinpath(*["d"] * 1500)
+    try:
+        # Whether SQLite takes such a path is its own affair.
+        with (
+            pytest.raises(StoreError, match="the ledger cannot be used: unable to open"),
+            Ledger.create(deep),
+        ):
+            pass
+        assert (deep / "logs").is_dir()
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 def test_a_log_that_was_changed_is_not_believed(tmp_path: Path) -> None:

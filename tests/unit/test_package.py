@@ -69,7 +69,7 @@ def test_only_set_up_and_the_version_know_of_the_checkout() -> None:
 
 def test_the_project_is_called_what_it_is_asked_for() -> None:
     assert PROJECT["name"] == prepare.DISTRIBUTION
-    assert PROJECT["scripts"] == {"testbed": "testbed.cli:main"}
+    assert PROJECT["scripts"] == {"testbed": "testbed.__main__:main"}
 
 
 def test_the_news_begin_with_this_version() -> None:

@@ -169,6 +169,34 @@ def test_failures_are_tried_again_on_demand_and_the_newest_attempt_counts(
     assert "invalid choice: 'measured'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_trial_without_its_log_is_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    qemu = script(tmp_path / "qemu", fake("none"))
+    path, home = tmp_path / "x.yaml", tmp_path / "r"
+    path.write_text("name: x\nkernel: {debian: linux-source-6.1}\narms: {a: {}}\nseeds: 2\n")
+
+    def replaced(experiment: Experiment, *_: object) -> Campaign:
+        trials = tuple(plan(qemu, "a", 2))
+        return Campaign(trials, planned(experiment, trials))
+
+    monkeypatch.setattr(prepare, "prepare", replaced)
+    words = ["run", str(path), "--results", str(home), "--jobs", "1"]
+    assert cli.main(words) == 0
+    log = home / "logs" / "a" / "2.log.gz"
+    log.unlink() if damage == "gone" else log.resolve().write_bytes(b"x")
+    if damage == "gone":
+        next(home.glob(f"logs/{plan(qemu, 'a', 2)[1].id}.1.log.gz")).unlink()
+    assert cli.main(["report", str(home)]) == 3
+    assert "without a log of a:2 there is no report" in capsys.readouterr().err
+    assert cli.main(words) == 0
+    assert "logs that are gone or damaged: 1; their trials run again" in capsys.readouterr().err
+    with Ledger.open(home) as ledger:
+        assert [(r.seed, r.attempt) for r in final(ledger.records()).values()] == [(1, 1), (2, 2)]
+    assert cli.main(["report", str(home), "--json"]) == 0
+
+
 # --- what is hopeless ------------------------------------------------------------------------------
 
 

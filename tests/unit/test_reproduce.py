@@ -7,12 +7,14 @@ import dataclasses
 import hashlib
 import io
 import json
+import lzma
 import os
 import socket
 import subprocess
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from testbed.trials import prepare
 from testbed.trials.prepare import Guests, Machine
 from testbed.trials.trial import Trial
 from testbed.verbs import reproduce
+from tests.helpers import cpu_seconds
 from tests.unit.recorded import REPOSITORY, edited, manifest_of, plan, record
 from tests.unit.test_guest_faults import make_trial
 
@@ -138,6 +141,17 @@ def test_packages_come_from_releases_and_from_their_security_updates(
     sources = (tmp_path / "apt/sources.list").read_text()
     assert "http://here/debian/ bookworm main" in sources
     assert f"http://here/debian-security{'/' if known else ''} bookworm-security main" in sources
+
+
+def test_a_package_that_apt_does_not_download_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "KEYRING", Path(__file__))
+    (tmp_path / "apt-get").write_text("#!/bin/sh\necho http://here/debian/\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(HostError, match=r"linux-source-\.\.\.\.: apt has downloaded no package of that name"):
+        debian.fetch("linux-source-....", tmp_path / "cache", print)
 
 
 def test_a_package_that_is_not_the_pinned_one_is_refused(
@@ -373,7 +387,7 @@ def tar(**files: bytes) -> bytes:
         (b'{"schema": 99}', "a manifest of version 99"),
         (b"\xff\xfe", "not a manifest"),
         (json.dumps({"schema": 1, "experiment": {}, "trials": []}).encode(), "not a manifest"),
-        (tar(x=b"y"), "not a manifest"),
+        (tar(x=b"y"), "not a bundle: there is no manifest.json in it"),
         (tar(manifest_json=b"[]"), "not a manifest"),
         (tar(__x=b"evil")[:-20], "not a"),
     ],
@@ -480,8 +494,23 @@ def test_published_ids_stay_whatever_the_deadlines_are() -> None:
 def test_a_plugin_that_speaks_otherwise_is_left_in_its_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    names = ["initramfs", "vmlinux.patched", "vmlinux.unpatched", "snapshot.unpatched.1", name]
-    digests = {n: hashlib.sha256(n.encode()).hexdigest() for n in names}
+    small_bundle(tmp_path / "it.testbed", plugin=name)
+    (tmp_path / "files").mkdir()
+    monkeypatch.setattr(qemu, "deterministic", lambda *_: Qemu("q", OURS))
+    (trial,) = reproduce.load(tmp_path / "it.testbed", tmp_path, tmp_path / "files", print).trials
+    plugin = tmp_path / "files" / name
+    assert trial.compiled_plugin == (plugin if name == rendezvous.BUNDLED else None)
+
+
+def small_bundle(
+    path: Path,
+    change: Callable[[dict[str, bytes]], object] = lambda files: None,
+    plugin: str = rendezvous.BUNDLED,
+) -> Path:
+    """A bundle of one trial; `change` the files, by name, after their hashes are in the manifest."""
+    names = ["initramfs", "vmlinux.patched", "vmlinux.unpatched", "snapshot.unpatched.1", plugin]
+    files = {name: name.encode() for name in names}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     published = parsed(Manifest, PUBLISHED.read_text())
     kernels = {
         arm: kernel.model_copy(update={"vmlinux_sha256": digests[f"vmlinux.{arm}"]})
@@ -492,12 +521,113 @@ def test_a_plugin_that_speaks_otherwise_is_left_in_its_bundle(
     first = deterministic_trial(ours, "unpatched", 1)
     expected = Expected(trial=first.id, arm="unpatched", seed=1, outcome=MEASURED, log_sha256="h")
     manifest = ours.model_copy(update={"trials": (expected,)}).bundled(digests).text().encode()
-    (tmp_path / "it.testbed").write_bytes(tar(**{n: n.encode() for n in names}, manifest_json=manifest))
-    (tmp_path / "files").mkdir()
+    packed = {reproduce.MANIFEST: manifest, **files}
+    change(packed)
+    path.write_bytes(tar(**packed))
+    return path
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(qemu, "deterministic", lambda *_: Qemu("q", OURS))
-    (trial,) = reproduce.load(tmp_path / "it.testbed", tmp_path, tmp_path / "files", print).trials
-    plugin = tmp_path / "files" / name
-    assert trial.compiled_plugin == (plugin if name == rendezvous.BUNDLED else None)
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+def test_what_is_to_be_run_and_what_of_is_said(tmp_path: Path, scratch: Path) -> None:
+    path = small_bundle(tmp_path / "it.testbed")
+    assert reproduce.load(path, tmp_path, scratch, print).made_of == (
+        "kernels, initramfs, snapshots and rendezvous.2.so, which is code that QEMU runs as you, "
+        f"out of {path}"
+    )
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_manifest_of_a_bundle_may_be_anywhere_in_it(tmp_path: Path, scratch: Path, first: bool) -> None:
+    def move(files: dict[str, bytes]) -> None:
+        files |= {} if first else {reproduce.MANIFEST: files.pop(reproduce.MANIFEST)}
+
+    path = small_bundle(tmp_path / "it.testbed", move)
+    assert len(reproduce.load(path, tmp_path, scratch, print).trials) == 1
+
+
+def unlist(files: dict[str, bytes], name: str) -> None:
+    """Take a file out of the manifest, not out of the bundle."""
+    manifest = json.loads(files[reproduce.MANIFEST])
+    del manifest["files"][name]
+    files[reproduce.MANIFEST] = json.dumps(manifest).encode()
+
+
+def list_another(files: dict[str, bytes], name: str) -> None:
+    manifest = json.loads(files[reproduce.MANIFEST])
+    manifest["files"][name] = hashlib.sha256(b"x").hexdigest()
+    files[reproduce.MANIFEST] = json.dumps(manifest).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda files: unlist(files, rendezvous.BUNDLED), "does not list 'rendezvous.2.so', which is in it"),
+        (lambda files: files.update({"extra": b"x"}), "its manifest does not list 'extra', which is in it"),
+        (lambda files: unlist(files, "vmlinux.patched"), "does not list 'vmlinux.patched'"),
+        (lambda files: files.update({rendezvous.BUNDLED: b"x"}), "rendezvous.2.so in it is not what the man"),
+        (lambda files: files.pop("snapshot.unpatched.1"), "there is no snapshot.unpatched.1 in it"),
+        (lambda files: list_another(files, "../etc/passwd"), "not a manifest: files.../etc/passwd"),
+        (lambda files: list_another(files, "/etc/passwd"), "not a manifest: files./etc/passwd"),
+        (lambda files: list_another(files, ".."), "not a manifest: files..."),
+    ],
+)
+def test_nothing_runs_that_the_manifest_of_a_bundle_does_not_name(
+    tmp_path: Path, scratch: Path, change: Callable[[dict[str, bytes]], object], message: str
+) -> None:
+    path = small_bundle(tmp_path / "it.testbed", change)
+    with pytest.raises(SpecError) as caught:
+        reproduce.load(path, tmp_path, scratch, print)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def entry(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The header of a file in a tar file, whatever follows."""
+    made = tarfile.TarInfo(name)
+    made.size, made.type = size, kind
+    return made.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (entry("vmlinux.a", 1 << 60), "it unpacks to more than 2 GiB"),
+        (entry("vmlinux.a", 3 << 30), "it unpacks to more than 2 GiB"),
+        (entry("x", 1 << 33, tarfile.GNUTYPE_LONGNAME) + bytes(1 << 20), "a header of 8589934592 bytes"),
+        (entry("x", 1 << 33, tarfile.XHDTYPE) + bytes(1 << 20), "a header of 8589934592 bytes"),
+        (entry("x", 512, tarfile.GNUTYPE_LONGNAME) * 9000, "not a bundle, or damaged: "),
+        (b"".join(entry(f"a{n}", 0) for n in range(10_003)), "it unpacks to more than"),
+    ],
+)
+def test_a_bundle_that_would_fill_memory_or_disk_ends_early(
+    tmp_path: Path, scratch: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "it.testbed"
+    path.write_bytes(lzma.compress(content + bytes(1024), preset=0))
+    began = cpu_seconds()
+    with pytest.raises(SpecError, match=f"it.testbed: .*{message}"):
+        reproduce.load(path, tmp_path, scratch, print)
+    assert cpu_seconds() - began < 10 and not any(scratch.iterdir())
+
+
+@pytest.mark.parametrize("at", range(0, 1000, 50))
+def test_a_bundle_that_is_cut_or_flipped_anywhere_is_refused_in_a_line(
+    tmp_path: Path, scratch: Path, at: int
+) -> None:
+    path = small_bundle(tmp_path / "it.testbed")
+    whole = path.read_bytes()
+    place = len(whole) * at // 1000
+    for spoilt in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :]):
+        path.write_bytes(spoilt)
+        with pytest.raises(SpecError, match=r"it\.testbed: ") as caught:
+            reproduce.load(path, tmp_path, scratch, print)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_bundle_is_not_written_over_a_directory(tmp_path: Path) -> None:
@@ -508,7 +638,7 @@ def test_a_bundle_is_not_written_over_a_directory(tmp_path: Path) -> None:
 
 def test_a_trial_is_chosen_by_id_or_by_arm_and_seed() -> None:
     trial = make_trial("qemu")
-    repeat = reproduce.Repeat(manifest_of("a", record("a", 1)), (trial,))
+    repeat = reproduce.Repeat(manifest_of("a", record("a", 1)), (trial,), "kernels")
     assert reproduce.only(repeat, trial.id).trials == reproduce.only(repeat, "a:1").trials == (trial,)
     with pytest.raises(SpecError, match=r"there is no trial `a:2`: .* .a:1."):
         reproduce.only(repeat, "a:2")
