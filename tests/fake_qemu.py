@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parent / "data"
+SNAPSHOT = b"a machine that has booted" * 4096
 FAULTS = (
     "none",
     "not-qmp",  # greets with something else
@@ -62,7 +63,9 @@ class Fake:
         plugin = re.search(r"-plugin \S+,fd=(\d+),clock=(\d+)", " ".join(arguments))
         self.plugin = socket.socket(fileno=int(plugin[1])) if plugin else None
         self.clock_fd = int(plugin[2]) if plugin else -1
-        self.meetings = 2 if "-incoming" in arguments else 1
+        self.incoming = "-incoming" in arguments
+        told = re.search(r"name=opt/testbed/run,file=(\S+)", " ".join(arguments))
+        self.told = Path(told[1]).read_text().strip() if told else ""
 
     def send(self, message: object) -> None:
         self.socket.sendall(json.dumps(message).encode() + b"\r\n")
@@ -98,12 +101,14 @@ class Fake:
                 text = text[end:]
                 yield request
 
-    def answer(self, command: str, arguments: dict[str, int]) -> dict[str, object]:
+    def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, object]:
         if command == "balloon":
             if self.fault == "refuse-balloon":
                 return {"error": {"class": "DeviceNotActive", "desc": "No balloon device"}}
             stuck = self.fault == "stuck-balloon"
             self.memory = (self.memory + arguments["value"]) // 2 if stuck else arguments["value"]
+        if command == "migrate":
+            Path(arguments["uri"].removeprefix("file:")).write_bytes(SNAPSHOT)
         results: dict[str, dict[str, object]] = {
             "query-balloon": {"actual": self.memory},
             "query-status": {"status": self.status, "running": self.status == "running"},
@@ -113,8 +118,11 @@ class Fake:
 
     def boot(self) -> None:
         self.status = "running"
-        if self.plugin:
+        if self.plugin and self.incoming:
             self.run_from_the_snapshot(self.plugin)
+            return
+        if self.plugin:
+            self.boot_to_the_snapshot(self.plugin)
             return
         say("Linux version 6.1.0\n")
         if self.fault == "die-at-boot":
@@ -134,11 +142,21 @@ class Fake:
         for line in sys.stdin:
             self.obey(line.split())
 
+    def meet(self, plugin: socket.socket) -> None:
+        plugin.send(b"m" + bytes(16))
+        while plugin.recv(17)[:1] not in (b"g", b"f", b""):
+            pass
+
+    def boot_to_the_snapshot(self, plugin: socket.socket) -> None:
+        self.meet(plugin)
+        say("Linux version 6.1.0\n\n#tb:ready release=6.1.0 cpus=8\n")
+        self.meet(plugin)
+
     def run_from_the_snapshot(self, plugin: socket.socket) -> None:
-        for _ in range(self.meetings):
-            plugin.send(b"m" + bytes(16))
-            while plugin.recv(17)[:1] not in (b"g", b""):
-                pass
+        for _ in range(2):
+            self.meet(plugin)
+        # So that the logs of two seeds differ.
+        say(f"/init: {self.told}\n")
         executed = 1000
         for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
             executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)
@@ -176,6 +194,9 @@ def main() -> None:
     if "--version" in arguments:
         print("QEMU emulator version 0.0.0 (fake)")
         return
+    if not any("id=qmp" in word for word in arguments):
+        # It is asked which plugins it takes.
+        sys.exit("API version 0: this QEMU supports only a minimum version of 2")
     if fault == "die-at-start":
         sys.exit("qemu-system-x86_64: -accel tcg: no such luck")
     if fault == "stubborn":
