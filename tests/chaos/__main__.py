@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from testbed.trials.prepare import own_version
-from tests.chaos.campaign import Campaign
+from tests.chaos.campaign import Campaign, Row
 from tests.chaos.disturb import KINDS
 from tests.chaos.hostile import HOSTILE
 
@@ -27,7 +27,8 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="WORDS", help="the kinds that have these in their name")
     parser.add_argument("--into", type=Path, default=Path("results/chaos"), help="default: results/chaos")
     wanted = parser.parse_args()
-    kinds = [kind for kind in (*KINDS, *HOSTILE) if wanted.only in kind.name]
+    all_kinds: tuple[Row, ...] = (*KINDS, *HOSTILE)
+    kinds = [kind for kind in all_kinds if wanted.only in kind.name]
     campaign = Campaign(wanted.into.resolve(), kinds, own_version(), wanted.seed, wanted.share)
     try:
         campaign.run(wanted.minutes, wanted.jobs)

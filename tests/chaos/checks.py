@@ -20,8 +20,9 @@ from tests.chaos.children import Home, marked
 
 # Within which the kernel ends what was started by a process that was killed.
 END_SECONDS = 5.0
-# What a report says of the time that things took, of the moment, and of where scratch was.
-TIMES = ("wall_seconds", "started", "command_lines")
+# What a report says of the time that things took, of the moment, of where scratch was, and of a checkout in
+# which somebody may be at work.
+TIMES = ("wall_seconds", "started", "command_lines", "testbed")
 
 
 def damage(result: Path) -> Iterator[str]:
@@ -29,18 +30,18 @@ def damage(result: Path) -> Iterator[str]:
     path = result / LEDGER
     if not path.exists():
         return
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        for (line,) in db.execute("PRAGMA integrity_check"):
-            if line != "ok":
-                yield f"{path}: {line}"
-        if db.execute("PRAGMA user_version").fetchone() == (0,):
-            return  # Killed before it had tables.
     try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            for (line,) in db.execute("PRAGMA integrity_check"):
+                if line != "ok":
+                    yield f"{path}: {line}"
+            if db.execute("PRAGMA user_version").fetchone() == (0,):
+                return  # Killed before it had tables.
         with Ledger.open(result) as ledger:
             for record in ledger.records():
                 ledger.log(record)
-    except TestbedError as damaged:
-        yield str(damaged)
+    except (TestbedError, sqlite3.Error) as damaged:
+        yield f"{path}: {damaged}"
 
 
 def processes(home: Home) -> Iterator[str]:

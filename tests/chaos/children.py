@@ -139,8 +139,8 @@ class Child:
         assert self._status is not None
         top = self.home.top
         events = (top / "events").read_text() if (top / "events").exists() else "0"
-        said = [(top / name).read_text(errors="replace") for name in ("out", "err")]
-        return Ended(self._status, *said, time.monotonic() - self._began, int(events), late)
+        out, err = ((top / name).read_text(errors="replace") for name in ("out", "err"))
+        return Ended(self._status, out, err, time.monotonic() - self._began, int(events), late)
 
 
 def run(command: Command, home: Home) -> Ended:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any
 from tests.chaos import checks, kernel
 from tests.chaos.children import PATIENCE_SECONDS, Child, Command, Ended, Home, marked, run
 from tests.chaos.scenes import BISECT, COMPARE, REAL, REPLAY, REPORT, Scene, Stage, Undisturbed, real_plans
+from tests.unit.recorded import REPOSITORY
 
 NOBODY = 65534
 # Of a command that was refused something: it worked around it, or said in a line what it lacked.
@@ -43,7 +45,7 @@ class Case:
         """What it is undisturbed."""
         return self.stage.undisturbed(self.scene)
 
-    def sleep(self, part: float = 1.0) -> None:
+    def sleep(self, part: float = 0.9) -> None:
         """Wait for a moment of the first `part` of the time that it takes."""
         time.sleep(self.rng.random() * part * self.whole.seconds)
 
@@ -125,6 +127,7 @@ def kill(case: Case) -> None:
         return
     child = Child(case.scene.command(), case.home)
     case.sleep()
+    case.missed = child.ended()
     child.kill()
     case.judge(child.wait())
 
@@ -276,9 +279,15 @@ def not_root(case: Case) -> None:
     case.attempt(before=_be_nobody)
 
 
-def needs_root() -> str:
-    """Why this process cannot be another user."""
-    return "" if os.geteuid() == 0 else "changing the user needs root"
+def no_other_user() -> str:
+    """Why another user cannot run testbed here; empty if one can."""
+    if os.geteuid() != 0:
+        return "changing the user needs root"
+    for file in (Path(os.__file__), Path(sys.prefix, "bin"), REPOSITORY):
+        for directory in (file, *file.parents):
+            if not directory.stat().st_mode & 0o004:
+                return f"another user may not look into {directory}"
+    return ""
 
 
 # --- odd surroundings ---------------------------------------------------------------------------------
@@ -299,7 +308,7 @@ def two_at_once(case: Case) -> None:
     for name in ("cache", "tmp", "work", "qemu"):
         (second.top / name).symlink_to(case.home.top / name)
     children = [Child(case.scene.command(), case.home)]
-    case.sleep(case.rng.choice((0.0, 1.0)))
+    case.sleep(case.rng.choice((0.0, 0.9)))
     children.append(Child(case.scene.command(), second))
     ended = [case.judge(child.wait(PATIENCE_SECONDS)) for child in children]
     if not any(each.status == case.scene.status for each in ended):
@@ -338,10 +347,10 @@ ALL = (COMPARE, REPORT, REPLAY, BISECT)
 KINDS = (
     *(
         Kind(f"kill -9 of {scene.name}", wanted, (scene,), kill)
-        for scene, wanted in ((COMPARE, 400), (REPORT, 200), (REPLAY, 200), (BISECT, 200))
+        for scene, wanted in ((COMPARE, 420), (REPORT, 220), (REPLAY, 220), (BISECT, 220))
     ),
     Kind("kill -9, real guests", 20, (REAL,), kill, no_kernels),
-    Kind("kill -9 of QEMU", 180, (COMPARE, BISECT), kill_emulator),
+    Kind("kill -9 of QEMU", 220, (COMPARE, BISECT), kill_emulator),
     Kind("kill -9 of QEMU, real guests", 20, (REAL,), kill_emulator, no_kernels),
     Kind("SIGSTOP of QEMU, then SIGCONT", 60, (COMPARE, REPLAY, BISECT), stop_emulator),
     Kind("SIGSTOP of testbed, then SIGCONT", 60, ALL, stop),
@@ -353,10 +362,10 @@ KINDS = (
     Kind("short files (ulimit -f)", 40, ALL, short_files),
     Kind("few descriptors (ulimit -n)", 40, ALL, few_descriptors),
     Kind("little memory (ulimit -v)", 40, ALL, little_memory),
-    Kind("few processes (ulimit -u)", 40, (COMPARE, BISECT), few_processes, needs_root),
+    Kind("few processes (ulimit -u)", 40, (COMPARE, BISECT), few_processes, no_other_user),
     Kind("clock set back", 40, (COMPARE, BISECT), clock_set_back),
     Kind("two at once on one result", 40, (COMPARE, REPORT, BISECT), two_at_once),
-    Kind("not root", 10, ALL, not_root, needs_root),
+    Kind("not root", 10, ALL, not_root, no_other_user),
     Kind("locales, no terminal", 20, (COMPARE, REPORT, REPLAY), other_locale),
     Kind("closed streams", 20, (COMPARE, REPORT, REPLAY), closed_streams),
 )

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _CLONE_NEWNS = 0x20000
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 # Of x86_64, what writes durably.

@@ -150,7 +150,10 @@ class Stage:
             assert ended.status == 0, ended.err
         # What the next who makes it would find done: the image, and the plugin.
         shutil.rmtree(home.cache / "snapshots")
-        (home.work / "result").rename(home.work / "finished")
+        shutil.rmtree(home.result / "pictures")
+        for report in home.result.glob("report.*"):
+            report.unlink()
+        home.result.rename(home.work / "finished")
         for lock in home.top.rglob("*.lock"):
             lock.unlink()
         done.touch()

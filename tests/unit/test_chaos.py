@@ -269,7 +269,7 @@ def test_what_cannot_be_done_here_is_not_survived(tmp_path: Path) -> None:
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:
-    names = [kind.name for kind in (*KINDS, *HOSTILE)]
+    names = [*(kind.name for kind in KINDS), *(kind.name for kind in HOSTILE)]
     assert len(set(names)) == len(names)
     assert (
         sum(kind.wanted for kind in KINDS if kind.name.startswith("kill -9 of") and "QEMU" not in kind.name)
