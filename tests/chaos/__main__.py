@@ -15,6 +15,7 @@ from pathlib import Path
 from testbed.trials.prepare import own_version
 from tests.chaos.campaign import Campaign, Row
 from tests.chaos.disturb import KINDS
+from tests.chaos.fuzz import PARSERS, Fuzz
 from tests.chaos.hostile import HOSTILE
 
 
@@ -24,11 +25,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="what decides what is done when; default: 0")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="default: a core each")
     parser.add_argument("--share", type=float, default=1.0, help="of what is wanted of each kind; default: 1")
-    parser.add_argument("--only", default="", metavar="WORDS", help="the kinds that have these in their name")
+    only = "the kinds that have these in their name; may be repeated"
+    parser.add_argument("--only", action="append", metavar="WORDS", help=only)
+    parser.add_argument("--fuzz", type=float, default=0.0, metavar="MINUTES", help="fuzz the parsers as well")
     parser.add_argument("--into", type=Path, default=Path("results/chaos"), help="default: results/chaos")
     wanted = parser.parse_args()
-    all_kinds: tuple[Row, ...] = (*KINDS, *HOSTILE)
-    kinds = [kind for kind in all_kinds if wanted.only in kind.name]
+    fuzz = [Fuzz(parser, round(wanted.fuzz * 60 / len(PARSERS))) for parser in PARSERS if wanted.fuzz]
+    all_kinds: tuple[Row, ...] = (*KINDS, *HOSTILE, *fuzz)
+    kinds = [kind for kind in all_kinds if any(words in kind.name for words in wanted.only or [""])]
     campaign = Campaign(wanted.into.resolve(), kinds, own_version(), wanted.seed, wanted.share)
     try:
         campaign.run(wanted.minutes, wanted.jobs)
