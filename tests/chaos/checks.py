@@ -78,7 +78,8 @@ def files(home: Home) -> dict[str, str]:
     found, result = {}, home.result
     for path in sorted(result.rglob("*")):
         name = str(path.relative_to(result))
-        if path.is_dir() or path.name in (LEDGER, ".lock"):
+        # What is left is another matter: litter().
+        if path.is_dir() or path.name in (LEDGER, ".lock") or ".tmp" in path.parent.suffixes:
             continue
         found[name] = ""
         if path.name == "report.json":

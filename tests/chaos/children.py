@@ -95,8 +95,10 @@ class Ended:
     def complaints(self) -> Iterator[str]:
         """What no command may do, whatever befalls it."""
         for name, text in (("output", self.out), ("errors", self.err)):
-            if "Traceback (most recent call last)" in text:
-                yield f"a traceback in its {name}: {text.strip().splitlines()[-1][:200]}"
+            before, traced, after = text.partition("Traceback (most recent call last):\n")
+            if traced:
+                # With the line before, which says so of an exception that nobody could take.
+                yield f"a traceback in its {name}: {before[-200:]}{after[:1000]}"
         if self.late:
             yield f"it did not end within {PATIENCE_SECONDS:.0f} s"
         elif self.status < 0 and self.status != -signal.SIGKILL:

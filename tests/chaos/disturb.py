@@ -134,7 +134,8 @@ def kill(case: Case) -> None:
 
 def _emulator(case: Case, child: Child) -> int | None:
     """The process of a QEMU, at some moment while a command runs; None if it ended before there was one."""
-    case.sleep(0.8)
+    # What comes last is a report, without any.
+    case.sleep(0.4)
     while not child.ended():
         found = [
             pid
@@ -143,7 +144,6 @@ def _emulator(case: Case, child: Child) -> int | None:
         ]
         if found:
             return case.rng.choice(found)
-        time.sleep(0.01)
     return None
 
 
@@ -347,10 +347,10 @@ ALL = (COMPARE, REPORT, REPLAY, BISECT)
 KINDS = (
     *(
         Kind(f"kill -9 of {scene.name}", wanted, (scene,), kill)
-        for scene, wanted in ((COMPARE, 420), (REPORT, 220), (REPLAY, 220), (BISECT, 220))
+        for scene, wanted in ((COMPARE, 250), (REPORT, 200), (REPLAY, 450), (BISECT, 220))
     ),
     Kind("kill -9, real guests", 20, (REAL,), kill, no_kernels),
-    Kind("kill -9 of QEMU", 220, (COMPARE, BISECT), kill_emulator),
+    Kind("kill -9 of QEMU", 240, (COMPARE, BISECT), kill_emulator),
     Kind("kill -9 of QEMU, real guests", 20, (REAL,), kill_emulator, no_kernels),
     Kind("SIGSTOP of QEMU, then SIGCONT", 60, (COMPARE, REPLAY, BISECT), stop_emulator),
     Kind("SIGSTOP of testbed, then SIGCONT", 60, ALL, stop),
