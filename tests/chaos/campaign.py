@@ -144,17 +144,19 @@ class Campaign:
         for case in self.done():
             cases[case.kind].append(case)
         rows = [HEAD, ("---", *["---:"] * (len(HEAD) - 1))]
-        for kind in self.kinds:
-            rows.append(self._row(kind, cases[kind.name]))
-        lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"testbed {self.version}, seed {self.seed}, {os.cpu_count()} cores:\n\n{lines}\n"
+        why = {kind.name: kind.impossible() for kind in self.kinds if not cases[kind.name]}
+        rows += [_row(kind.name, cases[kind.name]) for kind in self.kinds if not why.get(kind.name)]
+        lines = [f"testbed {self.version}, seed {self.seed}, {os.cpu_count()} cores:", ""]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        if refused := [f"- {name}: {reason}" for name, reason in why.items() if reason]:
+            lines += ["", "Not possible here:", "", *refused]
+        return "\n".join(lines) + "\n"
 
-    def _row(self, kind: Row, cases: Sequence[Done]) -> tuple[str, ...]:
-        if not cases and (why := kind.impossible()):
-            return (kind.name, f"not possible here: {why}", "", "", "", "")
-        tried = sum(case.tried for case in cases)
-        # Of a batch each line is of another input.
-        lost = sum(min(case.tried, len(case.lost)) for case in cases)
-        left = sum(bool(case.left) for case in cases)
-        seconds = sum(case.seconds for case in cases)
-        return (kind.name, *(f"{n:,}" for n in (tried, tried - lost, lost, left)), f"{seconds:,.0f}")
+
+def _row(name: str, cases: Sequence[Done]) -> tuple[str, ...]:
+    tried = sum(case.tried for case in cases)
+    # Of a batch each line is of another input.
+    lost = sum(min(case.tried, len(case.lost)) for case in cases)
+    left = sum(bool(case.left) for case in cases)
+    seconds = sum(case.seconds for case in cases)
+    return (name, *(f"{n:,}" for n in (tried, tried - lost, lost, left)), f"{seconds:,.0f}")
