@@ -147,21 +147,26 @@ class Fake:
         while plugin.recv(17)[:1] not in (b"g", b"f", b""):
             pass
 
+    def execute(self) -> None:
+        """Pass the time as the fault has it."""
+        executed = 1000
+        for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
+            executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)
+            os.pwrite(self.clock_fd, executed.to_bytes(8, "little"), 0)
+            time.sleep(0.1)
+
     def boot_to_the_snapshot(self, plugin: socket.socket) -> None:
         self.meet(plugin)
+        self.execute()
         say("Linux version 6.1.0\n\n#tb:ready release=6.1.0 cpus=8\n")
         self.meet(plugin)
 
     def run_from_the_snapshot(self, plugin: socket.socket) -> None:
         for _ in range(2):
             self.meet(plugin)
+        self.execute()
         # So that the logs of two seeds differ.
         say(f"/init: {self.told}\n")
-        executed = 1000
-        for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
-            executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)
-            os.pwrite(self.clock_fd, executed.to_bytes(8, "little"), 0)
-            time.sleep(0.1)
         say("\n#tb:memory total_kb=100000 free_kb=50000\n")
         self.obey(["run"])
 
