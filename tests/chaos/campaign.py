@@ -77,10 +77,10 @@ class Campaign:
         self._begin()
         stage = Stage(self.top)
         stage.set_up()
-        end = time.monotonic() + minutes * 60
         pending = list(self._pending())
         for scene in {scene for kind, _ in pending for scene in kind.scenes}:
             stage.undisturbed(scene)
+        end = time.monotonic() + minutes * 60
         context = multiprocessing.get_context("fork")
         workers = [
             context.Process(target=self._work, args=(stage, pending[first::jobs], end))
