@@ -349,9 +349,9 @@ KINDS = (
         Kind(f"kill -9 of {scene.name}", wanted, (scene,), kill)
         for scene, wanted in ((COMPARE, 250), (REPORT, 200), (REPLAY, 450), (BISECT, 220))
     ),
-    Kind("kill -9, real guests", 20, (REAL,), kill, no_kernels),
+    Kind("kill -9, real guests", 8, (REAL,), kill, no_kernels),
     Kind("kill -9 of QEMU", 240, (COMPARE, BISECT), kill_emulator),
-    Kind("kill -9 of QEMU, real guests", 20, (REAL,), kill_emulator, no_kernels),
+    Kind("kill -9 of QEMU, real guests", 8, (REAL,), kill_emulator, no_kernels),
     Kind("SIGSTOP of QEMU, then SIGCONT", 60, (COMPARE, REPLAY, BISECT), stop_emulator),
     Kind("SIGSTOP of testbed, then SIGCONT", 60, ALL, stop),
     Kind("SIGTERM, SIGHUP, SIGINT", 100, ALL, terminate),
