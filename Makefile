@@ -12,7 +12,7 @@ PYTEST = .venv/bin/pytest --numprocesses auto --dist worksteal
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat selfcheck test fire soak lint unit docs-check doctor dist setup setup-dev lock \
+.PHONY: compare lines verify bench repeat selfcheck test fire soak chaos lint unit docs-check doctor dist setup setup-dev lock \
 	clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
@@ -41,6 +41,9 @@ fire: setup-dev ## The patch's correctness on debug kernels
 
 soak: setup-dev ## The patch under fire for 10 minutes in each mode, then a million captures
 	@.venv/bin/python -m tests.soak $(ARGS)
+
+chaos: setup-dev ## An hour of kills, full disks and hostile inputs: is anything lost, or left behind?
+	@.venv/bin/python -m tests.chaos $(ARGS)
 
 unit: setup-dev lint ## The tests that need no kernel
 	@$(PYTEST) -m "not guest" $(ARGS)

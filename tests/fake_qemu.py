@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parent / "data"
+SNAPSHOT = b"a machine that has booted" * 4096
 FAULTS = (
     "none",
     "not-qmp",  # greets with something else
@@ -72,10 +73,14 @@ class Fake:
         plugin = options(words.get("-plugin", "fd=-1,clock=-1"))
         self.plugin = socket.socket(fileno=int(plugin["fd"])) if "file" in plugin else None
         self.clock_fd = int(plugin["clock"])
-        for word, value in itertools.pairwise(arguments):
-            if word == "-fw_cfg" and not Path(options(value)["file"]).is_file():
-                sys.exit(f"qemu-system-x86_64: can't load {options(value)['file']}")
-        self.meetings = 2 if "-incoming" in arguments else 1
+        self.incoming = "-incoming" in arguments
+        given = [options(value) for word, value in itertools.pairwise(arguments) if word == "-fw_cfg"]
+        texts = {}
+        for each in given:
+            if not Path(each["file"]).is_file():
+                sys.exit(f"qemu-system-x86_64: can't load {each['file']}")
+            texts[each["name"]] = Path(each["file"]).read_text()
+        self.told = texts.get("opt/testbed/run", "").strip()
 
     def send(self, message: object) -> None:
         self.socket.sendall(json.dumps(message).encode() + b"\r\n")
@@ -120,8 +125,12 @@ class Fake:
         moved: dict[str, object] = {"status": "completed"}
         if self.fault == "full":
             moved = {"status": "failed", "error-desc": "Unable to write to file: No space left on device"}
-        if command == "migrate-incoming" and not Path(arguments["channels"][0]["addr"]["filename"]).is_file():
-            return {"error": {"class": "GenericError", "desc": "No such file or directory"}}
+        if command in ("migrate", "migrate-incoming"):
+            file = Path(arguments["channels"][0]["addr"]["filename"])
+            if command == "migrate" and self.fault != "full":
+                file.write_bytes(SNAPSHOT)
+            if command == "migrate-incoming" and not file.is_file():
+                return {"error": {"class": "GenericError", "desc": "No such file or directory"}}
         results: dict[str, dict[str, object]] = {
             "query-balloon": {"actual": self.memory},
             "query-status": {"status": self.status, "running": self.status == "running"},
@@ -131,13 +140,11 @@ class Fake:
 
     def boot(self) -> None:
         self.status = "running"
-        if self.plugin and self.fault == "full":
-            self.meet(self.plugin)
-            say("\n#tb:ready release=6.1.0 cpus=8\n")
-            self.meet(self.plugin)
+        if self.plugin and self.incoming:
+            self.run_from_the_snapshot(self.plugin)
             return
         if self.plugin:
-            self.run_from_the_snapshot(self.plugin)
+            self.boot_to_the_snapshot(self.plugin)
             return
         say("Linux version 6.1.0\n")
         if self.fault == "die-at-boot":
@@ -163,14 +170,26 @@ class Fake:
         while plugin.recv(17)[:1] not in (b"g", b"f", b""):
             pass
 
-    def run_from_the_snapshot(self, plugin: socket.socket) -> None:
-        for _ in range(self.meetings):
-            self.meet(plugin)
+    def execute(self) -> None:
+        """Pass the time as the fault has it."""
         executed = 1000
-        for _ in range({"none": 0, "starve": 30}.get(self.fault, 6000)):
+        for _ in range({"none": 0, "full": 0, "starve": 30}.get(self.fault, 6000)):
             executed += {"hang": 1_000_000_000, "starve": 1}.get(self.fault, 0)
             os.pwrite(self.clock_fd, executed.to_bytes(8, "little"), 0)
             time.sleep(0.1)
+
+    def boot_to_the_snapshot(self, plugin: socket.socket) -> None:
+        self.meet(plugin)
+        self.execute()
+        say("Linux version 6.1.0\n\n#tb:ready release=6.1.0 cpus=8\n")
+        self.meet(plugin)
+
+    def run_from_the_snapshot(self, plugin: socket.socket) -> None:
+        for _ in range(2):
+            self.meet(plugin)
+        self.execute()
+        # So that the logs of two seeds differ.
+        say(f"/init: {self.told}\n")
         say("\n#tb:memory total_kb=100000 free_kb=50000\n")
         self.obey(["run"])
 
@@ -203,6 +222,9 @@ def main() -> None:
     if "--version" in arguments:
         print("QEMU emulator version 0.0.0 (fake)")
         return
+    if not any("id=qmp" in word for word in arguments):
+        # It is asked which plugins it takes.
+        sys.exit("API version 0: this QEMU supports only a minimum version of 2")
     if fault == "die-at-start":
         sys.exit("qemu-system-x86_64: -accel tcg: no such luck")
     if fault == "stubborn":

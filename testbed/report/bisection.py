@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,8 +91,8 @@ class BisectionReport(Document):
     gate: Contrast | None
     contrasts: tuple[Contrast, ...]
     next: Next
-    effect: Number
-    """How many standard deviations of a trial lie between good and bad."""
+    effect: Number | None
+    """How many standard deviations of a trial lie between good and bad; null where neither has any spread."""
     coarse: bool
     """Whether values count as above or below the middle of the ends, and no further."""
     good: CommitFacts
@@ -135,7 +136,7 @@ def document(
         gate=standing.gate,
         contrasts=standing.contrasts,
         next=Next(trials=standing.trials, builds=standing.builds),
-        effect=standing.d,
+        effect=standing.d if math.isfinite(standing.d) else None,
         coarse=standing.coarse,
         good=facts[graph.good],
         bad=facts[graph.bad],
@@ -267,6 +268,8 @@ def _facts(report: BisectionReport) -> Iterator[str]:
     line = f"{report.trials} trials, {report.builds} kernels"
     if report.effect:
         line += f"; good and bad lie {report.effect:.1f} standard deviations of a trial apart"
+    elif report.effect is None:
+        line += "; all trials of good came to the same, and all of bad to something else"
     yield line
     if report.coarse and report.kind != "outcome":
         yield "values count as above or below the middle of the ends, since these are far from normal"

@@ -381,6 +381,16 @@ def test_panics_are_counted_where_they_are_asked_for(repository: Path, stand: St
     assert other.reason == "the bad end cannot be tested: panics"
 
 
+def test_a_bisection_of_what_happens_always_or_never_can_be_read(repository: Path, tmp_path: Path) -> None:
+    search(question_of(repository, "outcome:panic"), mute_stand(repository), tmp_path / "r")
+    made, headline = bisect.status(tmp_path / "r")
+    assert made.answer and made.answer.confirmed and made.effect is None
+    assert json.loads(made.text())["effect"] is None
+    bisect.write(tmp_path / "r", made, headline, print)
+    said = (tmp_path / "r" / "report.md").read_text()
+    assert "all trials of good came to the same, and all of bad to something else" in said
+
+
 def test_equal_kernels_take_no_trials(repository: Path, stand: Stand, tmp_path: Path) -> None:
     stand.kernels = {f"change {n}": "seven" for n in (4, 5, 6, 7)}
     notes: list[str] = []

@@ -23,6 +23,7 @@ from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.rendezvous import GuestClock
 from testbed.guest.shape import Shape
+from testbed.host import process
 from testbed.host.errors import GuestFailed, GuestLost, Hang, HostError, Interrupted, Panic
 from testbed.ledger.record import LOST, MEASURED
 from testbed.trials import trial as trials
@@ -256,18 +257,25 @@ def test_silence_is_a_hang_with_the_stage_and_the_deadline(qemu: Callable[[str],
             guest.command("memory", "elephant", 1)
 
 
+def stop(pid: int) -> None:
+    """Stop a process, all of its threads."""
+    os.kill(pid, signal.SIGSTOP)
+    while process.state(pid) != "T":
+        time.sleep(0.01)
+
+
 def test_a_qemu_that_is_stopped_is_no_hang(
     qemu: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LiveGuest(SHAPE, Path("/vmlinux"), Path("/initramfs"), qemu=qemu("none")) as guest:
         guest.boot(5)
         (child,) = children_of(os.getpid())
-        os.kill(child, signal.SIGSTOP)
+        stop(child)
         threading.Timer(1.5, os.kill, [child, signal.SIGCONT]).start()
         # More than the deadline, of which nothing passes.
         assert guest.command("memory", "memory", 1).name == "memory"
         monkeypatch.setattr("testbed.guest.live.STOOD_STILL_SECONDS", 0.5)
-        os.kill(child, signal.SIGSTOP)
+        stop(child)
         try:
             with pytest.raises(GuestLost, match="QEMU was stopped by a signal"):
                 guest.command("memory", "memory", 5)
