@@ -180,7 +180,8 @@ class WorkloadSpec(Model):
     PATH:PATH-IN-THE-GUEST. A colon in PATH is written `\:`."""
     disk: bool = False
     """Whether `command` needs a file system for files, at /mnt."""
-    root: bool = False
+    # Not in what was published before there was any choice.
+    root: Annotated[bool, Field(exclude_if=lambda root: not root)] = False
     """Whether `command` is run by root, and not by a user of the guest. Root can make up what is measured."""
     seconds: Seconds | None = None
     """About how long `command` runs, by the guest's clock."""

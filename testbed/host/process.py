@@ -127,19 +127,20 @@ def spawn(
     *,
     pass_fds: Sequence[int] = (),
     stderr: IO[bytes] | None = None,
-    writable: Sequence[Path] = (),
+    writable: Sequence[Path] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a long-lived child with pipes at its standard input and output.
 
-    It has no network, and can write beneath the `writable` directories and to nothing else (confine.py).
+    With `writable`, it has no network, and can write beneath these directories only (confine.py).
 
     It runs in a session of its own, so that Ctrl-C at the terminal reaches us and not the child, and it
     is killed by the kernel when the thread that called spawn() dies, however that comes about.
     Raises HostError when the program is not installed.
     """
     require(argv[0])
+    words = [str(word) for word in argv]
     return subprocess.Popen(
-        _guarded(confine.words([str(word) for word in argv], writable)),
+        _guarded(words if writable is None else confine.words(words, writable)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr or subprocess.DEVNULL,

@@ -18,8 +18,8 @@ REPORTS: TypeAdapter[ComparisonReport | BisectionReport | MatrixReport | Selfche
 )
 
 
-# What is not written where it is empty.
-LEFT_OUT = {("Experiment", "metrics")}
+# What is not written where it is empty or false.
+LEFT_OUT = {("Experiment", "metrics"), ("WorkloadSpec", "root")}
 
 
 def schema() -> dict[str, JsonValue]:

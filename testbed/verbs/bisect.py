@@ -29,7 +29,7 @@ from testbed.experiment import DeadlineSpec, Experiment
 from testbed.host.errors import GuestLost, SpecError, StoreError
 from testbed.kernel import commits
 from testbed.kernel.commits import Change
-from testbed.ledger.ledger import Ledger
+from testbed.ledger.ledger import LEDGER, Ledger
 from testbed.ledger.plan import (
     BisectionPlan,
     BisectionQuestion,
@@ -124,9 +124,14 @@ def events(ledger: Ledger) -> Iterator[BuildNote | Record]:
     yield from (note for _, note in notes)
 
 
-def quantity_of(plan: BisectionPlan) -> Quantity:
-    """What is bisected by a plan."""
-    return quantity(plan.bisect.metric, plan.experiment)
+def planned(ledger: Ledger) -> tuple[BisectionPlan, Quantity]:
+    """A bisection's plan, and what is bisected. Raises StoreError for a plan of what there is not."""
+    plan = ledger.bisection()
+    try:
+        return plan, quantity(plan.bisect.metric, plan.experiment)
+    except SpecError as unknown:
+        where = ledger.directory / LEDGER
+        raise StoreError(f"{where}: its plan cannot be used: {unknown.message}") from unknown
 
 
 def rules_of(plan: BisectionPlan) -> Rules:
@@ -412,8 +417,7 @@ class _Search:
 def status(directory: Path, confidence: float | None = None) -> tuple[BisectionReport, str]:
     """The report of a bisection and its headline; at another confidence if one is given."""
     with Ledger.open(directory) as ledger:
-        plan = ledger.bisection()
-        bisected = quantity_of(plan)
+        plan, bisected = planned(ledger)
         findings = read(ledger, graph_of(plan), bisected.value)
     rules = rules_of(plan)
     if confidence is not None:
@@ -435,8 +439,7 @@ def write(directory: Path, report: BisectionReport, headline: str, warn: Note) -
 def log(directory: Path) -> Iterator[str]:
     """What happened, in order, and what was made of it at each moment; nothing is built."""
     with Ledger.open(directory) as ledger:
-        plan = ledger.bisection()
-        bisected = quantity_of(plan)
+        plan, bisected = planned(ledger)
         rules = rules_of(plan)
         findings = Findings(graph_of(plan), bisected.value)
         columns = {commit.id: n for n, commit in enumerate(findings.graph.commits)}

@@ -181,7 +181,7 @@ MISTAKES = [
     ),
     (
         RIGHT + f"workload: {{command: [{', '.join('x' * 2000)}]}}\n",
-        "4: `workload.command`: init's line for it has 4019 characters, of which 4000 fit; bring a script in "
+        "4: `workload.command`: init's line for it has 4033 characters, of which 4000 fit; bring a script in "
         "`files`",
     ),
     # Missing.

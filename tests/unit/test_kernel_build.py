@@ -158,7 +158,9 @@ def line_of(child: subprocess.Popen[bytes]) -> str:
     """The next line that a child prints."""
     assert child.stdout is not None
     assert select.select([child.stdout], [], [], 10)[0], "the child says nothing"
-    return child.stdout.readline().decode()
+    line = child.stdout.readline().decode()
+    assert line, "the child has ended"
+    return line
 
 
 # --- what is built -------------------------------------------------------------------------------

@@ -115,8 +115,14 @@ def test_more_seeds_run_only_what_is_new(tmp_path: Path, ledger: Ledger) -> None
 
 def test_what_the_infrastructure_lost_is_tried_again(tmp_path: Path, ledger: Ledger) -> None:
     mark = shlex.quote(str(tmp_path / "second"))
-    body = f"[ -e {mark} ] || {{ touch {mark}; {fake('die-at-boot')}; }}\n{fake('none')}"
-    watched = Watched()
+    body = f"[ -e {mark} ] || {{ {fake('die-at-boot')}; }}\n{fake('none')}"
+
+    class Marking(Watched):
+        def ended(self, record: Record) -> None:
+            super().ended(record)
+            (tmp_path / "second").touch()
+
+    watched = Marking()
     pool.run(plan(script(tmp_path / "qemu", body), "a", 1), ledger, 1, watched)
     assert [(r.attempt, r.outcome) for r in watched.records] == [(1, LOST), (2, MEASURED)]
 

@@ -19,9 +19,9 @@ from testbed.host.errors import HostError
 from tests.unit.recorded import REPOSITORY
 
 SPAWN = """
-import pathlib, sys, time
+import sys, time
 from testbed.host import process
-process.spawn(sys.argv[1:], writable=[pathlib.Path(sys.argv[-1]).parent])
+process.spawn(sys.argv[1:])
 print("spawned", flush=True)
 time.sleep(60)
 """

@@ -23,16 +23,19 @@ from testbed.guest import image, snapshot
 from testbed.host import files, owned, process, space
 from testbed.host.errors import HostError, NoSpace
 from testbed.kernel import series, source
+from testbed.ledger.document import parsed
 from testbed.ledger.ledger import Ledger
+from testbed.ledger.manifest import Manifest
 from testbed.ledger.record import MEASURED
 from testbed.trials import pool
 from testbed.trials import trial as trials
 from testbed.verbs import reproduce
 from tests.helpers import DISK_BYTES, Disk, told
-from tests.unit.recorded import record
+from tests.unit.recorded import EXPERIMENT, record
 from tests.unit.test_guest_faults import deterministic
 from tests.unit.test_pool import Watched, fake, script
 
+PUBLISHED = EXPERIMENT.with_suffix(".manifest.json")
 MAKEFILE = b"VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 1\n"
 PATCH = b"--- a/mm/x.c\n+++ b/mm/x.c\n@@ -1,4 +1,4 @@\n-1\n+2\n a\n b\n c\n"
 PRISTINE = b"1\na\nb\nc\n" + b"x" * (1 << 20)
@@ -46,11 +49,13 @@ def full_tmpdir(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def extracted(disk: Disk) -> None:
-    bundle = disk.directory.parent / "x.testbed"
-    with tarfile.open(bundle, "w") as tar:
-        entry = tarfile.TarInfo("vmlinux")
-        entry.size = DISK_BYTES // 2
-        tar.addfile(entry, io.BytesIO(os.urandom(entry.size)))
+    bundle, data = disk.directory.parent / "x.testbed", os.urandom(DISK_BYTES // 2)
+    manifest = parsed(Manifest, PUBLISHED.read_bytes()).bundled({"vmlinux": hashlib.sha256(data).hexdigest()})
+    with tarfile.open(bundle, "w:xz", preset=0) as tar:
+        for name, content in {"manifest.json": manifest.text().encode(), "vmlinux": data}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
     with owned.directory(disk.directory) as scratch:
         reproduce._extract(bundle, scratch)
 
