@@ -4,11 +4,12 @@
     confine.py [PLACE...] -- PROGRAM [ARG...]
 
 runs a program that can write beneath the places and to what it has open, and nowhere else. It is run as a
-program of its own, since a thread of ours cannot be confined without us.
+program of its own, since a thread of ours cannot be confined without us. `confine.py --layers` says what this
+machine keeps a program from: network, files, TCP.
 
 Files are Landlock's to refuse (Linux, Documentation/userspace-api/landlock.rst), the network is a namespace's
-that is empty; where this machine does not allow one, Landlock refuses TCP. What a machine has of it all says
-layers(): a program is run all the same.
+that is empty; where this machine does not allow one, Landlock refuses TCP. Without any of them, a program is
+run all the same.
 """
 
 from __future__ import annotations
@@ -41,11 +42,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def words(argv: Sequence[str], writable: Sequence[Path]) -> list[str]:
     """A command that runs another one, which can write to these places only."""
     return [sys.executable, "-I", "-S", __file__, *map(str, writable), "--", *argv]
-
-
-def layers() -> tuple[str, ...]:
-    """What a program of this process' is kept from from now on: files, network, TCP."""
-    return tuple(filter(None, [_without_network(), *_with_landlock([])]))
 
 
 def _with_landlock(writable: Sequence[str]) -> list[str]:
@@ -92,6 +88,9 @@ def _without_network() -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Become the program that is named, confined."""
+    if arguments == ["--layers"]:
+        sys.stdout.write(" ".join(filter(None, [_without_network(), *_with_landlock([])])))
+        return
     end = arguments.index("--")
     program = list(arguments[end + 1 :])
     _without_network()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.guest import image, qemu
-from testbed.host import debian, owned, process
+from testbed.host import confine, debian, owned, process
 from testbed.host.errors import TestbedError
 from testbed.host.paths import is_installed
 
@@ -97,6 +97,20 @@ def emulator() -> str:
         f"QEMU {here.family} is none for deterministic guests: a private {qemu.FAMILIES[0]} is fetched when "
         "first needed"
     )
+
+
+def confinement() -> str:
+    """One line on what keeps QEMU, should its guest get into it, from this machine."""
+    words = [sys.executable, "-I", "-S", confine.__file__, "--layers"]
+    with process.unguarded():
+        layers = process.run(words, timeout=20, check=False).stdout.decode().split()
+    lacking = {
+        "files you can write to (no Landlock: Linux 5.13 has it)": "files" not in layers,
+        "the network (no namespace is allowed)": not {"network", "TCP"} & set(layers),
+    }
+    if reached := [what for what, lacks in lacking.items() if lacks]:
+        return f"a guest that takes QEMU over would get at {' and '.join(reached)}"
+    return "QEMU is confined: should its guest take it over, it can write nowhere and reach nobody"
 
 
 # --- the checks ----------------------------------------------------------------------------------

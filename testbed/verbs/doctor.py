@@ -33,7 +33,9 @@ def examine(lab: Lab) -> Examined:
     kept = [f"{room.size >> 20} MiB in {room.directory}: {room.what}" for room in clean.kept(lab.cache)]
     if kept:
         kept.append("`testbed clean --cache` frees that; what is needed is made again, which takes minutes")
-    return Examined(needs, (doctor.kvm(), doctor.emulator(), *kept), tuple(_remedies(needs)))
+    return Examined(
+        needs, (doctor.kvm(), doctor.emulator(), doctor.confinement(), *kept), tuple(_remedies(needs))
+    )
 
 
 def _remedies(needs: Sequence[Need]) -> Iterator[str]:

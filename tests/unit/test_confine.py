@@ -15,6 +15,7 @@ import pytest
 
 from testbed.host import confine, process
 from testbed.host.errors import HostError
+from testbed.setup import doctor
 
 # A program that tries to get out, and says what it could do.
 ESCAPE = """
@@ -62,9 +63,28 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_this_machine_can_confine() -> None:
     """Else the tests below would show nothing."""
-    words = [sys.executable, "-c", "from testbed.host import confine; print(*confine.layers())"]
+    words = [sys.executable, confine.__file__, "--layers"]
     said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout
     assert said.split()[:2] == ["network", "files"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ("network files TCP", "QEMU is confined"),
+        ("files TCP", "QEMU is confined"),
+        ("network", "would get at files you can write to (no Landlock: Linux 5.13 has it)"),
+        ("files", "would get at the network (no namespace is allowed)"),
+        ("", "would get at files you can write to (no Landlock: Linux 5.13 has it) and the network"),
+    ],
+)
+def test_the_doctor_says_what_is_lacking(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layers: str, said: str
+) -> None:
+    program = tmp_path / "confine.py"
+    program.write_text(f"print({layers!r})")
+    monkeypatch.setattr(confine, "__file__", str(program))
+    assert said in doctor.confinement()
 
 
 def test_a_program_writes_where_it_may_and_reaches_nobody(places: tuple[Path, Path], port: int) -> None:
