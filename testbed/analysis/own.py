@@ -33,6 +33,8 @@ class Declared(Protocol):
     @property
     def path(self) -> str | None: ...
 
+    def found_in(self, text: str) -> Iterator[str]: ...
+
     @property
     def frame(self) -> str: ...
 
@@ -67,19 +69,12 @@ def value(own: Declared, text: str) -> float | None:
 
     None where there is none, where one of them cannot be read, and of several that are not to be combined.
     """
-    found = list(_matches(own.pattern, text) if own.pattern is not None else _in_json(own.path or "", text))
+    found = list(_in_json(own.path, text)) if own.path is not None else list(map(_number, own.found_in(text)))
     values = [number for number in found if number is not None]
     if not values or len(values) < len(found) or (len(values) > 1 and own.combine is None):
         return None
     combined = _COMBINED[own.combine or "last"](values)
     return combined if abs(combined) < _LARGEST else None
-
-
-def _matches(pattern: str, text: str) -> Iterator[float | None]:
-    for match in re.finditer(pattern, text, re.MULTILINE):
-        # Of alternatives, one may be without a number.
-        if match[1] is not None:
-            yield _number(match[1])
 
 
 def _number(text: str) -> float | None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
+import re2
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from testbed.experiment.values import Model
@@ -15,11 +17,24 @@ RESULT = "/run/result/"
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def _regular_expression(text: str) -> str:
+# What is wrong with a pattern is said by us.
+_QUIETLY = re2.Options()
+_QUIETLY.log_errors = False
+
+
+def _compiled(pattern: str) -> Any:
+    # RE2 takes time that grows with the text and no faster: patterns come with results, from anywhere.
     try:
-        groups = re.compile(text, re.MULTILINE).groups
-    except (re.error, OverflowError, RecursionError) as bad:
-        raise ValueError(f"is not a regular expression: {bad}") from bad
+        return re2.compile(f"(?m){pattern}", _QUIETLY)
+    except (re2.error, UnicodeError) as bad:
+        said = bad.args[0] if bad.args else bad
+        raise ValueError(
+            f"is not a regular expression: {said.decode() if isinstance(said, bytes) else said}"
+        ) from bad
+
+
+def _regular_expression(text: str) -> str:
+    groups = _compiled(text).groups
     if groups != 1:
         raise ValueError(
             f"has {groups} groups and should have one, the number; `(?:...)` is a group that does not count"
@@ -46,7 +61,8 @@ class OwnMetric(Model):
     """A number that the program says: exactly one of `pattern` and `json`."""
 
     pattern: Annotated[str, AfterValidator(_regular_expression)] | None = None
-    """A regular expression with one group, the number, as in `'([0-9.]+) KB/s'`; `^` and `$` are a line's."""
+    """A regular expression (RE2) with one group, the number, as in `'([0-9.]+) KB/s'`; `^` and `$` are a
+    line's."""
     path: Annotated[str | None, Field(alias="json", min_length=1)] = None
     """Where in JSON it is, as in `jobs.0.iops`; `*` stands for all entries. Other text may be around."""
     file: (
@@ -69,6 +85,12 @@ class OwnMetric(Model):
     def frame(self) -> str:
         """What it is in is called so in the log."""
         return frame_of(self.file) if self.file else "output"
+
+    def found_in(self, text: str) -> Iterator[str]:
+        """What the pattern's group finds in a text; of alternatives, one may be without it."""
+        for match in _compiled(self.pattern or "()").finditer(text):
+            if match[1] is not None:
+                yield match[1]
 
     @model_validator(mode="after")
     def _one_place(self) -> OwnMetric:

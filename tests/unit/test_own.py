@@ -126,6 +126,13 @@ def test_no_output_is_too_strange(said: str) -> None:
     value(own(json="*.*", combine="sum"), said)
 
 
+def test_a_pattern_of_a_stranger_takes_no_time() -> None:
+    """One that Python's own expressions would try out for hours."""
+    assert value(own(pattern=r"^(?:a+)+(\d)$"), "a" * 100_000 + "b") is None
+    with pytest.raises(ValidationError, match="is not a regular expression: invalid perl operator"):
+        own(pattern=r"(?=a)(\d)")
+
+
 # --- where it is -----------------------------------------------------------------------------------
 
 
