@@ -25,7 +25,17 @@ from testbed.report import text
 from testbed.report.document import ComparisonReport
 from testbed.trials import prepare
 from testbed.verbs import reproduce, results
-from tests.unit.recorded import DATA, REPOSITORY, documented, guest_facts, pair, plan
+from tests.unit.recorded import (
+    DATA,
+    REPOSITORY,
+    documented,
+    guest_facts,
+    manifest_of,
+    pair,
+    plan,
+    planned,
+    record,
+)
 
 PUBLISHED = REPOSITORY / "experiments" / "reclaim-capture.manifest.json"
 
@@ -57,7 +67,13 @@ arms = st.fixed_dictionaries(
         "sysctl": sysctl,
         "sysfs": sysfs,
         "command_line": st.lists(word, max_size=3),
+        "kernel": kernels,
+        "config": st.lists(line, max_size=2),
     },
+)
+metrics = st.one_of(
+    st.fixed_dictionaries({"json": line.filter(bool)}),
+    st.fixed_dictionaries({"pattern": st.just("x=([0-9]+)")}, optional={"file": st.just("/run/x")}),
 )
 balloons = st.one_of(
     st.fixed_dictionaries({"step": st.fixed_dictionaries({"to": mebibytes(48, 512)})}),
@@ -81,10 +97,14 @@ workloads: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({"stutter": st.fixed_dictionaries({"period": st.floats(0.0001, 10)})}),
     st.fixed_dictionaries(
         {"command": st.lists(word, min_size=1, max_size=4), "files": st.lists(word, max_size=2)},
-        optional={"seconds": st.floats(1e-6, 9.5, exclude_min=True), "disk": st.booleans()},
+        optional={
+            "seconds": st.floats(1e-6, 9.5, exclude_min=True),
+            "disk": st.booleans(),
+            "root": st.booleans(),
+        },
     ),
 )
-experiments = st.fixed_dictionaries(
+written = st.fixed_dictionaries(
     {"name": name, "kernel": kernels, "arms": st.dictionaries(name, arms, min_size=1, max_size=3)},
     optional={
         "description": line,
@@ -98,20 +118,43 @@ experiments = st.fixed_dictionaries(
         "minutes": st.floats(1e-9, 1e9),
         "sequential": st.booleans(),
         "mode": st.sampled_from(["deterministic", "realtime"]),
+        "tracepoints": st.booleans(),
+        "metrics": st.dictionaries(st.from_regex("own[a-z]{1,9}", fullmatch=True), metrics, max_size=2),
     },
-).map(Experiment.model_validate)
+)
+
+
+def of_a_file(data: dict[str, Any]) -> Experiment:
+    if "command" not in data.get("workload", {}):
+        data = {**data, "metrics": {}}
+    return Experiment.model_validate(data)
+
+
+experiments = written.map(of_a_file)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(experiments)
 @example(Experiment.model_validate({"name": "x", "kernel": {"tree": "t"}, "arms": {"z": {}, "a": {}}}))
 def test_an_experiment_is_read_back_as_it_was(experiment: Experiment) -> None:
-    stored = json.dumps(experiment.model_dump(mode="json"))
+    stored = json.dumps(experiment.model_dump(mode="json", by_alias=True))
     again = Experiment.model_validate_json(stored)
     assert again == experiment
     # Equal dictionaries may have another order, and the first arm is what the others are compared with.
-    assert json.dumps(again.model_dump(mode="json")) == stored
+    assert json.dumps(again.model_dump(mode="json", by_alias=True)) == stored
     assert list(again.arms) == list(experiment.arms) and list(again.phases) == list(experiment.phases)
+    in_a_ledger = planned(experiment, ())
+    assert parsed(Plan, in_a_ledger.text()) == in_a_ledger
+    first, kernel = next(iter(experiment.arms)), parsed(Manifest, PUBLISHED.read_bytes()).kernels["unpatched"]
+    facts = {
+        "experiment": experiment,
+        "kernels": dict.fromkeys(experiment.arms, kernel),
+        "trials": manifest_of(first, record(first, experiment.first_seed)).trials,
+    }
+    manifest = manifest_of("a", record("a", 1)).model_copy(update=facts)
+    assert parsed(Manifest, manifest.text()) == manifest
+    bundled = manifest.bundled({"initramfs": "0" * 64})
+    assert parsed(BundledManifest, bundled.text()) == bundled
 
 
 # --- what is published -----------------------------------------------------------------------------
