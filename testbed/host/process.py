@@ -14,7 +14,9 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from testbed.host.errors import BuildError, HostError, TestbedError
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
+AGAIN_SECONDS = 0.01
 # Of a log, where a failed command says why: what runs beside it may go on for a while.
 LOG_BYTES = 1 << 20
 # What a child does before it is the program. A parent that was killed while the child did not ask for the
@@ -63,8 +66,16 @@ def end_on_signals() -> None:
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
+    def not_ignored(ignored: sys.UnraisableHookArgs) -> None:
+        # Out of a destructor Python lets no exception: one that interrupts it comes again, when it is over.
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            threading.Timer(AGAIN_SECONDS, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        else:
+            sys.__unraisablehook__(ignored)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
+    sys.unraisablehook = not_ignored
 
 
 def pasteable(argv: Sequence[str | os.PathLike[str]]) -> str:

@@ -96,6 +96,29 @@ def test_no_kill_leaves_a_child() -> None:
     assert left == []
 
 
+DESTRUCTOR = """
+import os, signal, sys, time
+from testbed.host.process import end_on_signals
+end_on_signals()
+class Ending:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+try:
+    Ending()
+    time.sleep(5)
+    print("went on")
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_in_a_destructor_ends_it_too(name: str) -> None:
+    """There, Python would print a traceback and go on."""
+    done = process.run([sys.executable, "-c", DESTRUCTOR, name], timeout=20, cwd=REPOSITORY)
+    assert (done.stdout, done.stderr) == (b"ended\n", b"")
+
+
 def test_words_reach_a_program_as_they_are(tmp_path: Path) -> None:
     words = ["", " ", "a b", "*", "$HOME", "`x`", "'", '"', "\\", "-n", "=", "é", "\n", "a\nb", "\udcff"]
     program = "import os, sys; print(os.getppid(), [os.fsencode(word) for word in sys.argv[1:]])"
