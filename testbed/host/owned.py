@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,7 @@ SUFFIX = ".testbed.tmp"
 _OURS = re.compile(rf".*[.-][a-z0-9_]{{8}}{re.escape(SUFFIX)}")
 # What this process uses, until it ends.
 _used: dict[Path, int] = {}
+_one_thread = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -61,9 +63,10 @@ def use(path: Path) -> bool:
     lock = _shared(path)
     if lock is None:
         return False
-    if path in _used:
-        os.close(_used[path])
-    _used[path] = lock
+    with _one_thread:
+        before, _used[path] = _used.get(path), lock
+    if before is not None:
+        os.close(before)
     return True
 
 

@@ -308,3 +308,11 @@ def test_a_lock_is_waited_for_while_something_is_removed(tmp_path: Path) -> None
         path.rmdir()
     user.join()
     assert done == [False]
+
+
+def test_threads_use_the_same_at_once(tmp_path: Path) -> None:
+    """What one of them closes twice may be something else's by then."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: owned.use(tmp_path), range(4000)))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
