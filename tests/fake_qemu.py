@@ -128,7 +128,10 @@ class Fake:
         if command in ("migrate", "migrate-incoming"):
             file = Path(arguments["channels"][0]["addr"]["filename"])
             if command == "migrate" and self.fault != "full":
-                file.write_bytes(SNAPSHOT)
+                try:
+                    file.write_bytes(SNAPSHOT)
+                except OSError as failed:
+                    return {"error": {"class": "GenericError", "desc": f"Unable to write: {failed.strerror}"}}
             if command == "migrate-incoming" and not file.is_file():
                 return {"error": {"class": "GenericError", "desc": "No such file or directory"}}
         results: dict[str, dict[str, object]] = {

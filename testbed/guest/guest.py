@@ -24,6 +24,7 @@ from testbed.guest.qmp import Monitor
 from testbed.guest.shape import Shape, Wiring, argv, by_hand
 from testbed.host import process
 from testbed.host.errors import BY_HAND, CONSOLE, GuestError, GuestFailed, GuestLost, Panic
+from testbed.host.paths import temporary_directory
 from testbed.host.process import Deadline
 from testbed.wire import Mark
 
@@ -89,7 +90,7 @@ class Guest(abc.ABC):
         with contextlib.ExitStack() as stack:
             ours, theirs = socket.socketpair()
             stack.callback(ours.close)
-            self._stderr = stack.enter_context(tempfile.TemporaryFile())
+            self._stderr = stack.enter_context(tempfile.TemporaryFile(dir=temporary_directory()))
             with theirs, self._wired(theirs.fileno(), stack) as wiring:
                 words = argv(self.shape, *self._files, wiring)
                 self.command_line = process.pasteable(words)

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from testbed.host import space
-from testbed.host.paths import checked
+from testbed.host.paths import temporary_directory
 
 # Long enough to be nobody else's: in TMPDIR and beside files of the user are other people's things.
 SUFFIX = ".testbed.tmp"
@@ -42,7 +42,7 @@ def directory(parent: Path | None = None, name: str = "testbed-") -> Iterator[Pa
     The first of a process to be made somewhere removes what dead ones left there. Raises HostError when
     there is no space left.
     """
-    home = parent or checked(Path(tempfile.gettempdir()), "TMPDIR")
+    home = parent or temporary_directory()
     with contextlib.ExitStack() as locks, space.told(home):
         _remove_left_once(home)
         while True:

@@ -38,6 +38,17 @@ def cache_directory() -> Path:
     return home / "testbed"
 
 
+def temporary_directory() -> Path:
+    """Where temporary files go: TMPDIR, or else the first of the usual places that can be written to.
+
+    Python's own way tries that out with a file, which stays if it is killed just then. Raises HostError.
+    """
+    for name in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp"):  # noqa: S108
+        if name and os.path.isdir(name) and os.access(name, os.W_OK | os.X_OK):  # noqa: PTH112  (of any length)
+            return checked(Path(name), "TMPDIR")
+    raise HostError("there is no directory for temporary files", "name one in the environment: TMPDIR")
+
+
 def checked(directory: Path, variable: str) -> Path:
     """A directory that the environment names. Raises HostError for a path that is long or is not UTF-8."""
     encoded = os.fsencode(directory)

@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import IO
 
 from testbed.host import confine, space
 from testbed.host.errors import BuildError, HostError, TestbedError
+from testbed.host.paths import temporary_directory
 
 TAIL_LINES = 20
 GRACE_SECONDS = 3.0
@@ -125,7 +125,7 @@ def run(
     if done.returncode != 0:
         output = (done.stderr + done.stdout).decode(errors="replace")
         if space.said(output if log is None else _tail_of(log)):
-            raise space.lack(cwd or Path(), Path(tempfile.gettempdir()), *space.named(map(str, argv)))
+            raise space.lack(cwd or Path(), temporary_directory(), *space.named(map(str, argv)))
         if check:
             raise error(
                 f"`{pasteable(argv)}` failed with exit status {done.returncode}", tail(output).strip()

@@ -80,7 +80,7 @@ class Ledger:
             with _translated(directory):
                 files.make_directory(directory / "logs")
                 stack.enter_context(_locked(directory))
-                for home in (directory, directory / "logs"):
+                for home in (directory, directory / "logs", *_directories(directory / "logs")):
                     owned.remove_left(home)
                 db = stack.enter_context(contextlib.closing(sqlite3.connect(directory / LEDGER)))
                 db.execute("PRAGMA synchronous = FULL")
@@ -263,6 +263,11 @@ def set_aside(directory: Path) -> Path | None:
     with _translated(directory), _locked(directory):
         directory.rename(target)
     return target
+
+
+def _directories(home: Path) -> list[Path]:
+    with os.scandir(home) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _require_short(directory: Path) -> None:

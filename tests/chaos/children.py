@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from testbed import cli
+from testbed import __main__ as door
 from testbed.guest.qemu import OVERRIDE
 from tests.unit.recorded import REPOSITORY
 
@@ -171,7 +171,8 @@ def _be(command: Command, home: Home) -> None:
         command.before()
         counted = _count(command.dies_at)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = cli.main(command.words)
+        sys.argv = ["testbed", *command.words]
+        status = door.main()
         events = next(counted)
         sys.stdout.flush()
         sys.stderr.flush()

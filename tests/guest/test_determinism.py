@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -71,7 +70,7 @@ def test_directories_of_any_name_give_the_same(
     here = trial(lab, tmp_path)
     place = tmp_path / "a, b,,offset=1 'c' \"d\" 100% é"
     place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
     vmlinux, initramfs = (Path(shutil.copy(path, place)) for path in (here.vmlinux, here.initramfs))
     there = dataclasses.replace(here, cache=place, vmlinux=vmlinux, initramfs=initramfs)
     assert run(there)[1] == run(here)[1]

@@ -160,7 +160,7 @@ def test_directories_may_have_any_name(
     """What is in them is given to QEMU, in whose options a comma has a meaning."""
     place = tmp_path / name
     place.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.setenv("TMPDIR", str(place))
     trial = replace(deterministic(qemu("none"), place), compiled_plugin=place / "rendezvous.so")
     attempt = trials.run(trial, 1, threading.Event())
     assert (attempt.record.outcome, attempt.record.detail) == (MEASURED, "")

@@ -7,7 +7,6 @@ import lzma
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,7 +181,6 @@ def test_what_the_users_git_is_set_to_is_not_asked(monkeypatch: pytest.MonkeyPat
     (tmp_path / "config").write_text("[apply]\nignoreWhitespace = change\nwhitespace = fix\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
     monkeypatch.setenv("TMPDIR", str(scratch))
-    monkeypatch.setattr(tempfile, "tempdir", None)
     spaced = NEW.replace("line five", "line five  ")
     loaded = load(tmp_path, diff("mm/vmscan.c", OLD, spaced))
     assert series.apply(loaded, TREE.get) == {"mm/vmscan.c": spaced.encode()}

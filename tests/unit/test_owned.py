@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -255,7 +254,7 @@ def test_tmpdir_is_checked_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         deep /= "x" * 200
     for name in [*reversed(deep.parents), deep]:
         name.mkdir(exist_ok=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setenv("TMPDIR", str(deep))
     with pytest.raises(Exception, match=r"^TMPDIR: the path "), owned.directory():
         pass
     assert checked(tmp_path, "TMPDIR") == tmp_path

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +42,6 @@ PRISTINE = b"1\na\nb\nc\n" + b"x" * (1 << 20)
 
 @pytest.fixture
 def full_tmpdir(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr(tempfile, "tempdir", str(disk.directory))
     monkeypatch.setenv("TMPDIR", str(disk.directory))
     return disk
 
