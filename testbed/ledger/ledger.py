@@ -194,16 +194,16 @@ class Ledger:
         with _translated(self.directory):
             # No time of day in the header: equal logs are equal files.
             files.write(path, gzip.compress(log, mtime=0), durable=True)
+            # For people: who reads by program goes by the records. Before the row: what is kept has its link.
+            link = self.directory / "logs" / record.arm / f"{record.seed}.log.gz"
+            link.parent.mkdir(exist_ok=True)
+            with files.staged(link) as draft:
+                draft.symlink_to(f"../{record.log_name}")
             with self._db:
                 self._db.execute(
                     "INSERT INTO trials (trial, attempt, outcome, document) VALUES (?, ?, ?, ?)",
                     (record.trial, record.attempt, record.outcome, document),
                 )
-            # For people: who reads by program goes by the records.
-            link = self.directory / "logs" / record.arm / f"{record.seed}.log.gz"
-            link.parent.mkdir(exist_ok=True)
-            with files.staged(link) as draft:
-                draft.symlink_to(f"../{record.log_name}")
         self._reopened.discard(record.trial)
 
     def records(self) -> list[Record]:
