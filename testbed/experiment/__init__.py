@@ -18,8 +18,9 @@ from testbed.experiment.model import (
     SourceSpec,
     TarballSource,
 )
-from testbed.experiment.values import PAGE, Json, MiB, Model, describe, format_size, parse_size
+from testbed.experiment.values import PAGE, Json, Model, describe, format_size, parse_size
 from testbed.experiment.workloads import MmapTest, WorkloadSpec
+from testbed.host.files import MiB
 
 __all__ = [
     "ALPHA",

@@ -15,7 +15,6 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from testbed.experiment.own import OwnMetric
 from testbed.experiment.values import (
     Json,
-    MiB,
     Model,
     Name,
     Size,
@@ -29,6 +28,7 @@ from testbed.experiment.values import (
     one_of,
 )
 from testbed.experiment.workloads import LONGEST_RUN, MmapTest, WorkloadSpec
+from testbed.host.files import MiB
 
 SHA256 = r"^[0-9a-f]{64}$"
 DEBIAN = r"^linux-source-[0-9]+(\.[0-9]+)*(=[0-9a-z.+~:-]+)?$"

@@ -20,7 +20,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-MiB = 1024 * 1024
+from testbed.host.files import MiB
+
 PAGE = 4096
 
 _SIZE = re.compile(r"(\d+)\s*([KMG])(?:i?B)?", re.IGNORECASE)

@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from testbed.experiment.values import PAGE, MiB, Model, Seconds, Size, Word, format_size, one_of
+from testbed.experiment.values import PAGE, Model, Seconds, Size, Word, format_size, one_of
+from testbed.host.files import MiB
 
 # Windows are let go in chunks of this many pages; a window is a whole number of them.
 CHUNK_PAGES = 64

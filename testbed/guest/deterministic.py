@@ -113,7 +113,7 @@ class DeterministicGuest(Guest):
     def _migrate(self, command: str, path: Path) -> None:
         """Have QEMU write its state to a file, or read it from there.
 
-        Raises HostError when there is no space left for it.
+        Raises NoSpace when there is no space left for it.
         """
         # As `uri`, a comma in it could begin an option.
         address = {"transport": "file", "filename": str(path), "offset": 0}

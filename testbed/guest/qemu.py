@@ -12,7 +12,7 @@ from pathlib import Path
 
 from testbed.host import debian, files, process
 from testbed.host.debian import Package
-from testbed.host.errors import HostError, NoDeterminism, NoSpace
+from testbed.host.errors import HostError, NoDeterminism
 
 QEMU = "qemu-system-x86_64"
 OVERRIDE = "TESTBED_QEMU"
@@ -117,8 +117,6 @@ def deterministic(cache: Path, progress: Callable[[str], None], family: str | No
     for packages in PRIVATE if suits else ():
         try:
             return _private(packages, cache, progress)
-        except NoSpace:
-            raise
         except HostError as failed:
             why += f"; {packages[0].version}: {failed.message}"
     raise NoDeterminism(

@@ -41,7 +41,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def words(argv: Sequence[str], writable: Sequence[Path]) -> list[str]:
     """A command that runs another one, which can write to these places only."""
-    return [sys.executable, "-I", "-S", __file__, *map(str, writable), "--", *argv]
+    return itself(*map(str, writable), "--", *argv)
+
+
+def itself(*arguments: str) -> list[str]:
+    """The command that is this program."""
+    return [sys.executable, "-I", "-S", __file__, *arguments]
 
 
 def _with_landlock(writable: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@
     +-- HostError       this machine lacks something                      exit 3
     |   +-- NoKvm           KVM is wanted and does not work
     |   +-- NoDeterminism   deterministic guests are wanted, and there is no QEMU for them
-    |   +-- NoSpace         a disk is full
+    +-- NoSpace         a disk is full                                    exit 3
     +-- BuildError      a kernel or an image could not be made            exit 3
     +-- StoreError      the ledger cannot be read or written              exit 3
     +-- Interrupted     the user asked to stop                            exit 130
@@ -57,8 +57,11 @@ class NoDeterminism(HostError):
     """Deterministic guests are wanted, and no QEMU that can be had here runs them."""
 
 
-class NoSpace(HostError):
-    """A disk is full, or a quota. Trying again or otherwise is of no use until there is space."""
+class NoSpace(TestbedError):
+    """A disk is full, or a quota. Nothing leads on until there is space.
+
+    So it is no HostError, for which there may be another way.
+    """
 
 
 class BuildError(TestbedError):

@@ -41,10 +41,18 @@ def read(path: Path, most: int) -> bytes:
         return at_most(file, most, path)
 
 
-def unpacked(path: Path, most: int) -> bytes:
-    """The content of a file that gzip packed; as read(), also for what comes to more than `most` bytes."""
-    with gzip.open(io.BytesIO(read(path, most))) as file:
+def unpacked(data: bytes, most: int, path: Path) -> bytes:
+    """What gzip packed, from the file `path`.
+
+    Raises OSError, also for more than `most` bytes, EOFError, zlib.error.
+    """
+    with gzip.open(io.BytesIO(data)) as file:
         return at_most(file, most, path)
+
+
+def reason(failed: Exception) -> str:
+    """Why a file could not be read or unpacked, without its name."""
+    return (isinstance(failed, OSError) and failed.strerror) or str(failed)
 
 
 class Readable(Protocol):
@@ -74,7 +82,7 @@ def staged(path: Path) -> Iterator[Path]:
     """Where to make a file or a directory that is to be `path`: it gets there in one step, after the body.
 
     If that raises, there is nothing. A file that was there is replaced. Of a directory that somebody else has
-    put there meanwhile, theirs stays. Raises HostError when there is no space left.
+    put there meanwhile, theirs stays. Raises NoSpace when there is no space left.
     """
     with owned.directory(path.parent, f"{path.name}.") as scratch:
         draft = scratch / path.name

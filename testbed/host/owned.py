@@ -39,7 +39,7 @@ _one_thread = threading.Lock()
 def directory(parent: Path | None = None, name: str = "testbed-") -> Iterator[Path]:
     """A directory that is there while the context lasts, in TMPDIR or in `parent`.
 
-    The first of a process to be made somewhere removes what dead ones left there. Raises HostError when
+    The first of a process to be made somewhere removes what dead ones left there. Raises NoSpace when
     there is no space left.
     """
     home = parent or temporary_directory()

@@ -103,8 +103,8 @@ def run(
 
     `env` is added to the caller's environment. With `log`, standard output and error go there as they
     come, and the result's `stdout` is empty. Raises `error` when the command fails (unless `check` is
-    false) or outlives `timeout` seconds, HostError when the program is not installed or when it failed since
-    there was no space left.
+    false) or outlives `timeout` seconds, HostError when the program is not installed, NoSpace when it failed
+    since there was no space left.
     """
     child = subprocess.Popen(
         _guarded(argv),
@@ -148,10 +148,12 @@ def spawn(
     is killed by the kernel when the thread that called spawn() dies, however that comes about.
     Raises HostError when the program is not installed.
     """
-    require(argv[0])
     words = [str(word) for word in argv]
+    if writable is not None:
+        require(words[0])
+        words = confine.words(words, writable)
     return subprocess.Popen(
-        _guarded(words if writable is None else confine.words(words, writable)),
+        _guarded(words),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr or subprocess.DEVNULL,

@@ -107,8 +107,7 @@ def _unpack(data: bytes, name: str) -> bytes:
                 with opened(io.BytesIO(data)) as file:
                     return files.at_most(file, MOST_BYTES, Path(name))
             except (OSError, EOFError, lzma.LZMAError, zlib.error) as bad:
-                said = bad.strerror if isinstance(bad, OSError) and bad.strerror else bad
-                raise SpecError(f"{name}: cannot be unpacked: {said}", "fetch it again") from bad
+                raise SpecError(f"{name}: cannot be unpacked: {files.reason(bad)}", "fetch it again") from bad
     return data
 
 

@@ -27,7 +27,7 @@ from urllib.request import url2pathname
 
 from testbed.experiment import GitSource, SourceSpec, TarballSource
 from testbed.host import debian, files, owned, process, space
-from testbed.host.errors import BuildError, HostError, NoSpace, SpecError, TestbedError
+from testbed.host.errors import BuildError, HostError, SpecError, TestbedError
 from testbed.host.files import locked
 from testbed.host.paths import sha256
 from testbed.host.process import Deadline
@@ -215,8 +215,6 @@ def _fetch(package: str, cache: Path, target: Path, progress: Progress) -> None:
     """Fetch a package's tarball and version into a directory. The caller holds the lock."""
     try:
         deb = debian.fetch(package, cache, progress)
-    except NoSpace:
-        raise
     except HostError as failed:
         raise HostError(
             f"kernel.debian: {package} is neither in {DEBIAN_SOURCES} nor to be had: {failed.message}",

@@ -17,10 +17,11 @@ from testbed.experiment import Model
 from testbed.host import files
 
 D = TypeVar("D", bound="Document")
-# A count stays a whole number.
+# Characters of what is said of a mistake.
 MOST_SAID = 500
 # Bytes of a document. A manifest of 100,000 trials has a third of that.
 MOST_BYTES = 64 * files.MiB
+# A count stays a whole number.
 Number = Annotated[int | float, WithJsonSchema({"type": "number"})]
 
 

@@ -180,8 +180,8 @@ class Ledger:
             if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'notes'").fetchone():
                 return []
             rows = self._db.execute("SELECT trials, document FROM notes ORDER BY id").fetchall()
+            kept = self._db.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
         notes = [(before, self._read(_NOTE, text, "a note")) for before, text in rows]
-        kept = len(self.records())
         if not all(isinstance(before, int) and 0 <= before <= kept for before, _ in notes):
             raise StoreError(f"{self.directory / LEDGER}: a note has no place among the {kept} records")
         return notes
@@ -233,10 +233,9 @@ class Ledger:
         """The raw console log of an attempt. Raises StoreError when it is gone or not what it was."""
         path = self.directory / "logs" / record.log_name
         try:
-            log = files.unpacked(path, MOST_LOG)
+            log = files.unpacked(files.read(path, MOST_LOG), MOST_LOG, path)
         except (OSError, EOFError, zlib.error) as bad:
-            said = bad.strerror if isinstance(bad, OSError) and bad.strerror else bad
-            raise StoreError(f"{path}: cannot be read: {said}") from bad
+            raise StoreError(f"{path}: cannot be read: {files.reason(bad)}") from bad
         if hashlib.sha256(log).hexdigest() != record.log_sha256:
             raise StoreError(f"{path}: not the log that was recorded: its hash differs")
         return log

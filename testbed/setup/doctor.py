@@ -101,9 +101,8 @@ def emulator() -> str:
 
 def confinement() -> str:
     """One line on what keeps QEMU, should its guest get into it, from this machine."""
-    words = [sys.executable, "-I", "-S", confine.__file__, "--layers"]
     with process.unguarded():
-        layers = process.run(words, timeout=20, check=False).stdout.decode().split()
+        layers = process.run(confine.itself("--layers"), timeout=20, check=False).stdout.decode().split()
     lacking = {
         "files you can write to (no Landlock: Linux 5.13 has it)": "files" not in layers,
         "the network (no namespace is allowed)": not {"network", "TCP"} & set(layers),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from testbed.host.errors import HostError, NoSpace
+from testbed.host.errors import HostError
 from testbed.ledger.record import LOST, Record
 from testbed.trials import trial as trials
 from testbed.trials.trial import Trial
@@ -52,8 +52,6 @@ def read(trial: Trial) -> dict[str, str]:
     script = replace(trial.script, run=f"run-user {trial.seed} grep -rs . {' '.join(places)}", meetings=())
     try:
         attempt = trials.run(replace(trial, script=script), 1, threading.Event())
-    except NoSpace:
-        raise
     except HostError:
         return {}
     return parse(frames(attempt.log).contents.get("output", b"").decode(errors="replace"))

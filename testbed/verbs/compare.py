@@ -12,7 +12,7 @@ from types import MappingProxyType
 from testbed.analysis.own import with_own
 from testbed.analysis.parse import Measurement
 from testbed.experiment import Experiment
-from testbed.host.errors import HostError, NoSpace, SpecError
+from testbed.host.errors import HostError, SpecError
 from testbed.kernel import series
 from testbed.ledger import matrix
 from testbed.ledger.ledger import LEDGER
@@ -137,8 +137,6 @@ def compare_lines(
         experiment = replace(request.run.experiment, line=line.directory)
         try:
             yield compare(replace(request, run=replace(request.run, experiment=experiment)), lab, watch)
-        except NoSpace:
-            raise
         except HostError as lacking:
             yield LeftOut(line.directory, lacking.message)
 

@@ -21,7 +21,7 @@ from typing import TypeGuard
 
 from testbed.experiment import RANGE, read
 from testbed.host import debian, files
-from testbed.host.errors import HostError, NoSpace, SpecError
+from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import data_directory, sha256
 from testbed.kernel import mail, series, source
 from testbed.trials import prepare
@@ -109,8 +109,6 @@ def _where_it_applies(
             prepare.plans(there.first(), cache, note)
         except SpecError as bad:
             failures.append(bad)
-        except NoSpace:
-            raise
         except HostError as lacking:
             note(f"not looked at: {package}: {lacking.message}")
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from testbed.host import files
 from testbed.host.errors import SpecError
 from testbed.host.paths import data_directory
 
@@ -25,10 +26,7 @@ def init(target: Path) -> Path:
 def create(file: Path, text: str, remedy: str, option: str = "") -> Path:
     """Write a file that is not there yet, and its directories; return it. Raises SpecError if it is there."""
     try:
-        if not file.parent.is_dir():
-            # One by one: pathlib calls itself for each, and Python allows it a thousand.
-            for parent in reversed(file.parents):
-                parent.mkdir(exist_ok=True)
+        files.make_directory(file.parent)
         with file.open("x", encoding="utf-8") as stream:
             stream.write(text)
     except (FileExistsError, NotADirectoryError) as bad:

@@ -26,10 +26,9 @@ def parse(path: Path) -> Iterator[Mapping[str, object]]:
         return
     try:
         data = files.read(path, MOST_LOG)
-        data = files.unpacked(path, MOST_LOG) if data.startswith(b"\x1f\x8b") else data
+        data = files.unpacked(data, MOST_LOG, path) if data.startswith(b"\x1f\x8b") else data
     except (OSError, EOFError, zlib.error) as bad:
-        said = bad.strerror if isinstance(bad, OSError) and bad.strerror else bad
-        raise SpecError(f"{path}: cannot be read: {said}") from bad
+        raise SpecError(f"{path}: cannot be read: {files.reason(bad)}") from bad
     yield _facts(parse_log(data), METRICS)
 
 
