@@ -40,6 +40,7 @@ DOCS = sorted(path.relative_to(REPOSITORY) for path in (REPOSITORY / "docs").glo
 PAGES = ("README.md", "CONTRIBUTING.md", *map(str, DOCS))
 SECONDS, GDB_SECONDS = 3 * 3600, 600
 PROMPT, GDB = "$ ", "(gdb) "
+OF_MAKE = frozenset({"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "ARGS"})
 SESSION, VARIES, ADAPT = "console", "console varies", "sh"
 
 
@@ -181,7 +182,9 @@ def checkout(directory: Path) -> None:
 
 def run(command: Command, cwd: Path, top: Path) -> tuple[int, str, str, Path]:
     """Exit status, standard output, standard error, and the directory that it ends in."""
-    environment = {**os.environ, "PATH": f"{top / '.venv/bin'}:{os.environ['PATH']}", "TERM": "dumb"}
+    # `make docs-check ARGS=PAGE` would hand its ARGS on to every `make` that a page shows.
+    inherited = {key: value for key, value in os.environ.items() if key not in OF_MAKE}
+    environment = {**inherited, "PATH": f"{top / '.venv/bin'}:{os.environ['PATH']}", "TERM": "dumb"}
     if any(line.startswith(GDB) for line in command.shown):
         return *debugged(command, cwd, environment), cwd
     with tempfile.NamedTemporaryFile() as place:

@@ -28,6 +28,7 @@ from tests.listings import (
     commands,
     difference,
     listed,
+    run,
     simple_commands,
 )
 
@@ -162,6 +163,16 @@ def test_what_costs_nothing_runs(command: Command) -> None:
         except SystemExit as ended:
             status = int(ended.code or 0)
     assert (status, difference(command, printed.getvalue(), "")) == (0, [])
+
+
+def test_a_make_that_is_shown_gets_nothing_of_the_make_that_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKEFLAGS", " -- ARGS=README.md")
+    monkeypatch.setenv("ARGS", "README.md")
+    (tmp_path / "Makefile").write_text("all:\n\t@echo args=$(ARGS)\n")
+    status, out, err, _ = run(Command("page.md", 1, SESSION, "make"), tmp_path, tmp_path)
+    assert (status, out) == (0, "args=\n"), err
 
 
 def test_no_command_hides_where_nothing_looks_for_it() -> None:
