@@ -54,7 +54,8 @@ def small(
     directory.mkdir()
     used = sum(-(-path.lstat().st_size // 4096) * 4096 for path in aside.rglob("*") if path.is_file())
     inodes = sum(1 for _ in aside.rglob("*")) + 1
-    size = used + free_bytes if free_bytes is not None else 1 << 30
+    # A size of 0 would be no limit.
+    size = max(4096, used + free_bytes) if free_bytes is not None else 1 << 30
     limit = inodes + free_inodes if free_inodes is not None else 1 << 20
     options = f"size={size},nr_inodes={limit}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "chaos", directory], check=True)

@@ -17,7 +17,7 @@ from random import Random
 import pytest
 
 from testbed.host.errors import SpecError
-from tests.chaos import checks, hostile
+from tests.chaos import checks, hostile, kernel
 from tests.chaos.campaign import Campaign
 from tests.chaos.children import MARK, Ended, Home, run
 from tests.chaos.disturb import KINDS, Case, Kind, Verdict, kill_emulator, stop_emulator, two_at_once
@@ -173,6 +173,23 @@ def test_a_damaged_database_is_noticed(tmp_path: Path) -> None:
         file.seek(4096)
         file.write(b"\0" * 4096)
     assert list(checks.damage(tmp_path / "result"))
+
+
+@pytest.mark.skipif(bool(kernel.no_mounts()), reason="mounting needs root")
+def test_an_empty_directory_without_any_room_is_full_and_has_room_again(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    script = (
+        "from pathlib import Path; from tests.chaos import kernel; kernel.own_mounts()\n"
+        f"place = Path({str(tmp_path / 'scratch')!r})\n"
+        "with kernel.small(place, free_bytes=0):\n"
+        "    try: (place / 'x').write_bytes(bytes(8192))\n"
+        "    except OSError as full: print(full.strerror)\n"
+        "print((place / 'x').write_bytes(bytes(8192)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["No space left on device", "8192"], done.stderr
 
 
 @pytest.mark.parametrize(
