@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # PYTHON_ARGCOMPLETE_OK
-"""The door, in front of all that has to be loaded: where memory lacks for that there is a line, too."""
+"""The door, in front of all that has to be loaded: where there is no room for that there is a line, too."""
 
 from __future__ import annotations
 
+import errno
 import resource
 import sys
 
@@ -26,6 +27,10 @@ def main() -> int:
         pass
     except ImportError as failed:
         said = f"cannot be loaded: {_reason(failed)}"
+    except OSError as failed:
+        if failed.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        said = f"{failed.strerror}: `ulimit -n` allows {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
     except RuntimeError as failed:
         if "can't start new thread" not in str(failed):
             raise

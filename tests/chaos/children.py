@@ -112,6 +112,7 @@ class Child:
         self.home = home
         self._began = time.monotonic()
         self._status: int | None = None
+        (home.top / "events").write_text("")
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -140,7 +141,7 @@ class Child:
                 self.kill()
         assert self._status is not None
         top = self.home.top
-        events = (top / "events").read_text() if (top / "events").exists() else "0"
+        events = (top / "events").read_text() or "0"
         out, err = ((top / name).read_text(errors="replace") for name in ("out", "err"))
         return Ended(self._status, out, err, time.monotonic() - self._began, int(events), late)
 
@@ -156,7 +157,8 @@ def _be(command: Command, home: Home) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        (home.top / "events").unlink(missing_ok=True)
+        # Open from now on: there may be no room for another file at the end.
+        told = os.open(home.top / "events", os.O_WRONLY | os.O_CLOEXEC)
         for number, (name, mode) in enumerate((("/dev/null", "rb"), ("out", "wb"), ("err", "wb"))):
             with Path(home.top, name).open(mode) as file:
                 os.dup2(file.fileno(), number)
@@ -176,7 +178,7 @@ def _be(command: Command, home: Home) -> None:
         events = next(counted)
         sys.stdout.flush()
         sys.stderr.flush()
-        (home.top / "events").write_text(str(events))
+        os.write(told, str(events).encode())
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1
     except BaseException:

@@ -1005,6 +1005,25 @@ def test_without_memory_there_is_a_line(result: Path, words: str, mebibytes: int
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", f"testbed: out of memory: {allowed}\n")
 
 
+def test_without_room_for_open_files_there_is_a_line() -> None:
+    program = (
+        "import resource, sys; from testbed.__main__ import main\n"
+        "files = [open('/dev/null') for _ in range(9)]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (files[-1].fileno() + 1,) * 2)\n"
+        "sys.argv[1:] = ['metrics']; sys.exit(main())\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+    )
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert ran.stderr == "testbed: Too many open files: `ulimit -n` allows 12\n"
+
+
 def test_what_takes_too_much_memory_is_a_line(tmp_path: Path) -> None:
     """A log that unpacks to 250 MiB, where something else has taken most of what there is."""
     with gzip.open(tmp_path / "x.log.gz", "wb", compresslevel=1) as file:
