@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # PYTHON_ARGCOMPLETE_OK
-"""The door, in front of all that has to be loaded: where there is no room for that there is a line, too."""
+"""The door, in front of all that has to be loaded: without room or time for that there is a line, too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import errno
 import resource
 import sys
 
-from testbed.host.errors import HostError
+from testbed.host.errors import HostError, Interrupted
 
 # Address space that numpy and scipy need. With less, they may end the process in their own way.
 LEAST_BYTES = 600 << 20
@@ -23,6 +23,10 @@ def main() -> int:
             from testbed import cli  # noqa: PLC0415
 
             return cli.main()
+    except KeyboardInterrupt:
+        # While it is loaded, or the command line is read.
+        sys.stderr.write("testbed: stopped\n")
+        return Interrupted.exit_status
     except MemoryError:
         pass
     except ImportError as failed:

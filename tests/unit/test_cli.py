@@ -22,6 +22,7 @@ import pexpect
 import pytest
 import xmlschema
 
+from testbed import __main__ as door
 from testbed import cli
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, parse
@@ -1003,6 +1004,22 @@ def test_without_memory_there_is_a_line(result: Path, words: str, mebibytes: int
     )
     allowed = f"`ulimit -v` allows {mebibytes} MiB, and at least 600 are needed"
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, "", f"testbed: out of memory: {allowed}\n")
+
+
+def test_stopped_before_anything_has_begun_there_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def parser() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "parser", parser)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        assert door.main() == 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert capsys.readouterr() == ("", "testbed: stopped\n")
 
 
 def test_without_room_for_open_files_there_is_a_line() -> None:
