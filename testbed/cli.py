@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     arguments = _arguments(argv)
     for_git = arguments.verb == "check"
     try:
+        # Who has no home gets a directory in TMPDIR from matplotlib, which stays there after a kill.
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_directory() / "matplotlib"))
         status = VERBS[arguments.verb](arguments, lab or ThisMachine(cache_directory()))
         sys.stdout.flush()
         return status

@@ -24,6 +24,8 @@ ROOMS = {
     "images": ("initramfs images", True),
     "qemu": ("private QEMUs", True),
     "plugins": ("plugins of QEMU", True),
+    "patches": ("patches from standard input", False),
+    "matplotlib": ("fonts, for pictures", False),
     "accel": ("whether KVM works", False),
 }
 _BLOCK = 512  # of st_blocks

@@ -20,7 +20,8 @@ from testbed import cli
 from testbed.host import files, owned
 from testbed.host.paths import checked
 from testbed.ledger.ledger import Ledger
-from tests.unit.recorded import REPOSITORY, record
+from testbed.verbs import clean
+from tests.unit.recorded import REPOSITORY, pair, record
 
 # Programs that stand still with something half made, beneath a directory: kind -> program.
 HALF_MADE = {
@@ -226,6 +227,26 @@ def test_the_cache_is_freed_but_for_what_is_in_use(
     assert cli.main(["clean", "--cache"]) == 0
     with pytest.raises(SystemExit):
         cli.main(["clean"])
+
+
+def test_all_that_is_kept_there_is_known(tmp_path: Path) -> None:
+    modules = "".join(path.read_text() for path in sorted((REPOSITORY / "testbed").rglob("*.py")))
+    kept = set(re.findall(r'\bcache(?:_directory\(\))? / "([a-z-]+)"', modules))
+    assert kept >= {"kernels", "snapshots", "patches", "matplotlib"}
+    assert kept <= set(clean.ROOMS) | {"lock"}
+
+
+def test_who_has_no_home_gets_nothing_left_in_tmpdir(tmp_path: Path) -> None:
+    pair(tmp_path / "result")
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "HOME": "/dev/null", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment |= {"TMPDIR": str(tmp_path / "tmp")}
+    for name in ("XDG_CONFIG_HOME", "MPLCONFIGDIR"):
+        environment.pop(name, None)
+    words = [sys.executable, "-m", "testbed", "report", str(tmp_path / "result")]
+    ran = subprocess.run(words, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "Matplotlib" not in ran.stderr
+    assert (tmp_path / "cache" / "testbed" / "matplotlib").is_dir()
 
 
 # --- where it is -----------------------------------------------------------------------------------
