@@ -232,7 +232,11 @@ def main() -> None:
         sys.exit("qemu-system-x86_64: -accel tcg: no such luck")
     if fault == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Fake(fault, arguments).serve()
+    try:
+        Fake(fault, arguments).serve()
+    except RuntimeError as failed:
+        # No thread, where processes are limited.
+        sys.exit(f"qemu-system-x86_64: {failed}")
 
 
 main()
