@@ -8,15 +8,15 @@
  *
  * From the environment, in milliseconds after the clock's start:
  *
- *	MEETS=MS,MS,...		when to meet the host: mark `#tb:meet`, then a stop
+ *	HOLD=MS=PAGES,...	how many pages to keep from everybody else, from when on
  *	PHASES=NAME=MS,...	parts of the time that are looked at apart
  *	SAMPLE=MS		how often the counters are read
  *
  * Leaves in /run/result: `vmstat`, `meminfo`, `pressure`, `zram` and `kswapd`
  * with `.before` and `.after`, `zoneinfo.after`, `samples` (a table over time,
  * with a row at the start of each phase and at the end) and `sampling` (what
- * that has cost). All that watches stays in memory, and is written when the
- * workload is over.
+ * that has cost), and `held` (what of HOLD came when). All that watches stays in
+ * memory, and is written when the workload is over.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -28,20 +28,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
-#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "load.h"
-#include "meet.h"
 
 #define TEXT 32768		/* of a file in /proc */
 #define LONG_TEXT 131072	/* of zoneinfo, with many CPUs and nodes */
 #define MAX_COLUMNS 96
 #define MAX_ROWS 2048
 #define MAX_KSWAPD 8
-#define MAX_MEETS 8192
+#define MAX_TARGETS 8192
+#define MAX_HOLDERS 64
 #define PHASE 10000000		/* ns: some ticks of the kernel's */
 
 static uint64_t to_ns(const struct timespec *t)
@@ -172,6 +172,164 @@ static void write_snapshots(void)
 	}
 }
 
+/* --- memory that is kept from everybody else -------------------------------------- */
+
+static struct {
+	uint64_t at, pages;		/* ns after the start */
+} target[MAX_TARGETS];
+static int targets;
+
+static struct holding {
+	uint64_t pages;			/* by all of them, now */
+	struct {
+		uint64_t holders, ns;	/* who have their part, and when the last of them had */
+	} reached[];
+} *holding;
+static pid_t holder[MAX_HOLDERS];
+static int holders;
+
+static uint64_t part(int index, uint64_t pages)
+{
+	return pages * (index + 1) / holders - pages * index / holders;
+}
+
+static void hold_pages(char *memory, int64_t had, int64_t change)
+{
+	if (change > 0) {
+		if (mlock(memory + had * PAGE, change * PAGE))
+			die("mlock");
+	} else {
+		munlock(memory + (had + change) * PAGE, -change * PAGE);
+		if (madvise(memory + (had + change) * PAGE, -change * PAGE, MADV_DONTNEED))
+			die("madvise");
+	}
+	__atomic_add_fetch(&holding->pages, change, __ATOMIC_RELAXED);
+}
+
+static void note_part(int i, uint64_t start)
+{
+	if (__atomic_add_fetch(&holding->reached[i].holders, 1, __ATOMIC_RELAXED) == (uint64_t)holders)
+		holding->reached[i].ns = now() - start - target[i].at;
+}
+
+/* Whether a part that is held now has come to that of a target, from that of the one before. */
+static int is_reached(int index, int i, uint64_t had)
+{
+	uint64_t wanted = part(index, target[i].pages);
+	uint64_t before = i ? part(index, target[i - 1].pages) : 0;
+
+	return wanted < before ? had <= wanted : had >= wanted;
+}
+
+/* Whether target i leads back from the one before. */
+static int turns(int i)
+{
+	uint64_t before = i > 1 ? target[i - 2].pages : 0, last = target[i - 1].pages;
+
+	return (last > before) != (target[i].pages > last);
+}
+
+/*
+ * In chunks, and always for the latest target. One that was passed on the way to
+ * it is reached; one that is not when the next leads back never is.
+ */
+static void be_holder(int index, uint64_t start)
+{
+	uint64_t most = 0, had = 0;
+
+	for (int i = 0; i < targets; i++)
+		if (most < part(index, target[i].pages))
+			most = part(index, target[i].pages);
+	char *memory = mmap(NULL, most * PAGE + PAGE, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (memory == MAP_FAILED)
+		die("memory");
+	/* A kernel may be without them. */
+	madvise(memory, most * PAGE, MADV_NOHUGEPAGE);
+	for (int i = 0, due = 0; i < targets; i++) {
+		uint64_t at = start + target[i].at, wanted = part(index, target[i].pages);
+		uint64_t end = i + 1 < targets ? start + target[i + 1].at : UINT64_MAX;
+		struct timespec when = { at / 1000000000, at % 1000000000 };
+
+		while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &when, NULL))
+			;
+		if (i && turns(i))
+			due = i;
+		do {
+			int64_t change = wanted - had;
+
+			change = change > CHUNK ? CHUNK : change < -CHUNK ? -CHUNK : change;
+			if (change)
+				hold_pages(memory, had, change);
+			had += change;
+			while (due <= i && is_reached(index, due, had))
+				note_part(due++, start);
+		} while (had != wanted && now() < end);
+	}
+	pause();
+}
+
+/*
+ * One for each CPU, which goes before all others there: where memory is short, who
+ * takes some has to reclaim it first. (A balloon's driver sleeps for 200 ms whenever
+ * there is no page for it.)
+ */
+static void start_holders(const int *ready, const int *go, const uint64_t *start)
+{
+	size_t size = sizeof(*holding) + targets * sizeof(*holding->reached);
+	int cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (!targets)
+		return;
+	holding = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (holding == MAP_FAILED || mlock(holding, size))
+		die("memory");
+	holders = cpus < MAX_HOLDERS ? cpus : MAX_HOLDERS;
+	for (int i = 0; i < holders; i++) {
+		char byte;
+
+		holder[i] = fork();
+		if (holder[i] < 0)
+			die("fork");
+		if (holder[i])
+			continue;
+		/* With ends of its own, nobody would see the end of a file. */
+		close(ready[0]);
+		close(ready[1]);
+		close(go[1]);
+		pin(i);
+		if (setpriority(PRIO_PROCESS, 0, -20) || read(go[0], &byte, 1) != 0)
+			die("holder");
+		be_holder(i, *start);
+		_exit(0);
+	}
+}
+
+static void end_holders(void)
+{
+	for (int i = 0; i < holders; i++) {
+		kill(holder[i], SIGKILL);
+		waitpid(holder[i], NULL, 0);
+	}
+}
+
+/* A line for each target: at which ns, how many pages, and how late; -1 if they never were held. */
+static void write_held(void)
+{
+	if (!targets)
+		return;
+	FILE *file = result("held");
+
+	for (int i = 0; i < targets; i++) {
+		int whole = holding->reached[i].holders == (uint64_t)holders;
+
+		fprintf(file, "%" PRIu64 " %" PRIu64 " %" PRId64 "\n", target[i].at, target[i].pages,
+			whole ? (int64_t)holding->reached[i].ns : -1);
+	}
+	fclose(file);
+}
+
 /* --- what is read over time ------------------------------------------------------- */
 
 static const char *const wanted[] = {
@@ -187,11 +345,11 @@ static struct {
 	int lines[MAX_COLUMNS];		/* in which line of vmstat each is */
 	char names[MAX_COLUMNS][48];
 	int rows, lost;
-	uint64_t *values;		/* by rows: ns, phase, PSI some and full, kswapd; then vmstat */
+	uint64_t *values;		/* by rows: ns, phase, PSI some and full, kswapd, held; then vmstat */
 	uint64_t cpu_ns, period_ns, start, booted;
 	uint64_t watermarks[3];
 } samples;
-#define FIXED 5
+#define FIXED 6
 static char scratch[TEXT];
 
 static uint64_t *row_at(int index)
@@ -270,6 +428,7 @@ static void sample(int phase)
 
 	row[3] = full ? number_after(full, "total=") : 0;
 	row[4] = kswapd_ns();
+	row[5] = holding ? __atomic_load_n(&holding->pages, __ATOMIC_RELAXED) : 0;
 	samples.cpu_ns += cpu_time(CLOCK_PROCESS_CPUTIME_ID) - began;
 }
 
@@ -277,7 +436,7 @@ static void write_samples(void)
 {
 	FILE *file = result("samples");
 
-	fprintf(file, "ns phase psi_some_us psi_full_us kswapd_ns min low high");
+	fprintf(file, "ns phase psi_some_us psi_full_us kswapd_ns held min low high");
 	for (int i = 0; i < samples.columns; i++)
 		fprintf(file, " %s", samples.names[i]);
 	for (int r = 0; r < samples.rows; r++) {
@@ -301,8 +460,8 @@ static void write_samples(void)
 
 /* --- what is to happen when ------------------------------------------------------- */
 
-static uint64_t starts[MAX_PHASES + 1], meets[MAX_MEETS + 1];
-static int phases, meetings;
+static uint64_t starts[MAX_PHASES + 1];
+static int phases;
 
 static void read_times(void)
 {
@@ -314,26 +473,15 @@ static void read_times(void)
 		at = strchr(at, ',');
 	}
 	phases += !phases;
-	for (at = getenv("MEETS"); at && meetings < MAX_MEETS; at = *at ? at + 1 : NULL) {
+	for (at = getenv("HOLD"); at && *at && targets < MAX_TARGETS; targets++) {
 		char *rest;
 
-		meets[meetings++] = strtoull(at, &rest, 10) * 1000000;
-		at = rest;
+		target[targets].at = strtoull(at, &rest, 10) * 1000000;
+		target[targets].pages = strtoull(rest + 1, &rest, 10);
+		at = rest + !!*rest;
 	}
 	at = getenv("SAMPLE");
 	samples.period_ns = at ? strtoull(at, NULL, 10) * 1000000 : 0;
-}
-
-static int console;
-
-/* What the host has to do now, it does while everything stands still. */
-static void meet_host(void)
-{
-	static const char mark[] = "\n#tb:meet\n";
-
-	if (write(console, mark, sizeof(mark) - 1) < 0 || tcdrain(console))
-		die("/dev/console");
-	meet();
 }
 
 static uint64_t earliest(uint64_t a, uint64_t b)
@@ -344,7 +492,7 @@ static uint64_t earliest(uint64_t a, uint64_t b)
 /* Until the child has ended; its exit status. */
 static int watch(pid_t child)
 {
-	int phase = 0, met = 0, status;
+	int phase = 0, status;
 	uint64_t next_sample = samples.period_ns ? samples.start + samples.period_ns : UINT64_MAX;
 	sigset_t set;
 
@@ -352,8 +500,7 @@ static int watch(pid_t child)
 	sigaddset(&set, SIGCHLD);
 	while (waitpid(child, &status, WNOHANG) == 0) {
 		uint64_t border = phase + 1 < phases ? samples.start + starts[phase + 1] : UINT64_MAX;
-		uint64_t meeting = met < meetings ? samples.start + meets[met] : UINT64_MAX;
-		uint64_t due = earliest(next_sample, earliest(border, meeting)), t = now();
+		uint64_t due = earliest(next_sample, border), t = now();
 
 		if (due == UINT64_MAX) {
 			sigwaitinfo(&set, NULL);
@@ -363,9 +510,6 @@ static int watch(pid_t child)
 			sigtimedwait(&set, NULL, &left);
 		} else if (border <= t) {
 			sample(++phase);
-		} else if (meeting <= t) {
-			met++;
-			meet_host();
 		} else {
 			/* The phases' rows and the last one have to find room. */
 			if (samples.rows < MAX_ROWS - MAX_PHASES - 1)
@@ -476,10 +620,11 @@ int main(int argc, char **argv)
 	sigaddset(&set, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	read_times();
+	/* What is to run is not to know it: see tell.c. */
+	unsetenv("NONCE");
 	find_kswapd();
 	open_files();
 	clock = memfd_create("clock", 0);
-	console = open("/dev/console", O_WRONLY | O_NOCTTY | O_CLOEXEC);
 	if (clock < 0 || ftruncate(clock, PAGE) || pipe(ready) || pipe(go) || mlockall(MCL_CURRENT))
 		die("setup");
 	uint64_t *start = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, clock, 0);
@@ -489,6 +634,7 @@ int main(int argc, char **argv)
 	/* Not before mlockall(), which would fill it. */
 	text = room(2 * sizeof(*text));
 	choose_columns();
+	start_holders(ready, go, start);
 	pid_t child = run(argv + 1 + user, user, ready, go, clock);
 
 	close(ready[1]);
@@ -514,8 +660,10 @@ int main(int argc, char **argv)
 		status = watch(child);
 		snapshot(1);
 		record('0');
+		end_holders();
 		write_snapshots();
 		write_samples();
+		write_held();
 	} else {
 		close(go[1]);
 		waitpid(child, &status, 0);

@@ -5,6 +5,9 @@
  *	tell mark NAME [KEY=VALUE...]	#tb:NAME ns=NOW KEY=VALUE...
  *	tell frame NAME			standard input, with its length and CRC-32
  *
+ * With $NONCE, `#tb-$NONCE:` stands for `#tb:`. A program that does not know the
+ * nonce can say nothing that is taken for a mark.
+ *
  * A line of a frame that begins with `#` gets another one in front, so that
  * nothing in a frame can be taken for a mark; length and CRC are of that form.
  *
@@ -21,6 +24,16 @@
 #include <fcntl.h>
 
 #define PRINTK "/proc/sys/kernel/printk"
+
+static const char *mark_prefix(void)
+{
+	static char prefix[64] = "#tb:";
+	const char *nonce = getenv("NONCE");
+
+	if (nonce)
+		snprintf(prefix, sizeof(prefix), "#tb-%s:", nonce);
+	return prefix;
+}
 
 static uint32_t crc32(const unsigned char *data, size_t length)
 {
@@ -80,6 +93,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: tell mark|frame NAME [KEY=VALUE...]\n");
 		return 2;
 	}
+	const char *prefix = mark_prefix();
 	char *body = NULL;
 	size_t length = 0;
 	int frame = !strcmp(argv[1], "frame");
@@ -90,15 +104,15 @@ int main(int argc, char **argv)
 	}
 	set_console_level("1");
 	if (frame) {
-		printf("\n#tb:frame %s %zu %08x\n", argv[2], length,
+		printf("\n%sframe %s %zu %08x\n", prefix, argv[2], length,
 		       crc32((unsigned char *)body, length));
 		fwrite(body, 1, length, stdout);
-		printf("\n#tb:close %s\n", argv[2]);
+		printf("\n%sclose %s\n", prefix, argv[2]);
 	} else {
 		struct timespec t;
 
 		clock_gettime(CLOCK_MONOTONIC, &t);
-		printf("\n#tb:%s ns=%lld", argv[2],
+		printf("\n%s%s ns=%lld", prefix, argv[2],
 		       t.tv_sec * 1000000000ll + t.tv_nsec);
 		for (int i = 3; i < argc; i++)
 			printf(" %s", argv[i]);

@@ -172,6 +172,22 @@ def _zram_compression(m: Measurement) -> float | None:
     return fuller["orig_data_size"] / fuller["compr_data_size"] if fuller["compr_data_size"] else None
 
 
+def _latest_target(m: Measurement) -> float | None:
+    late = [target.late for target in m.targets if target.late is not None]
+    return max(late) / 1e3 if late else None
+
+
+def _missed_targets(m: Measurement) -> float | None:
+    return sum(target.late is None for target in m.targets) / len(m.targets) if m.targets else None
+
+
+class _Held(Sampled):
+    """What is kept from the workload, where something was to be."""
+
+    def series(self, m: Measurement) -> Series:
+        return super().series(m) if m.targets else ()
+
+
 def _below(mark: str) -> Callable[[Counts], float]:
     return lambda row: float(row["nr_free_pages"] < row[mark])
 
@@ -421,6 +437,12 @@ def _of_the_system() -> Iterator[Metric]:
     free = Sampled(lambda row: row["nr_free_pages"], ("nr_free_pages",))
     source = "samples: nr_free_pages, mean over time"
     yield Metric("free_pages", "free pages", "pages", "neither", "rate", free, source, "more")
+    held, source = _Held(lambda row: row["held"], ("held",)), "samples: held, mean over time"
+    yield Metric("memory_held", "memory taken away", "pages", "neither", "rate", held, source, "more")
+    view, source = Whole(_missed_targets), "held: targets not reached before the next, of all"
+    yield Metric("memory_missed", "changes of memory missed", "ratio", "lower", "rate", view, source)
+    view, source = Whole(_latest_target), "held: the latest of the targets that were reached"
+    yield Metric("memory_late", "latest change of memory", "us", "lower", "tail", view, source)
     for mark in ("low", "min"):
         title, source = f"time below the {mark} watermark", f"samples: nr_free_pages < {mark}"
         below = Sampled(_below(mark), ("nr_free_pages", mark))

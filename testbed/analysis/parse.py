@@ -28,11 +28,12 @@ _COUNTER = re.compile(r"([a-z0-9_]{1,64}) (-?[0-9]{1,20})")
 _MEMINFO = re.compile(r"([A-Za-z0-9_()]{1,64}): +([0-9]{1,18})( kB)?")
 _PRESSURE = re.compile(r"(some|full) avg10=[0-9.]+ avg60=[0-9.]+ avg300=[0-9.]+ total=([0-9]{1,20})")
 _MM_STAT = re.compile(r" *[0-9]{1,20}(?: +[0-9]{1,20}){6,15}\n?")
+_TARGET = re.compile(r"([0-9]{1,18}) ([0-9]{1,12}) (-1|[0-9]{1,18})")
 _COLUMN = re.compile(r"[a-z0-9_]{1,64}")
 _ROWS = re.compile(r"[-0-9 \n]*")
 _USER = re.compile(rb"(?:^|\n)#tb:user(?: [^\r\n]*)?\r?\n")
-# How many frames there were.
-_SENT = re.compile(rb"(?:^|\n)#tb:end(?: [^\r\n]*)? frames=([0-9]{1,4})(?: [^\r\n]*)?\r?\n")
+# How many frames there were, in the mark at the end.
+_SENT = re.compile(rb" frames=([0-9]{1,4})(?=[ \r\n])")
 _TRACE = re.compile(
     r"^ *(?P<comm>.{1,16}?)-(?P<pid>[0-9]+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
 )
@@ -197,6 +198,18 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Target:
+    """A change of memory: `ns` after the workload's start, `pages` were to be kept from it.
+
+    `late` is after how many ns more they were; None if they never were, or not before the next change.
+    """
+
+    ns: int
+    pages: int
+    late: int | None
+
+
+@dataclass(frozen=True)
 class Miss:
     """An allocation that found nothing after its own direct reclaim: one event of the tracepoint."""
 
@@ -236,6 +249,8 @@ class Measurement:
     tally: Mapping[str, int] | None = None
     episodes: Episodes | None = None
     misses: tuple[Miss, ...] = ()
+    # How memory was to change, and whether it did.
+    targets: tuple[Target, ...] = ()
     kills: tuple[Kill, ...] = ()
     output: str = ""
     # Those of the program's that were to be kept, by name.
@@ -314,7 +329,8 @@ def parse(log: bytes) -> Measurement:
     workload = reader.read("tasks", _workload, needed=not user)
     if "trace" not in frames.contents and (vmstat is None or INSTRUMENTED in vmstat.after):
         reader.problems.append("frame trace: missing")
-    sent = _SENT.search(frames.between)
+    ended = frames.form.end.search(frames.between)
+    sent = _SENT.search(ended[0]) if ended else None
     if sent and not frames.damaged and int(sent[1]) != len(frames.contents):
         # One that lost both its marks leaves no other trace.
         reader.problems.append(f"{len(frames.contents)} of {int(sent[1])} frames arrived")
@@ -331,6 +347,7 @@ def parse(log: bytes) -> Measurement:
         sampling=sampling,
         tally=reader.read("tally", counters),
         episodes=reader.read("episodes", _episodes),
+        targets=reader.read("held", targets) or (),
         misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
         kills=_timed(kills(frames.between), samples),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
@@ -457,6 +474,12 @@ def misses(text: str) -> tuple[Miss, ...]:
         except (KeyError, ValueError):
             continue
     return tuple(missed)
+
+
+def targets(text: str) -> tuple[Target, ...]:
+    """A line for each target: ns, pages, ns late or -1. Raises ValueError on a line of another form."""
+    numbers = [[int(n) for n in match.groups()] for match in _lines(_TARGET, text, "target")]
+    return tuple(Target(ns, pages, None if late < 0 else late) for ns, pages, late in numbers)
 
 
 def _json(text: str) -> Any:

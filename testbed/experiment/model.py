@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -17,14 +18,12 @@ from testbed.experiment.values import (
     Json,
     Model,
     Name,
+    Setting,
     Size,
     SysctlName,
-    SysctlValue,
     SysfsName,
-    SysfsValue,
     Word,
     format_size,
-    is_list,
     one_of,
 )
 from testbed.experiment.workloads import LONGEST_RUN, MmapTest, WorkloadSpec
@@ -105,10 +104,10 @@ class ArmSpec(Model):
     """Fragments after those of `kernel.config`; single options, too, as in `CONFIG_LRU_GEN_ENABLED=y`."""
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of series in patches/, files, directories, or commits as in `git:v6.1..topic`, in order."""
-    sysctl: dict[SysctlName, SysctlValue] = {}
+    sysctl: dict[SysctlName, Setting] = {}
     """Set before the workload starts, as in `vm.swappiness: 100`. A list, in quotes, is set when the
     kernel boots: `vm.lowmem_reserve_ratio: "256 256 32 0 0"`."""
-    sysfs: dict[SysfsName, SysfsValue] = {}
+    sysfs: dict[SysfsName, Setting] = {}
     """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
     command_line: Annotated[tuple[Word, ...], Field(strict=False)] = ()
     """Arguments of its kernel, after those that testbed gives, as in `[slub_max_order=0]`."""
@@ -146,6 +145,8 @@ class OscillateSpec(Model):
 
 # A ramp is a stair of such steps.
 RAMP_STEP_SECONDS = 0.02
+# images/src/observe.c has room for so many.
+MOST_TARGETS = 8192
 
 
 class BalloonSpec(Model):
@@ -167,25 +168,24 @@ class BalloonSpec(Model):
         assert chosen
         return chosen.to
 
-    def targets(self, memory: int, seconds: float) -> tuple[tuple[int, int], ...]:
+    def targets(self, memory: int, seconds: float) -> Iterator[tuple[int, int]]:
         """When memory changes, and to what: (ms after the workload's start, bytes), within `seconds`."""
+        points = itertools.takewhile(lambda point: point[0] < seconds, self._points(memory))
+        return ((round(at * 1000), size) for at, size in points)
+
+    def _points(self, memory: int) -> Iterator[tuple[float, int]]:
+        """The same in seconds, without an end if it has none."""
         if self.step:
-            points = [(self.step.at, self.step.to)]
+            yield self.step.at, self.step.to
         elif self.ramp:
             steps = max(1, round(self.ramp.over / RAMP_STEP_SECONDS))
-            points = [
-                (
-                    self.ramp.at + self.ramp.over * n / steps,
-                    (memory + (self.ramp.to - memory) * n // steps) // MiB * MiB,
-                )
-                for n in range(1, steps + 1)
-            ]
-        else:
-            assert self.oscillate
-            half, at = self.oscillate.period / 2, self.oscillate.at
-            count = max(0, int((seconds - at) / half) + 1)
-            points = [(at + n * half, memory if n % 2 else self.oscillate.to) for n in range(count)]
-        return tuple((round(at * 1000), size) for at, size in points if at < seconds)
+            for n in range(1, steps + 1):
+                size = (memory + (self.ramp.to - memory) * n // steps) // MiB * MiB
+                yield self.ramp.at + self.ramp.over * n / steps, size
+        elif self.oscillate:
+            for n in itertools.count():
+                size = memory if n % 2 else self.oscillate.to
+                yield self.oscillate.at + n * self.oscillate.period / 2, size
 
 
 class GuestSpec(Model):
@@ -210,9 +210,9 @@ class GuestSpec(Model):
     min_free_kbytes: Annotated[int, Field(ge=1)] | None = None
     """vm.min_free_kbytes."""
     watermark_scale_factor: Annotated[int, Field(ge=1, le=3000)] | None = None
-    sysctl: dict[SysctlName, SysctlValue] = {}
+    sysctl: dict[SysctlName, Setting] = {}
     """Set before the workload starts, as in `vm.vfs_cache_pressure: 200`."""
-    sysfs: dict[SysfsName, SysfsValue] = {}
+    sysfs: dict[SysfsName, Setting] = {}
     """The same beneath /sys."""
 
     @model_validator(mode="after")
@@ -230,10 +230,10 @@ class GuestSpec(Model):
             raise ValueError("memory and boot_memory are whole MiB")
         if self.balloon:
             to = self.balloon.to
-            if not 48 * MiB <= to <= self.boot_memory or to % MiB:
+            if not 48 * MiB <= to <= self.memory or to % MiB:
                 raise ValueError(
-                    f"balloon: {format_size(to)} is not whole MiB from 48M to boot_memory "
-                    f"{format_size(self.boot_memory)}"
+                    f"balloon: {format_size(to)} is not whole MiB from 48M to memory "
+                    f"{format_size(self.memory)}"
                 )
         if self.vcpus % self.nodes or self.boot_memory % (self.nodes * MiB):
             raise ValueError(
@@ -388,10 +388,12 @@ class Experiment(Model):
         """Files in the guest that metrics are in."""
         return tuple(dict.fromkeys(metric.file for metric in self.metrics.values() if metric.file))
 
-    def boot_settings(self, arm: str) -> tuple[str, ...]:
-        """The sysctls that are lists, as arguments of an arm's kernel: init takes one word."""
-        settings = {**self.guest.sysctl, **self.arms[arm].sysctl}
-        return tuple(f'sysctl.{name}="{value}"' for name, value in settings.items() if is_list(value))
+    @property
+    def memory_targets(self) -> tuple[tuple[int, int], ...]:
+        """How memory is to change: (ms after the workload's start, bytes)."""
+        guest = self.guest
+        changes = guest.balloon.targets(guest.memory, self.workload.length) if guest.balloon else ()
+        return tuple(itertools.islice(changes, MOST_TARGETS + 1))
 
     @property
     def looks(self) -> bool:
@@ -405,6 +407,14 @@ class Experiment(Model):
             raise ValueError(
                 f"kernel: names no source, nor does arm {lacking[0]}; as in `kernel: {{debian: "
                 "linux-source-6.1}`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _memory_can_follow(self) -> Experiment:
+        if len(self.memory_targets) > MOST_TARGETS:
+            raise ValueError(
+                f"guest.balloon: changes memory more than {MOST_TARGETS:,} times; a longer period, or `over`?"
             )
         return self
 
@@ -432,11 +442,10 @@ class Experiment(Model):
     @model_validator(mode="after")
     def _command_lines_fit(self) -> Experiment:
         for arm, spec in self.arms.items():
-            length = len(" ".join([*spec.command_line, *self.boot_settings(arm)]))
+            length = len(" ".join(spec.command_line))
             if length > MOST_COMMAND_LINE:
                 raise ValueError(
-                    f"arms: {arm}: its command line and lists of sysctls have {length} characters; "
-                    f"at most {MOST_COMMAND_LINE}"
+                    f"arms: {arm}: its command line has {length} characters; at most {MOST_COMMAND_LINE}"
                 )
         return self
 

@@ -10,33 +10,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from testbed.experiment import PAGE, Experiment, GuestSpec
-from testbed.experiment.values import is_list
+
+# A line that is typed at a terminal has 4,095 characters at most.
+_HELD_IN_A_LINE = 200
 
 
 @dataclass(frozen=True)
 class Script:
-    """`set_up` makes the guest ready for the workload, `run` starts it.
-
-    `meetings`: when the workload meets the host, and the memory from then on, as (ms, bytes).
-    """
+    """`set_up` makes the guest ready for the workload, `run` starts it."""
 
     set_up: tuple[str, ...]
     run: str
-    meetings: tuple[tuple[int, int], ...]
 
 
 def script(experiment: Experiment, arm: str, seed: int | str) -> Script:
     """All that the guest of one trial is told."""
-    guest, workload = experiment.guest, experiment.workload
-    meetings = guest.balloon.targets(guest.memory, workload.length) if guest.balloon else ()
-    return Script(
-        tuple(_set_up(experiment, arm, meetings)),
-        workload.run(guest.memory, seed, experiment.kept_files),
-        meetings,
-    )
+    run = experiment.workload.run(experiment.guest.memory, seed, experiment.kept_files)
+    return Script(tuple(_set_up(experiment, arm)), run)
 
 
-def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _set_up(experiment: Experiment, arm: str) -> Iterator[str]:
     guest, workload = experiment.guest, experiment.workload
     settings = dict(_settings(experiment, arm))
     # How zram compresses is fixed with its size.
@@ -50,8 +43,9 @@ def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], .
     if workload.load and workload.load.files_are_mapped:
         # One page a fault, or a touch would map its neighbours and their touches be no faults.
         yield f"set /sys/kernel/debug/fault_around_bytes {PAGE}"
-    if meetings:
-        yield f"meets {','.join(str(at) for at, _ in meetings)}"
+    held = [f"{at}={(guest.memory - size) // PAGE}" for at, size in experiment.memory_targets]
+    for first in range(0, len(held), _HELD_IN_A_LINE):
+        yield f"hold {','.join(held[first : first + _HELD_IN_A_LINE])}"
     if experiment.phases:
         starts = (f"{name}={round(at * 1000)}" for name, at in experiment.phases.items())
         yield f"phases {','.join(starts)}"
@@ -65,12 +59,12 @@ def _set_up(experiment: Experiment, arm: str, meetings: tuple[tuple[int, int], .
 
 
 def _settings(experiment: Experiment, arm: str) -> Iterator[tuple[str, int | str]]:
-    """Paths and values that init writes: an arm's have the last word. Lists are not among them."""
+    """Paths and values that init writes: an arm's have the last word."""
     settings = _of_guest(experiment.guest)
     for given in (experiment.guest, experiment.arms[arm]):
         settings |= {f"/proc/sys/{name.replace('.', '/')}": value for name, value in given.sysctl.items()}
         settings |= {f"/sys/{name}": value for name, value in given.sysfs.items()}
-    return ((path, value) for path, value in settings.items() if not is_list(value))
+    yield from settings.items()
 
 
 def _of_guest(guest: GuestSpec) -> dict[str, int | str]:

@@ -70,30 +70,29 @@ SysctlName = Annotated[str, Field(pattern=SYSCTL)]
 # As in kernel/mm/lru_gen/enabled, beneath /sys: no part of it is `.` or `..`.
 SYSFS = r"^\.*[A-Za-z0-9_:-][A-Za-z0-9_.:-]*(/\.*[A-Za-z0-9_:-][A-Za-z0-9_.:-]*)+$"
 SysfsName = Annotated[str, Field(pattern=SYSFS)]
-# Words of a list go between quotes on a kernel's command line.
-_LIST = r"^([!-~]+|[!#-~]+( [!#-~]+)+)$"
+# init's shell splits a command into words, and writes what it was given with a blank between them.
+_LONGEST_SETTING = 1024
+_WORDS = r"^[!-~]+( [!-~]+)*$"
 
 
-def _scalar(value: object, pattern: str, otherwise: str) -> object:
+def _setting(value: object) -> object:
     if isinstance(value, bool) or value is None:
         raise ValueError(
             "should be a number or text; `yes`, `no`, `on`, `off`, `true` and `false` need quotes"
         )
-    if not isinstance(value, int) and not (isinstance(value, str) and re.search(pattern, value)):
-        raise ValueError(f"{reprlib.repr(value)} is {otherwise}")
+    if not isinstance(value, int) and not (isinstance(value, str) and re.search(_WORDS, value)):
+        raise ValueError(
+            f'{reprlib.repr(value)} is neither a number nor words with a blank between them, as in "32 32 0"'
+        )
+    if isinstance(value, str) and len(value) > _LONGEST_SETTING:
+        raise ValueError(f"has {len(value)} characters; at most {_LONGEST_SETTING}")
     return value
 
 
-def _sysctl_value(value: object) -> object:
-    return _scalar(value, _LIST, 'neither a number nor words with a blank between them, as in "32 32 0"')
-
-
-def _sysfs_value(value: object) -> object:
-    return _scalar(value, WORD, "neither a number nor one word, and more is not written to a file in /sys")
-
-
-SysctlValue = Annotated[int | Annotated[str, Field(pattern=_LIST)], BeforeValidator(_sysctl_value)]
-SysfsValue = Annotated[int | Word, BeforeValidator(_sysfs_value)]
+# What is written to a file in /proc/sys or /sys.
+Setting = Annotated[
+    int | Annotated[str, Field(pattern=_WORDS, max_length=_LONGEST_SETTING)], BeforeValidator(_setting)
+]
 # Levels of lists and mappings in a file.
 MOST_DEPTH = 32
 
@@ -108,11 +107,6 @@ def _not_too_deep(value: JsonValue, depth: int = 1) -> JsonValue:
 
 # Whatever a file may say.
 Json = Annotated[JsonValue, AfterValidator(_not_too_deep), WithJsonSchema({})]
-
-
-def is_list(value: int | str) -> bool:
-    """Whether a setting is more than one word."""
-    return isinstance(value, str) and " " in value
 
 
 def describe(at: Mapping[str, object]) -> str:

@@ -46,6 +46,7 @@ class Console(SpawnBase):  # type: ignore[type-arg]
         super().__init__(timeout=None, maxread=_READ_BYTES, searchwindowsize=2 * _READ_BYTES)
         self.log = bytearray()
         self._output, self._input, self._cancel = output, input_, cancel
+        self._form = wire.Form()
         # What nobody has taken yet; a guest's UART writes byte by byte, and a byte is not worth a search.
         self._pending = bytearray()
         self._ended = False
@@ -68,12 +69,14 @@ class Console(SpawnBase):  # type: ignore[type-arg]
 
         Raises Panic, Hang (deadline over), Flood, GuestLost (QEMU ended), Interrupted or what `watch` does.
         """
-        patterns: list[Any] = [wire.MARK, PANIC, pexpect.EOF, pexpect.TIMEOUT]
         while True:
+            patterns: list[Any] = [self._form.mark, PANIC, pexpect.EOF, pexpect.TIMEOUT]
             index = self.expect(patterns, timeout=min(self.slice_seconds, deadline.remaining))
             self.check_cancelled()
             if index == 0:
                 mark = wire.mark(_match(self.match))
+                if mark.name == "user":
+                    self._form = wire.form(_match(self.match)[0])
                 if mark.name in names:
                     return mark
             elif index == 1:

@@ -99,13 +99,6 @@ class DeterministicGuest(Guest):
         wait_until_quiet(self._child.pid, QEMU_SECONDS)
         self.rendezvous.release()
 
-    def change_memory(self, size: int, seconds: float) -> None:
-        """At a rendezvous: set the balloon's target to `size` bytes and let the guest go on."""
-        with self.explained():
-            self._meet(seconds)
-            self.monitor.execute("balloon", value=size)
-            self.release()
-
     def _meet(self, seconds: float) -> None:
         """Wait until the guest stands at a rendezvous."""
         self.rendezvous.wait(seconds)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -138,10 +138,6 @@ class Guest(abc.ABC):
     def deadline(self, seconds: float) -> Deadline:
         """By when the guest has to have done something, by the clock that counts for its kind."""
 
-    @abc.abstractmethod
-    def change_memory(self, size: int, seconds: float) -> None:
-        """Set the balloon's target to `size` bytes while a workload meets the host."""
-
     def require_boot_settings(self, ready: Mark) -> None:
         """Raise GuestFailed if the kernel did not take a sysctl of its command line."""
         with self.explained():
@@ -165,27 +161,14 @@ class Guest(abc.ABC):
         if (cpus := ready.fields.get("cpus")) != str(self.shape.vcpus):
             raise GuestFailed(f"the guest brought up {cpus} of {self.shape.vcpus} CPUs")
 
-    def answer(
-        self,
-        name: str,
-        seconds: float = COMMAND_SECONDS,
-        stage: str = "a command",
-        on_meet: Callable[[], None] | None = None,
-    ) -> Mark:
-        """Wait for init's answer. Raises GuestFailed when it is `error`.
-
-        `on_meet` is called whenever a workload announces that it meets the host.
-        """
+    def answer(self, name: str, seconds: float = COMMAND_SECONDS, stage: str = "a command") -> Mark:
+        """Wait for init's answer. Raises GuestFailed when it is `error`."""
         deadline = self.deadline(seconds)
-        names = (name, "error", "meet") if on_meet else (name, "error")
         with self.explained():
-            while True:
-                mark = self.console.expect_mark(names, deadline, stage, self._watch)
-                if mark.name == "error":
-                    raise GuestFailed(refusal(stage, mark.text, self.log))
-                if mark.name != "meet" or on_meet is None:
-                    return mark
-                on_meet()
+            mark = self.console.expect_mark((name, "error"), deadline, stage, self._watch)
+            if mark.name == "error":
+                raise GuestFailed(refusal(stage, mark.text, self.log))
+            return mark
 
     def _watch(self) -> None:
         """Notice when QEMU has stopped the machine, as it does when KVM cannot go on."""

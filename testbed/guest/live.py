@@ -83,8 +83,3 @@ class LiveGuest(Guest):
         """Give init a command."""
         with self.explained():
             self.console.type(line)
-
-    def change_memory(self, size: int, seconds: float) -> None:
-        """Set the balloon's target to `size` bytes; the workload does not wait for it to be reached."""
-        with self.explained():
-            self.monitor.execute("balloon", value=size)

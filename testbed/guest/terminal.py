@@ -11,9 +11,9 @@ import termios
 import tty
 from collections.abc import Iterator
 
+from testbed import wire
 from testbed.guest.console import Console
 from testbed.host.errors import SpecError
-from testbed.wire import MARK
 
 # Ctrl-], as in telnet: for when the guest does not answer any more.
 ESCAPE = b"\x1d"
@@ -45,7 +45,7 @@ def interact(console: Console) -> None:
         while (chunk := console.raw_chunk(0.02)) != b"":
             if chunk:
                 seen = seen[-256:] + chunk
-                if (mark := MARK.search(seen)) and mark[1] == b"ok":
+                if (mark := wire.form(b"").mark.search(seen)) and mark[1] == b"ok":
                     return
                 os.write(screen, chunk)
             ready, _, _ = select.select([keyboard], [], [], 0)

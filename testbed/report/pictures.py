@@ -24,6 +24,7 @@ from testbed.report.plots import Row, Track
 # Metric -> the lines that it is to be compared with, columns of the samples.
 TRACKS = {
     "free_pages": ("min", "low", "high"),
+    "memory_held": (),
     "psi_some": (),
     "pgscan_direct": (),
     "pgscan_kswapd": (),
@@ -172,11 +173,20 @@ def _over_time(
             for arm, seeds in measured.items()
         }
         if any(len(found) > 1 for seeds in arms.values() for found in seeds):
-            one = next(iter(next(iter(measured.values())).values())).samples
-            lines = {limit: one.rows[0][one.place[limit]] for limit in limits if one and limit in one.place}
+            one = next(iter(next(iter(measured.values())).values()))
+            rows = one.samples
+            lines = {of: rows.rows[0][rows.place[of]] for of in limits if rows and of in rows.place}
             title = f"{by_name[name].title} ({by_name[name].series_unit})"
-            tracks.append(Track(title, arms, lines))
+            stair = wanted(one, end) if name == "memory_held" else ()
+            tracks.append(Track(title, arms, lines, stair))
     if tracks:
         n = max(map(len, measured.values()))
         caption = f"Over time, from the workload's start: the median of {n} seeds and their quartiles"
         yield _picture("over-time", caption, plots.over_time(tracks))
+
+
+def wanted(measurement: Measurement, end: float) -> list[tuple[float, float]]:
+    """How much memory was to be taken away, as a stair."""
+    stair = [(0.0, 0.0), *((target.ns / 1e9, float(target.pages)) for target in measurement.targets)]
+    last = measurement.measured_seconds or stair[-1][0]
+    return [*stair, (min(end, last), stair[-1][1])]

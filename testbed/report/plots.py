@@ -63,11 +63,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Track:
-    """One quantity over time: arm -> a series of (seconds, value) per seed; `limits` are lines."""
+    """One quantity over time: arm -> a series of (seconds, value) per seed; `limits` are lines.
+
+    `wanted` is what it was to be, from each of these seconds on.
+    """
 
     title: str
     arms: Mapping[str, Sequence[Sequence[tuple[float, float]]]]
     limits: Mapping[str, float]
+    wanted: Sequence[tuple[float, float]] = ()
 
 
 def rendered(figure: Figure, form: str) -> bytes:
@@ -311,6 +315,8 @@ def _draw_track(axes: Axes, track: Track) -> None:
     for name, value in track.limits.items():
         axes.axhline(value, color="0.5", linewidth=0.7, linestyle=":")
         axes.annotate(name, (1.0, value), xycoords=("axes fraction", "data"), fontsize=7, va="center")
+    if track.wanted:
+        axes.step(*zip(*track.wanted, strict=True), where="post", color="0.3", linewidth=0.8, linestyle="--")
     axes.set_title(track.title)
     axes.set_ylim(bottom=0)
 

@@ -11,7 +11,7 @@ from testbed.experiment import Experiment, Model
 from testbed.ledger.plan import KernelFacts, Plan
 from testbed.ledger.record import LOST, MEASURED
 
-Kind = Literal["nothing reclaimed", "same kernel", "outcomes differ"]
+Kind = Literal["nothing reclaimed", "same kernel", "outcomes differ", "memory missed"]
 KINDS: tuple[str, ...] = get_args(Kind)
 # If all of these are 0, no page was reclaimed.
 RECLAIM = ("direct_reclaims", "pgscan_direct", "pgscan_kswapd", "pgsteal_direct", "pgsteal_kswapd")
@@ -34,6 +34,8 @@ def remarks(plan: Plan, arms: Mapping[str, Arm]) -> Iterator[Remark]:
         yield Remark(kind="same kernel", text=text)
     for text in _unlike(arms):
         yield Remark(kind="outcomes differ", text=text)
+    for text in _missed(arms):
+        yield Remark(kind="memory missed", text=text)
 
 
 def _idle(arms: Sequence[Arm]) -> bool:
@@ -56,6 +58,15 @@ def _same(experiment: Experiment, kernels: Mapping[str, KernelFacts]) -> Iterato
                 yield f"{alike[0]} and {arm} are the same kernel, bit for bit, with the same settings"
             elif kernels[arm].patches_sha256 != kernels[first].patches_sha256:
                 yield f"{first} and {arm} are the same kernel, bit for bit, although their patches differ"
+
+
+def _missed(arms: Mapping[str, Arm]) -> Iterator[str]:
+    """Where memory was not what its schedule says: then the condition is not the one that is named."""
+    for name, arm in arms.items():
+        missed = arm.values.get("memory_missed", {}).values()
+        if any(missed):
+            trials, share = f"{sum(map(bool, missed))} of {len(missed)} trials of {name}", max(missed)
+            yield f"memory did not follow its schedule: {trials} missed up to {share:.0%} of its changes"
 
 
 def _unlike(arms: Mapping[str, Arm]) -> Iterator[str]:

@@ -49,7 +49,7 @@ def read(trial: Trial) -> dict[str, str]:
     Empty if they cannot be had.
     """
     places = [*_PLACES, *_asked(trial)]
-    script = replace(trial.script, run=f"run-user {trial.seed} grep -rs . {' '.join(places)}", meetings=())
+    script = replace(trial.script, run=f"run-user {trial.seed} grep -rs . {' '.join(places)}")
     try:
         attempt = trials.run(replace(trial, script=script), 1, threading.Event())
     except HostError:

@@ -14,20 +14,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from testbed import wire
 from testbed.analysis.lacking import lacking
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import Deadlines
 from testbed.experiment.script import Script
 from testbed.guest import rendezvous, snapshot
 from testbed.guest.deterministic import Onlooker, ResumedGuest
-from testbed.guest.guest import Guest
 from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
 from testbed.guest.shape import Shape, identity
 from testbed.guest.snapshot import Start
 from testbed.host.errors import GuestError, GuestFailed, GuestLost, OutOfMemory
 from testbed.ledger.record import LOST, MEASURED, Record
-from testbed.wire import END, Mark
+from testbed.wire import Mark
 
 # What an id has in the place of deadlines. They decide when one stops waiting for a guest, and nothing that
 # it does: with others it is the same trial, and has the id that all had when these were everybody's.
@@ -175,7 +175,7 @@ def run(trial: Trial, attempt: int, cancel: threading.Event) -> Attempt:
 
 def up_to_the_end(log: bytes) -> bytes:
     """A console log up to the workload's end. How much more comes before QEMU ends depends on the host."""
-    end = END.search(log)
+    end = wire.form(log).end.search(log)
     return log[: end.end()] if end else log
 
 
@@ -213,7 +213,7 @@ def drive(guest: LiveGuest | ResumedGuest, trial: Trial, course: Course) -> Mark
         _set_up(guest, trial, course)
         guest.type(trial.script.run)
     with course.stage("workload"):
-        return _work(guest, trial)
+        return guest.answer("end", trial.deadlines.workload, "the workload")
 
 
 def _set_up(guest: LiveGuest, trial: Trial, course: Course) -> None:
@@ -228,18 +228,6 @@ def _set_up(guest: LiveGuest, trial: Trial, course: Course) -> None:
     course.note_memory(balloon, guest.command("memory", "memory"))
     for line in trial.script.set_up:
         guest.command(line)
-
-
-def _work(guest: Guest, trial: Trial) -> Mark:
-    """Wait for the workload's end; change the guest's memory whenever it meets us."""
-    sizes = iter([size for _, size in trial.script.meetings])
-
-    def meet() -> None:
-        if (size := next(sizes, None)) is None:
-            raise GuestFailed("the workload met the host more often than it was told to")
-        guest.change_memory(size, trial.deadlines.balloon)
-
-    return guest.answer("end", trial.deadlines.workload, "the workload", meet)
 
 
 def _judge(measurement: Measurement, end: Mark) -> None:

@@ -79,7 +79,7 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
             yield f"    to be built: {pasteable(build.command(plan))}"
         else:
             yield f"    built: {plan.directory / 'vmlinux'}"
-        if words := [*experiment.arms[arm].command_line, *experiment.boot_settings(arm)]:
+        if words := experiment.arms[arm].command_line:
             yield f"    kernel: {' '.join(words)}"
         yield from (f"    guest: {line}" for line in prepare.guest_commands(experiment, arm))
     vmlinux = next(iter(plans.values())).directory / "vmlinux"

@@ -68,9 +68,7 @@ def boot(
         guest.balloon(experiment.guest.memory, deadlines.balloon)
         told = script(experiment, arm, 1)
         for line in told.set_up:
-            # There is nobody whom the workload could meet.
-            if not line.startswith("meets "):
-                guest.command(line)
+            guest.command(line)
         # init has it off until a workload starts; who traces by hand expects it on. A kernel may be without.
         with contextlib.suppress(GuestFailed):
             guest.command("set /sys/kernel/tracing/tracing_on 1")

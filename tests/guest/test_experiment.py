@@ -115,8 +115,10 @@ def test_memory_changes_in_the_midst_of_a_run_in_real_time(lab: Lab, tmp_path: P
     step = {"step": {"to": "112M", "at": 0.5}}
     record, measurement = run_once(lab, tmp_path, guest={"balloon": step}, workload=workload())
     assert record.outcome == MEASURED
+    (target,) = measurement.targets
+    assert (target.ns, target.pages) == (500_000_000, 16 * 256)
     # How far it gets until the workload ends is the host's to say.
-    assert 0 < measurement.counters["balloon_inflate"] <= 16 * 256
+    assert measurement.samples["held"][0] == 0 < max(measurement.samples["held"]) <= 16 * 256
 
 
 def test_an_oom_kill_is_a_result(lab: Lab, tmp_path: Path) -> None:

@@ -75,3 +75,15 @@ def test_root_s_programs_may_do_all_of_it(lab: Lab, tmp_path: Path) -> None:
     record, measurement = run_once(lab, tmp_path, workload=program(script(tmp_path, commands), root=True))
     assert (record.outcome, record.detail) == (MEASURED, "")
     assert measurement.output.splitlines() == ["0", "done: 0", "done: 1", "tried"]
+
+
+def test_root_s_programs_do_not_know_what_marks_begin_with(lab: Lab, tmp_path: Path) -> None:
+    lies = (
+        FORGERIES[0],
+        FORGERIES[1],
+        r"printf '\n#tb:frame output 1 00000000\n' > /dev/ttyS0",
+        "env | grep NONCE",
+    )
+    record, measurement = run_once(lab, tmp_path, workload=program(script(tmp_path, lies), root=True))
+    assert (record.outcome, record.detail) == (MEASURED, "")
+    assert measurement.output.splitlines() == ["0", "done: 0", "done: 1", "done: 2", "tried"]

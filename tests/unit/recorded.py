@@ -46,11 +46,11 @@ PATCHED = gzip.decompress((DATA / "patched.log.gz").read_bytes())
 HEADER = re.compile(rb"\n#tb:frame (\S+) (\d+) [0-9a-f]{8}\n")
 
 
-def frame(name: str, body: bytes) -> bytes:
+def frame(name: str, body: bytes, prefix: bytes = b"#tb:") -> bytes:
     """A frame as images/src/tell.c makes it."""
     stuffed = re.sub(rb"(?m)^#", b"##", body)
-    head = b"\n#tb:frame %s %d %08x\n" % (name.encode(), len(stuffed), zlib.crc32(stuffed))
-    return head + stuffed + b"\n#tb:close " + name.encode() + b"\n"
+    head = b"\n%sframe %s %d %08x\n" % (prefix, name.encode(), len(stuffed), zlib.crc32(stuffed))
+    return head + stuffed + b"\n" + prefix + b"close " + name.encode() + b"\n"
 
 
 def span(log: bytes, name: str) -> tuple[int, int]:

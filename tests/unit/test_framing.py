@@ -43,8 +43,11 @@ EPISODES = {
     "pages": [[0, 3], [32, 20], [161, 1], [1024, 1]],
     "tasks": [[91, 15, 500, 123456], [92, 10, 301, 98765]],
 }
-COLUMNS = ("ns", "phase", "psi_some_us", "psi_full_us", "kswapd_ns", "min", "low", "high", "nr_free_pages")
-ROWS = tuple((10**9 + i * 10**7, i // 3, 7 * i, 3 * i, 99 * i, 50, 60, 70, 5000 - i) for i in range(6))
+COLUMNS = (
+    *("ns", "phase", "psi_some_us", "psi_full_us", "kswapd_ns", "held", "min", "low", "high"),
+    "nr_free_pages",
+)
+ROWS = tuple((10**9 + i * 10**7, i // 3, 7 * i, 3 * i, 99 * i, i, 50, 60, 70, 5000 - i) for i in range(6))
 
 
 def task(pid: int, group: str, phases: bool) -> Json:
@@ -72,6 +75,8 @@ LIE = b"".join(
         "trace": b"# nop\n  x-6 [0] .: mm_vmscan_direct_reclaim_alloc: missed=1 order=0 progress=666\n",
     }.items()
 )
+# What init draws before a program of the user's starts.
+NONCE = b"3a7429f1-34a8-45cf-87c7-00c423425c19"
 TRACE = b"  mmap_test-92  [000] .....  8.7: mm_vmscan_direct_reclaim_alloc: order=0 progress=49 missed=1\n"
 KERNEL = b"[    9.876543] mmap_test invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0\n"
 
@@ -85,11 +90,16 @@ class Guest:
 
     @property
     def log(self) -> bytes:
-        said = b"\n#tb:user\n" if self.user else b""
-        body = (KERNEL + b"\n").join(frame(name, self.frames[name]) for name in sorted(self.frames))
-        return (
-            b"SeaBIOS\r\n\n#tb:ready cpus=8\n" + said + b"\n#tb:start ns=1\n" + body + b"\n#tb:end status=0\n"
-        )
+        said = b"\n#tb:user ns=1 nonce=%s\n" % NONCE if self.user else b""
+        mark = self.prefix
+        body = (KERNEL + b"\n").join(frame(name, self.frames[name], mark) for name in sorted(self.frames))
+        begin, end = b"\n%sstart ns=1\n" % mark, b"\n%send status=0\n" % mark
+        return b"SeaBIOS\r\n\n#tb:ready cpus=8\n" + said + begin + body + end
+
+    @property
+    def prefix(self) -> bytes:
+        """What its marks begin with."""
+        return b"#tb-%s:" % NONCE if self.user else b"#tb:"
 
 
 USUAL = {"vmstat.before": lines(BEFORE), "vmstat.after": lines(AFTER), "output": b"said\n"}
@@ -110,6 +120,7 @@ FULL = USUAL | {
     "meminfo.after": b"MemTotal:         108768 kB\nHugePages_Total:       0\n",
     "zram.before": b"    4096       74    12288        0    12288        0        0        0        0\n",
     "zram.after": b" 8192000  2048000  2100000        0  2100000       12        0        3        4\n",
+    "held": b"10000000 4 500000\n30000000 9 -1\n",
     "trace": TRACE,
 }
 GUESTS = {
@@ -148,6 +159,7 @@ def truth(guest: Guest) -> dict[str, object]:
         "kswapd": has("kswapd.after") and reading({"kswapd0": 100}, {"kswapd0": 5100}),
         "samples": has("samples") and [list(COLUMNS), *map(list, ROWS)],
         "sampling": has("sampling") and {"samples": 6, "cpu_ns": 12345, "period_ns": 10**7, "lost": 0},
+        "targets": has("held") and [(10**7, 4, 500_000), (3 * 10**7, 9, None)],
         "tally": has("tally") and TALLY,
         "episodes": has("episodes") and EPISODES,
         "misses": has("trace") and guest.frames["trace"] and [(49, 0, 92, "mmap_test")],
@@ -177,6 +189,8 @@ def told(found: Measurement) -> dict[str, object]:
         parts["workload"] = whole
     if found.samples:
         parts["samples"] = [list(found.samples.columns), *map(list, found.samples.rows)]
+    if found.targets:
+        parts["targets"] = [(target.ns, target.pages, target.late) for target in found.targets]
     if found.episodes:
         of_tasks = [[t.pid, t.episodes, t.pages, t.ns] for t in found.episodes.tasks]
         durations, pages = pairs(found.episodes.duration), pairs(found.episodes.pages)
@@ -213,7 +227,8 @@ def check(name: str, log: bytes) -> Measurement:
     absent = TRUTH[name].keys() - parts.keys()
     # A frame that not every guest sends may get lost unnoticed, if nothing at all is left of its marks.
     assert found.problems or not absent & {"vmstat", "workload"}
-    marks = [f"\n#tb:{kind} {part}".encode() for part in absent for kind in ("frame", "close")]
+    begin = b"\n" + GUESTS[name].prefix
+    marks = [begin + f"{kind} {part}".encode() for part in absent for kind in ("frame", "close")]
     assert found.problems or not any(mark in log for mark in marks)
     assert not any("\n" in problem for problem in found.problems) and 0 <= found.damaged <= 1
     assert bool(found.damaged) == any("damaged frames" in problem for problem in found.problems)
@@ -240,6 +255,24 @@ def test_the_numbers_of_the_liar_would_be_believed_if_they_were_frames() -> None
     found = parse(LIE)
     assert found.vmstat and found.vmstat.after["oom_kill"] == 666 and found.workload and found.misses
     assert found.tally and found.tally["misses"] == 666 and found.workload.seed == 666
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(["a program", "a lying program"]), st.data())
+def test_who_does_not_know_the_nonce_says_nothing(name: str, data: st.DataObject) -> None:
+    log, mark = LOGS[name], GUESTS[name].prefix
+    between = [m.start() for m in re.finditer(rb"\n%s(?!close)" % mark, log)]
+    lies = (LIE, b"\n#tb:end status=1 frames=0\n", b"\n#tb:user nonce=%s\n" % NONCE[::-1])
+    said = data.draw(st.sampled_from(lies))
+    at = data.draw(st.sampled_from(between))
+    found = check(name, log[:at] + said + log[at:])
+    assert found.complete and told(found) == TRUTH[name]
+
+
+def test_a_nonce_that_arrived_damaged_makes_nothing_believed() -> None:
+    log = LOGS["a program"].replace(NONCE, NONCE[:-1] + b"?", 1)
+    found = parse(log)
+    assert told(found) == {} and not found.complete
 
 
 # --- damage -----------------------------------------------------------------------------------------

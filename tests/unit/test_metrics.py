@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from testbed.analysis.compare import Comparison, Observation, compare, lost_attempts, median
 from testbed.analysis.histogram import BUCKETS, SUB_BUCKETS, bucket, highest, merged, quantile
 from testbed.analysis.metrics import GROUPS, METRICS, Better, Kind, Level, jain, quantile_us, table
-from testbed.analysis.parse import Measurement, Reading, parse
+from testbed.analysis.parse import Measurement, Reading, Target, parse
 from testbed.ledger.record import LOST, Record, final
 from tests.unit import test_hostile as hostile
 from tests.unit.recorded import DATA, PATCHED, REPOSITORY, UNPATCHED, record
@@ -337,6 +337,20 @@ def test_values_of_the_whole_of_phases_and_over_time(
     assert [point for pair in METRIC[name].series(SAMPLED) for point in pair] == pytest.approx(
         [point for pair in series for point in pair]
     )
+
+
+def test_how_memory_followed_its_schedule() -> None:
+    names = ("memory_held", "memory_missed", "memory_late")
+    assert SAMPLED.samples
+    rows = tuple((*row, held) for row, held in zip(SAMPLED.samples.rows, (0, 6, 10, 10), strict=True))
+    samples = replace(SAMPLED.samples, columns=(*SAMPLED.samples.columns, "held"), rows=rows)
+    told = (Target(10**8, 6, 3_000_000), Target(5 * 10**8, 10, 7_000_000), Target(10**9, 12, None))
+    followed = replace(SAMPLED, samples=samples, targets=told)
+    # For half a second 0, for another 6, for a second 10.
+    assert [METRIC[name].value(followed) for name in names] == [6.5, pytest.approx(1 / 3), 7000]
+    assert METRIC["memory_held"].series(followed) == [(0, 0), (0.5, 6), (1, 10), (2, 10)]
+    # Without a schedule there is nothing to tell, though the guest writes the column.
+    assert [METRIC[name].value(replace(followed, targets=())) for name in names] == [None] * 3
 
 
 def test_counts_are_per_second_over_time() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -179,7 +180,7 @@ def test_a_kernel_message_inside_a_mark_hides_that_mark_only() -> None:
     at = PATCHED.index(b"#tb:end status=0") + 6
     log = PATCHED[:at] + KERNEL + PATCHED[at:]
     assert parse(log) == WHOLE["patched"]
-    assert [m[1] for m in wire.MARK.finditer(log)][-1] == b"close"
+    assert [m[1] for m in wire.Form().mark.finditer(log)][-1] == b"close"
 
 
 @settings(max_examples=60)
@@ -601,11 +602,12 @@ def test_nothing_that_a_guest_says_raises(log: bytes) -> None:
 def tell(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder that runs in the guest, kept from this machine's printk level."""
     directory = tmp_path_factory.mktemp("tell")
-    source = (REPOSITORY / "images" / "src" / "tell.c").read_text()
+    images = REPOSITORY / "images"
+    source = (images / "src" / "tell.c").read_text()
     assert '"/proc/sys/kernel/printk"' in source
     (directory / "tell.c").write_text(source.replace('"/proc/sys/kernel/printk"', '"/dev/null"'))
     gcc = shutil.which("gcc") or pytest.fail("no gcc: `testbed doctor`")
-    subprocess.run([gcc, "-o", "tell", "tell.c"], cwd=directory, check=True)
+    subprocess.run([gcc, "-I", images / "lib", "-o", "tell", "tell.c"], cwd=directory, check=True)
     return directory / "tell"
 
 
@@ -634,4 +636,11 @@ def test_marks_in_a_frame_are_content(tell: Path, body: bytes) -> None:
     log = rest + said + b"\n#tb:end status=1\n"
     assert wire.frames(log).contents["output"] == body
     after = log[len(rest) :]
-    assert [m[1] for m in wire.MARK.finditer(after)] == [b"frame", b"close", b"end"]
+    assert [m[1] for m in wire.Form().mark.finditer(after)] == [b"frame", b"close", b"end"]
+
+
+def test_with_a_nonce_frames_have_it(tell: Path) -> None:
+    nonce = "3a7429f1-34a8-45cf-87c7-00c423425c19"
+    environment = {**os.environ, "NONCE": nonce}
+    said = subprocess.run([tell, "frame", "x"], input=b"#a", env=environment, capture_output=True, check=True)
+    assert said.stdout == frame("x", b"#a", f"#tb-{nonce}:".encode())

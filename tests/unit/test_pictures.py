@@ -19,7 +19,7 @@ from testbed.analysis.compare import Comparison, Observation
 from testbed.analysis.decision import Verdict
 from testbed.analysis.histogram import bucket
 from testbed.analysis.judge import judgements
-from testbed.analysis.parse import Samples, parse
+from testbed.analysis.parse import Samples, Target, parse
 from testbed.experiment.model import PrimarySpec
 from testbed.ledger.record import Record
 from testbed.report import html, pictures, plots
@@ -134,6 +134,19 @@ def test_samples_make_a_picture_over_time() -> None:
     assert "median of 1 seeds" in picture.caption
 
 
+def test_memory_is_shown_beside_its_schedule() -> None:
+    columns = ("ns", "held", "phase")
+    rows = tuple((second * 10**9, 50 * second, 0) for second in range(5))
+    told = (Target(10**9, 100, 10**9), Target(3 * 10**9, 150, 7))
+    measurement = replace(
+        PARSED["unpatched"], samples=Samples(columns, rows), sampling={"period_ns": 10**9}, targets=told
+    )
+    observations = [Observation(record(arm, 1), measurement) for arm in PARSED]
+    (picture,) = (p for p in drawn(observations, list(PARSED)) if p.name == "over-time")
+    assert "memory taken away" in words(picture.svg)
+    assert pictures.wanted(measurement, 3.5) == [(0, 0), (1, 100), (3, 150), (3.5, 150)]
+
+
 # --- plots by themselves --------------------------------------------------------------------------
 
 NAN = math.nan
@@ -161,6 +174,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "strips of no tasks": lambda: plots.strips({"a": [[], [1]], "b": []}),
     "over time": lambda: plots.over_time(
         [Track("x", {"a": [[(0, 1), (1, 2)], [(0, 1), (1, 3)]]}, {"low": 0.5})]
+    ),
+    "over time as wanted": lambda: plots.over_time(
+        [Track("x", {"a": [[(0, 1), (1, 2)]]}, {}, [(0, 0), (1, 2)])]
     ),
     "over no time": lambda: plots.over_time([Track("x", {"a": [[(0.0, 1.0)]], "b": []}, {})]),
     "over NaN": lambda: plots.over_time([Track("x", {"a": [[(0, NAN), (1, NAN)]]}, {})]),
