@@ -40,7 +40,6 @@
 #define MAX_COLUMNS 96
 #define MAX_ROWS 2048
 #define MAX_KSWAPD 8
-#define MAX_TARGETS 8192
 #define MAX_HOLDERS 64
 #define PHASE 10000000		/* ns: some ticks of the kernel's */
 
@@ -174,9 +173,9 @@ static void write_snapshots(void)
 
 /* --- memory that is kept from everybody else -------------------------------------- */
 
-static struct {
+static struct target {
 	uint64_t at, pages;		/* ns after the start */
-} target[MAX_TARGETS];
+} *target;
 static int targets;
 
 static struct holding {
@@ -473,9 +472,12 @@ static void read_times(void)
 		at = strchr(at, ',');
 	}
 	phases += !phases;
-	for (at = getenv("HOLD"); at && *at && targets < MAX_TARGETS; targets++) {
+	for (at = getenv("HOLD"); at && *at; targets++) {
 		char *rest;
 
+		target = realloc(target, (targets + 1) * sizeof(*target));
+		if (!target)
+			die("memory");
 		target[targets].at = strtoull(at, &rest, 10) * 1000000;
 		target[targets].pages = strtoull(rest + 1, &rest, 10);
 		at = rest + !!*rest;

@@ -145,7 +145,7 @@ class OscillateSpec(Model):
 
 # A ramp is a stair of such steps.
 RAMP_STEP_SECONDS = 0.02
-# images/src/observe.c has room for so many.
+# They go into one variable of a process's environment, of 128 KiB at most.
 MOST_TARGETS = 8192
 
 

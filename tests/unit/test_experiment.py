@@ -239,7 +239,8 @@ MISTAKES = [
         "4: `guest.balloon`: 4G is not whole MiB from 48M to memory 128M",
     ),
     (
-        RIGHT + "guest: {balloon: {ramp: {to: 64M, over: 1000000000}}}\nworkload: {mmap_test: {seconds: 3600}}\n",
+        RIGHT
+        + "guest: {balloon: {ramp: {to: 64M, over: 1000000000}}}\nworkload: {mmap_test: {seconds: 3600}}\n",
         "4: `guest.balloon`: changes memory more than 8,192 times; a longer period, or `over`?",
     ),
     # Wrong types, in the words of YAML and not of Python.
