@@ -99,7 +99,7 @@ def read(word: str, data: bytes | None = None, pristine: Read | None = None) -> 
 
 
 def names(version: str, patches: Path = PATCHES) -> tuple[str, ...]:
-    """All the series that there are for a kernel of this version, in the order in which they apply."""
+    """All the series that there are for a kernel of this version, by number. They need not go together."""
     return tuple(_series(version, patches))
 
 

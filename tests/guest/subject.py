@@ -26,6 +26,8 @@ DEBUG = ("guest", "reclaim", "debug")
 FAST = ("guest", "reclaim")
 PORT = ("instrumentation", "reclaim-capture", "reclaim-capture-test")
 AS_POSTED = (*PORT, "reclaim-capture-as-posted")
+# Each is to be compared with the port, and applies to the counters alone: experiments/alternatives.yaml.
+ALTERNATIVES = ("drain-local", "count-own-pcp", "limit-reclaimers", "rfc-literal")
 # Without it a KASAN kernel does not boot through PVH; kernels that do have no series of that name.
 BOOTS = "pvh-kasan"
 # As in the sysctl.
@@ -62,6 +64,13 @@ _USED = (
 def tree(line: Line) -> Source:
     """The Debian source of a kernel line. Raises HostError if it is not to be had here."""
     return source.resolve(KernelSpec(debian=line.source), cache_directory())
+
+
+def stacks(version: str) -> list[tuple[str, ...]]:
+    """All the series of a version, each in the stack that it applies in: the port's first."""
+    names = series.names(version)
+    port = tuple(name for name in names if name not in ALTERNATIVES)
+    return [port, *((PORT[0], name) for name in names if name in ALTERNATIVES)]
 
 
 def kernel(pristine: Source, patches: Sequence[str], config: Sequence[str] = DEBUG) -> Kernel:

@@ -19,11 +19,13 @@ from tests.guest import subject
 
 def test_the_series_applies_and_is_in_kernel_style(line: Line, pristine: Source, tmp_path: Path) -> None:
     assert pristine.version in line
-    names = series.names(pristine.version)
-    assert names[: len(subject.AS_POSTED)] == subject.AS_POSTED
-    patches = series.load(names, pristine.version)
-    assert [patch.path.parent.name for patch in patches] == [line.directory] * len(names)
-    assert series.apply(patches, pristine.read)
+    port, *alternatives = stacks = subject.stacks(pristine.version)
+    assert port[: len(subject.AS_POSTED)] == subject.AS_POSTED
+    assert tuple(name for _, name in alternatives) == subject.ALTERNATIVES
+    for names in stacks:
+        assert series.apply(series.load(names, pristine.version), pristine.read)
+    patches = series.load(series.names(pristine.version), pristine.version)
+    assert {patch.path.parent.name for patch in patches} == {line.directory}
     assert kconfig.merge(kconfig.load(subject.DEBUG, pristine.version))
     for name in ("checkpatch.pl", "spelling.txt", "const_structs.checkpatch"):
         data = pristine.read(f"scripts/{name}")
@@ -41,18 +43,21 @@ def test_the_series_applies_and_is_in_kernel_style(line: Line, pristine: Source,
 def test_every_patch_compiles_without_a_new_warning(
     line: Line, pristine: Source, config: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """With W=1, each on top of those before it."""
+    """With W=1, each on top of those before it in its stack."""
     pristine.checkout(tmp_path / "src")
     config_file = subject.kernel(pristine, subject.PORT, config).config
     build.put(tmp_path / "obj" / ".config", config_file.read_bytes())
-    patches = series.load(subject.AS_POSTED, pristine.version)
-    changed = {path for patch in patches for path in patch.files if path.endswith(".c")}
-    objects = [path.removesuffix(".c") + ".o" for path in sorted(changed)]
+    stacks = [subject.AS_POSTED, *subject.stacks(pristine.version)[1:]]
+    loaded = [series.load(names, pristine.version) for names in stacks]
+    touched = {path for patches in loaded for patch in patches for path in patch.files}
+    objects = [path.removesuffix(".c") + ".o" for path in sorted(touched) if path.endswith(".c")]
     known = warnings(tmp_path, objects)
-    for count in range(1, len(patches) + 1):
-        for path, data in series.apply(patches[:count], pristine.read).items():
-            build.put(tmp_path / "src" / path, data)
-        assert not warnings(tmp_path, objects) - known, patches[count - 1].name
+    for patches in loaded:
+        for count in range(1, len(patches) + 1):
+            made = series.apply(patches[:count], pristine.read)
+            for path in touched:
+                build.put(tmp_path / "src" / path, made.get(path, pristine.read(path)))
+            assert not warnings(tmp_path, objects) - known, patches[count - 1].name
     victim = tmp_path / "src" / "mm/vmscan.c"
     build.put(victim, victim.read_bytes() + b"int unheard_of(void) { return 0; }\n")
     (new,) = warnings(tmp_path, objects) - known

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from testbed.experiment import load as load_experiment
 from testbed.host.errors import SpecError
 from testbed.kernel import series
+from tests.unit.recorded import REPOSITORY
 
 OLD = "".join(f"line {n}\n" for n in range(1, 41))
 NEW = OLD.replace("line 5\n", "line five\n").replace("line 30\n", "line thirty\n")
@@ -529,3 +531,22 @@ def test_where_the_hunk_was_meant_to_go_is_where_most_is_alike(tmp_path: Path) -
     there = "\n{\n\n\n}\n" * 10 + old.replace("return x", "return 1 + x")
     with pytest.raises(series.Misfit, match=r"line 55: expected `return x;`, there is `return 1 [+] x;`"):
         series.apply(loaded, {"a.c": there.encode()}.get)
+
+
+@pytest.mark.parametrize("line", series.lines(), ids=lambda line: line.directory)
+@pytest.mark.parametrize("name", ["alternatives", "modes", "reclaim-capture"])
+def test_every_line_has_what_the_experiments_ask_for(line: series.Line, name: str) -> None:
+    """With --line: of the same names, in files that are about the same."""
+    arms = load_experiment(REPOSITORY / f"experiments/{name}.yaml").arms
+    for arm in arms.values():
+        patches = series.load(arm.patches, line.first)
+        ours = series.load(arm.patches, series.lines()[0].first)
+        assert [patch.name for patch in patches] == [*arm.patches]
+        assert [patch.subject for patch in patches] == [patch.subject for patch in ours]
+
+
+@pytest.mark.parametrize("line", series.lines(), ids=lambda line: line.directory)
+def test_what_must_not_be_merged_says_so(line: series.Line) -> None:
+    (patch,) = series.load(["rfc-literal"], line.first)
+    assert patch.subject.startswith("UNSAFE, for measurement only: ")
+    assert b"This must never be merged." in patch.data
