@@ -75,10 +75,11 @@ metrics = st.one_of(
     st.fixed_dictionaries({"json": line.filter(bool)}),
     st.fixed_dictionaries({"pattern": st.just("x=([0-9]+)")}, optional={"file": st.just("/run/x")}),
 )
+# No memory is less than that.
 balloons = st.one_of(
-    st.fixed_dictionaries({"step": st.fixed_dictionaries({"to": mebibytes(48, 512)})}),
+    st.fixed_dictionaries({"step": st.fixed_dictionaries({"to": st.just("48M")})}),
     st.fixed_dictionaries(
-        {"ramp": st.fixed_dictionaries({"to": mebibytes(48, 512), "over": st.floats(0.001, 1e9)})}
+        {"ramp": st.fixed_dictionaries({"to": st.just("48M"), "over": st.floats(0.001, 1e9)})}
     ),
 )
 guests = st.fixed_dictionaries(
