@@ -361,6 +361,11 @@ def parse(log: bytes) -> Measurement:
     )
 
 
+def has_begun(log: bytes, name: str) -> bool:
+    """Whether a frame was at least begun to be sent."""
+    return b"\n%sframe %s " % (wire.form(log).prefix, name.encode()) in log
+
+
 def _samples(reader: _Reader) -> tuple[Samples | None, Mapping[str, int] | None]:
     """Both or neither: whether rows were lost is what only `sampling` says."""
     needed = "samples" in reader.contents or "sampling" in reader.contents

@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import wire
-from testbed.analysis.parse import parse
+from testbed.analysis.parse import has_begun, parse
 from testbed.host.errors import SpecError
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import Record, final
@@ -31,7 +30,7 @@ def log(request: LogRequest) -> str:
     if request.console:
         return raw.decode("utf-8", "replace")
     output = parse(raw).output
-    if not output and wire.form(raw).prefix + b"frame output " not in raw:
+    if not output and not has_begun(raw, "output"):
         raise SpecError(
             f"{request.result}: {request.trial} ended with `{record.outcome}` before its output was sent",
             "`--console` prints all that came",

@@ -280,5 +280,7 @@ def test_a_file_of_ones_own_may_be_the_template() -> None:
     assert sort(["a.patch", "mine.yaml", "-"]) == (Path("mine.yaml"), ("a.patch", "-"))
     with pytest.raises(SpecError, match=r"a\.yaml, b\.yml: one experiment at a time"):
         sort(["a.yaml", "b.yml"])
-    with pytest.raises(SpecError, match="--experiment: there is no `nothing`\n  there are anon, "):
+    with pytest.raises(
+        SpecError, match="--experiment: there is no `nothing`\n  there are alternatives, anon, "
+    ):
         template("nothing")

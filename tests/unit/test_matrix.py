@@ -80,7 +80,7 @@ def test_every_combination_is_a_cell(tmp_path: Path) -> None:
     ],
 )
 def test_an_axis_may_be_any_key(tmp_path: Path, axis: str, value: Any, read: Any) -> None:
-    guest = {"balloon": {"step": {"to": "100M"}}}
+    guest = {"balloon": {"step": {"to": "64M"}}}
     (cell,) = expanded(tmp_path, {axis: [value]}, guest=guest)
     assert read(cell.experiment)
     # What the axis does not name stays as it is in the file.
