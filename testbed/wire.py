@@ -45,10 +45,8 @@ class Form:
 
     @functools.cached_property
     def end(self) -> re.Pattern[bytes]:
-        """The last mark of a trial, with the number of its frames if it tells."""
-        return self._pattern(
-            rb"\n", rb"end(?=[ \r\n])(?:(?: [^\r\n]*)? frames=([0-9]{1,4})(?=[ \r\n]))?[^\r\n]*\r?\n"
-        )
+        """The last mark of a trial."""
+        return self._pattern(rb"\n", rb"end(?: [^\r\n]*)?\r?\n")
 
     @functools.cached_property
     def border(self) -> re.Pattern[bytes]:

@@ -105,8 +105,8 @@ class ArmSpec(Model):
     patches: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Names of series in patches/, files, directories, or commits as in `git:v6.1..topic`, in order."""
     sysctl: dict[SysctlName, Setting] = {}
-    """Set before the workload starts, as in `vm.swappiness: 100`. A list, in quotes, is set when the
-    kernel boots: `vm.lowmem_reserve_ratio: "256 256 32 0 0"`."""
+    """Set before the workload starts, as in `vm.swappiness: 100`, or, a list in quotes,
+    `vm.lowmem_reserve_ratio: "256 256 32 0 0"`."""
     sysfs: dict[SysfsName, Setting] = {}
     """The same beneath /sys, as in `kernel/mm/lru_gen/enabled: y`."""
     command_line: Annotated[tuple[Word, ...], Field(strict=False)] = ()

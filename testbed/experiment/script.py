@@ -6,6 +6,7 @@ The commands are those of images/init.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,9 @@ def _set_up(experiment: Experiment, arm: str) -> Iterator[str]:
     if workload.load and workload.load.files_are_mapped:
         # One page a fault, or a touch would map its neighbours and their touches be no faults.
         yield f"set /sys/kernel/debug/fault_around_bytes {PAGE}"
-    held = [f"{at}={(guest.memory - size) // PAGE}" for at, size in experiment.memory_targets]
+    # Steps of a gentle ramp may have the same whole MiB: to go on as before is no change.
+    changes = (next(same) for _, same in itertools.groupby(experiment.memory_targets, key=lambda to: to[1]))
+    held = [f"{at}={(guest.memory - size) // PAGE}" for at, size in changes]
     for first in range(0, len(held), _HELD_IN_A_LINE):
         yield f"hold {','.join(held[first : first + _HELD_IN_A_LINE])}"
     if experiment.phases:

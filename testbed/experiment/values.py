@@ -71,8 +71,8 @@ SysctlName = Annotated[str, Field(pattern=SYSCTL)]
 SYSFS = r"^\.*[A-Za-z0-9_:-][A-Za-z0-9_.:-]*(/\.*[A-Za-z0-9_:-][A-Za-z0-9_.:-]*)+$"
 SysfsName = Annotated[str, Field(pattern=SYSFS)]
 # init's shell splits a command into words, and writes what it was given with a blank between them.
-_LONGEST_SETTING = 1024
 _WORDS = r"^[!-~]+( [!-~]+)*$"
+_LONGEST_SETTING = 1024
 
 
 def _setting(value: object) -> object:

@@ -40,12 +40,12 @@ def size() -> tuple[int, int] | None:
 def interact(console: Console) -> None:
     """Pass keystrokes and output on until the guest's shell ends, QEMU ends or Ctrl-] is pressed."""
     keyboard, screen = sys.stdin.fileno(), sys.stdout.fileno()
-    seen = b""
+    seen, marks = b"", wire.Form().mark
     with _raw(keyboard):
         while (chunk := console.raw_chunk(0.02)) != b"":
             if chunk:
                 seen = seen[-256:] + chunk
-                if (mark := wire.form(b"").mark.search(seen)) and mark[1] == b"ok":
+                if (mark := marks.search(seen)) and mark[1] == b"ok":
                     return
                 os.write(screen, chunk)
             ready, _, _ = select.select([keyboard], [], [], 0)

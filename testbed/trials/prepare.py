@@ -137,7 +137,7 @@ def shape_of(experiment: Experiment) -> Shape:
 
 def with_arguments(shape: Shape, experiment: Experiment, arm: str, seed: int | None = None) -> Shape:
     """The machine with what an arm's kernel is told beside what all are told; of a seed, with its boot."""
-    words = [*experiment.arms[arm].command_line]
+    words = list(experiment.arms[arm].command_line)
     if seed is not None and shape.accel == "icount":
         # Nobody reads it. The kernel's random numbers begin with it, and it moves what is allocated.
         words.append(f"testbed.boot={seed % experiment.boots if experiment.boots else seed}")

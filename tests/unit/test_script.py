@@ -73,6 +73,12 @@ def test_a_person_can_type_what_init_is_told(run: str, typed: str) -> None:
     assert by_hand(run) == typed
 
 
+def test_a_gentle_ramp_is_told_where_it_changes_something(tmp_path: Path) -> None:
+    found = told(tmp_path, guest={"balloon": {"ramp": {"to": "126M", "over": 0.1}}})
+    # At 20, 40, 60, 80 and 100 ms it is 127, 127, 126, 126 and 126 MiB.
+    assert "hold 20=256,60=512" in found.set_up
+
+
 def test_how_zram_compresses_is_set_before_its_size(tmp_path: Path) -> None:
     found = told(tmp_path, {"sysfs": {"block/zram0/comp_algorithm": "lzo", "kernel/mm/x": 1}})
     assert found.set_up == (
