@@ -8,9 +8,9 @@
 What to do is in the environment:
 
     TESTBED_EXPERIMENT  a file, or the name of one of testbed's own; its first arm is the baseline
-    TESTBED_PATCHES     patch files, in order; then there are two arms, `base` and `patched`
+    TESTBED_PATCHES     patch files, in order; then there are two arms, `unpatched` and `patched`
     TESTBED_TREE        a kernel tree, instead of the experiment's source
-    TESTBED_BASE        a revision of that tree: `patched` is HEAD, `base` is where HEAD has left it
+    TESTBED_BASE        a revision of that tree: `head` is HEAD, `base` is where HEAD has left it
     TESTBED_LINE, _MODE, _SEEDS, _JOBS
                         as the options of `testbed compare`; the mode is `auto` if not given
     TESTBED_FAIL_ON     conditions of --fail-on, one a line
@@ -36,22 +36,18 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import yaml
-
-from testbed.analysis.metrics import METRICS
-from testbed.experiment import load
 from testbed.host import process
 from testbed.host.errors import HostError, Interrupted, SpecError, TestbedError
 from testbed.host.paths import cache_directory, data_directory
 from testbed.host.process import end_on_signals
-from testbed.kernel import source
 from testbed.report.escape import escaped, visible
 from testbed.terminal.arguments import positive
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import show
 from testbed.trials.lab import Lab, ThisMachine
+from testbed.verbs import derive
 from testbed.verbs.compare import (
     Compared,
     ComparedMatrix,
@@ -63,12 +59,12 @@ from testbed.verbs.compare import (
 )
 from testbed.verbs.compare import compare as compare_arms
 from testbed.verbs.request import ExperimentRequest, Mode, RunRequest
+from testbed.verbs.save import save
 from testbed.verbs.status import exit_status_of_lines
 
 # Whatever goes wrong is the infrastructure's, unless it says otherwise.
 INFRASTRUCTURE = HostError.exit_status
 OK, GATE = 0, 1
-GIT_SECONDS = 300.0
 # Of TESTBED_LINE.
 EVERY_LINE = "all"
 # What takes long to make and is named by what it is made of. Sources and work trees would be gigabytes.
@@ -137,24 +133,21 @@ def prepare() -> int:
         raise SpecError("TESTBED_EXPERIMENT: which experiment?")
     out = _out()
     out.mkdir(parents=True, exist_ok=True)
-    file, added = _experiment_file(given), list[Path]()
+    file = _experiment_file(given)
     tree, base, line = _given("TESTBED_TREE"), _given("TESTBED_BASE"), _given("TESTBED_LINE")
     patches = _patches(_given("TESTBED_PATCHES"))
-    if base and (patches or not tree):
-        raise SpecError(
-            "TESTBED_BASE: a base is a revision of TESTBED_TREE, and what follows it are the patches"
-        )
     if tree and line:
         raise SpecError("TESTBED_LINE and TESTBED_TREE both name a kernel source")
-    if tree or patches:
-        file, added = _derived(file, Path(tree) if tree else None, base, patches, out)
+    words = derive.Words(tuple(map(str, patches)), tree=Path(tree) if tree else None, base=base or None)
+    if words.anything:
+        file = _derived(file, words, out)
     job = _job(file, line)
     # What is wrong is said now, and not after the caches were fetched.
     refuse_unknown(job.request.fail_on, job.request.run.experiment.first())
     _job_file(out).write_text(json.dumps(asdict(job), indent=1) + "\n")
     _say(process.pasteable(["testbed", *_words(job)]))
     system = f"testbed-1-{_system()}-"
-    inputs = f"{system}{_content([*INGREDIENTS, file, *added])}-"
+    inputs = f"{system}{_content([*INGREDIENTS, file, *patches])}-"
     _output("cache-key", inputs)
     _output("cache-keys", f"{inputs}\n{system}")
     _output("cache-paths", "\n".join(str(cache_directory() / name) for name in CACHED))
@@ -181,66 +174,12 @@ def _patches(given: str) -> list[Path]:
     return found
 
 
-def _derived(
-    template: Path, tree: Path | None, base: str, patches: list[Path], out: Path
-) -> tuple[Path, list[Path]]:
-    """The template's experiment, on that tree and with two arms if there is something to compare.
-
-    With the files, beside it, that its results depend on.
-    """
-    found = load(template, metrics=[metric.name for metric in METRICS])
-    # As written, a matrix and all; but what has paths in it as testbed understands them from here on.
-    said: dict[str, Any] = yaml.safe_load(template.read_text(encoding="utf-8"))
-    kernel = found.kernel.model_dump(mode="json", exclude_none=True)
-    arms = {name: arm.model_dump(mode="json", exclude_defaults=True) for name, arm in found.arms.items()}
-    if tree:
-        on: dict[str, Any] = {"tree": str(tree.resolve())}
-        if base:
-            fork, patch = _change(tree, base, out)
-            on, patches = {"git": {"repository": str(tree.resolve()), "revision": fork}}, [patch]
-        kernel = {"config": kernel["config"], **on}
-    if patches:
-        first, baseline = next(iter(arms.items()))
-        with_them = [*baseline.get("patches", []), *map(str, patches)]
-        arms = {"base": baseline, "patched": {**baseline, "patches": with_them}}
-        names = ", ".join(patch.name for patch in patches)
-        said["description"] = f"The arm {first} of {template.name}, and the same with {names}."
-    if found.workload.files:
-        said["workload"]["files"] = list(found.workload.files)
-    file = out / "experiment.yaml"
-    # By way of JSON, or YAML would refer from one arm to what the other has, too.
-    made = json.loads(json.dumps({**said, "kernel": kernel, "arms": arms}))
-    file.write_text(yaml.safe_dump(made, sort_keys=False))
-    return file, patches
-
-
-def _change(tree: Path, base: str, out: Path) -> tuple[str, Path]:
-    """Where HEAD has left the base, and what came since, as one patch."""
-    fork = _git(tree, "merge-base", "--end-of-options", base, "HEAD").strip()
-    # Whatever the user's configuration makes of a diff.
-    diff = ["diff", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color", "-U3"]
-    diff += ["--src-prefix=a/", "--dst-prefix=b/"]
-    for row in _git(tree, *diff, "--numstat", fork, "HEAD").splitlines():
-        if row.startswith("-\t-\t"):
-            raise SpecError(f"TESTBED_BASE: {row[4:]} is binary, and no patch can change it")
-    patch = out / "change.patch"
-    patch.write_bytes(_git(tree, *diff, "--full-index", fork, "HEAD").encode("utf-8", "surrogateescape"))
-    if not patch.stat().st_size:
-        raise SpecError(f"TESTBED_BASE: there is nothing between {base} and HEAD of {tree}")
-    return fork, patch
-
-
-def _git(tree: Path, *words: str) -> str:
-    # Named, git asks nobody whose directory that is: in a container it is often another user's.
-    git_dir = source.git_directory(tree).resolve()
-    done = source.git(git_dir, *words, timeout=GIT_SECONDS, error=HostError, check=False)
-    if done.returncode:
-        said = (done.stderr.decode(errors="replace").strip().splitlines() or ["no common ancestor"])[0]
-        raise SpecError(
-            f"TESTBED_BASE: {tree}: {said}",
-            "the tree has to be a git repository with all commits from the base to HEAD: docs/ci.md",
-        )
-    return done.stdout.decode("utf-8", "surrogateescape")
+def _derived(file: Path, words: derive.Words, out: Path) -> Path:
+    """The file of the experiment that `testbed compare` makes of the same words and that template."""
+    made = out / "experiment.yaml"
+    # One that an earlier job has left here.
+    made.unlink(missing_ok=True)
+    return save(derive.changed(ExperimentRequest(file), words, cache_directory()), made)
 
 
 def _job(file: Path, line: str) -> Job:

@@ -84,13 +84,17 @@ def derive(
     Where patches do not apply to its kernel, that of another kernel line is taken to which they do. Raises
     SpecError, HostError.
     """
-    data = read(request.file)
-    made = _Derivation(data, words, cache).changes()
-    named = (Path(word).expanduser() for word in (*words.patches, words.tree or "", *words.kernels) if word)
-    derived = replace(request, changes=made, origin=next((path for path in named if path.exists()), None))
+    derived = changed(request, words, cache)
     if words.patches and request.line is None and not (words.tree or words.kernels):
         return _where_it_applies(derived, cache, note)
     return derived
+
+
+def changed(request: ExperimentRequest, words: Words, cache: Path) -> ExperimentRequest:
+    """The same, without a look at whether patches apply. Raises SpecError."""
+    made = _Derivation(read(request.file), words, cache).changes()
+    named = (Path(word).expanduser() for word in (*words.patches, words.tree or "", *words.kernels) if word)
+    return replace(request, changes=made, origin=next((path for path in named if path.exists()), None))
 
 
 def _where_it_applies(
@@ -138,6 +142,8 @@ class _Derivation:
             raise SpecError("--experiment: has no arms to begin with")
         first = next(iter(arms.values())) or {}
         sources, axes = list(self._sources()), list(self._axes())
+        if len(sources) == 1 and not (axes or self.words.patches):
+            return self._changes(arms, sources)
         if len(sources) < 2 and not self.words.patches:
             return self._changes(_distinct(_combined(first, axes)), sources)
         # Beside other arms, what is set is set in all of them.
@@ -216,7 +222,9 @@ class _Derivation:
 
     def _revisions(self, tree: Path) -> Iterator[tuple[str, Data]]:
         git_dir = _repository(tree)
-        head, base = self.words.head or "HEAD", self.words.base
+        # As a hash: the experiment is kept, and HEAD moves on.
+        head = self.words.head or source.parse(git_dir, "HEAD^{commit}") or "HEAD"
+        base = self.words.base
         if base is None:
             raise SpecError("--base: is missing: what is --head to be compared with?")
         if self.words.head is None:

@@ -24,8 +24,9 @@ from ci import steps
 from testbed.experiment import Experiment, GitSource, KernelSpec, expand, load
 from testbed.host.errors import HostError, SpecError
 from testbed.terminal.arguments import parser
-from testbed.verbs import compare
+from testbed.verbs import compare, derive
 from testbed.verbs.compare import Compared, CompareRequest
+from testbed.verbs.request import ExperimentRequest
 from tests.unit.recorded import EXPERIMENT, REPOSITORY
 
 ACTION = REPOSITORY / "action.yml"
@@ -37,7 +38,7 @@ TOOLS = Path(sys.executable).parent
 
 LOW = [1000, 1010, 990, 1005, 995, 1008]
 HIGH = [count * 13 // 10 for count in LOW]
-SAME, WORSE = {"base": LOW, "patched": LOW}, {"base": LOW, "patched": HIGH}
+SAME, WORSE = {"unpatched": LOW, "patched": LOW}, {"unpatched": LOW, "patched": HIGH}
 
 
 @functools.cache
@@ -281,10 +282,10 @@ def test_a_patch_that_does_no_harm_passes(tmp_path: Path, patched: dict[str, str
     job = act(tmp_path, {**patched, "mode": "deterministic"}, {"counts": SAME})
     assert job.status == 0, job.said
     assert (job.outputs["status"], job.outputs["fallback"]) == ("0", "")
-    assert job.summary.startswith("**testbed: passed**\n\n# reclaim-capture\n")
-    assert "| metric | base | patched |" in job.summary and "::" not in job.said
+    assert job.summary.startswith("**testbed: passed**\n\n# reclaim-capture-my\n")
+    assert "| metric | unpatched | patched |" in job.summary and "::" not in job.said
     assert (job.out / "summary.md").read_text() == job.summary
-    result = job.out / "results" / "reclaim-capture"
+    result = job.out / "results" / "reclaim-capture-my"
     assert job.outputs["out"] == str(job.out)
     for name in ("report.html", "report.json", "report.md", "report.ktap", "ledger.sqlite"):
         assert (result / name).stat().st_size, name
@@ -300,10 +301,10 @@ def test_a_patch_that_does_harm_fails_the_gate(tmp_path: Path, patched: dict[str
     met = "failed: any primary regressed: patched: direct reclaims: regressed by +30"
     assert job.summary.startswith(f"**testbed: the gate failed**\n\n`````text\n{met}")
     # The report is there all the same, and so is what the next run may use.
-    assert "\n# reclaim-capture\n" in job.summary
+    assert "\n# reclaim-capture-my\n" in job.summary
     assert "::error title=testbed::the gate failed%0Afailed: any primary" in job.said
     assert job.statuses["Name what is cached"] == 0 and len(job.outputs["cache-contents"]) == 16
-    case = ElementTree.parse(job.out / "results" / "reclaim-capture" / "report.xml").getroot()
+    case = ElementTree.parse(job.out / "results" / "reclaim-capture-my" / "report.xml").getroot()
     assert case.findall(".//failure")
 
 
@@ -312,15 +313,15 @@ def test_without_kvm_it_is_deterministic_and_says_so(tmp_path: Path, patched: di
     why = "deterministic instead of in real time: KVM does not work here: there is no /dev/kvm"
     assert (job.status, job.outputs["fallback"]) == (0, why)
     assert f"> **{why}**" in job.summary and f"::warning title=testbed::{why}\n" in job.said
-    document = json.loads((job.out / "results" / "reclaim-capture" / "report.json").read_text())
+    document = json.loads((job.out / "results" / "reclaim-capture-my" / "report.json").read_text())
     assert document["experiment"]["mode"] == "deterministic"
-    assert why in (job.out / "results" / "reclaim-capture" / "report.html").read_text()
+    assert why in (job.out / "results" / "reclaim-capture-my" / "report.html").read_text()
 
 
 def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) -> None:
     job = act(tmp_path, patched, {"counts": SAME, "kvm": None})
     assert (job.status, job.outputs["fallback"]) == (0, "")
-    document = json.loads((job.out / "results" / "reclaim-capture" / "report.json").read_text())
+    document = json.loads((job.out / "results" / "reclaim-capture-my" / "report.json").read_text())
     assert document["experiment"]["mode"] == "realtime"
     assert document["provenance"]["accelerator"]["name"] == "kvm"
 
@@ -335,9 +336,9 @@ def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) ->
         ),
         ({"patches": "my.patch other.patch"}, "TESTBED_PATCHES: other.patch: no such file"),
         ({"patches": "*.diff"}, "TESTBED_PATCHES: *.diff: no such file"),
-        ({"base": "HEAD^1"}, "TESTBED_BASE: a base is a revision of TESTBED_TREE"),
+        ({"base": "HEAD^1"}, "--base, --head: are revisions of a tree"),
         ({"tree": ".", "line": "6.12"}, "both name a kernel source"),
-        ({"tree": ".", "base": "v6.1", "patches": ""}, "TESTBED_BASE: .: "),
+        ({"tree": ".", "base": "v6.1", "patches": ""}, "--tree: "),
         ({"mode": "fast"}, "TESTBED_MODE: `fast` is none of deterministic, realtime, auto"),
         ({"seeds": "many"}, "TESTBED_SEEDS: 'many' is not a whole number"),
         ({"jobs": "0"}, "TESTBED_JOBS: '0' is not a whole number"),
@@ -369,11 +370,11 @@ def test_what_the_infrastructure_fails_at_is_status_3(
 def test_a_report_of_an_earlier_job_is_not_taken_for_this_ones(
     tmp_path: Path, patched: dict[str, str]
 ) -> None:
-    earlier = tmp_path / "workspace" / "testbed-ci" / "results" / "reclaim-capture" / "report.md"
+    earlier = tmp_path / "workspace" / "testbed-ci" / "results" / "reclaim-capture-my" / "report.md"
     earlier.parent.mkdir(parents=True)
-    earlier.write_text("# reclaim-capture\n")
+    earlier.write_text("# reclaim-capture-my\n")
     job = act(tmp_path, patched, {"counts": SAME, "fail": "HostError"})
-    assert "# reclaim-capture" not in job.summary
+    assert "# reclaim-capture-my" not in job.summary
 
 
 def test_a_comparison_without_a_preparation_is_status_2(tmp_path: Path) -> None:
@@ -450,32 +451,27 @@ def test_patches_are_compared_with_the_first_arm_as_it_is(prepare: Any, tmp_path
     made = prepare(experiment="reclaim-capture", patches="other.patch 000*.patch")
     files = [str(tmp_path / name) for name in ("other.patch", "0001-a.patch", "0002-b.patch")]
     assert {name: list(arm.patches) for name, arm in made.arms.items()} == {
-        "base": ["instrumentation"],
+        "unpatched": ["instrumentation"],
         "patched": ["instrumentation", *files],
     }
     kept = load(EXPERIMENT)
     assert (made.guest, made.workload, made.primary) == (kept.guest, kept.workload, kept.primary)
     assert made.kernel == kept.kernel
-    assert made.description == (
-        "The arm unpatched of reclaim-capture.yaml, and the same with "
-        "other.patch, 0001-a.patch, 0002-b.patch."
-    )
+    assert made.description == f"reclaim-capture, with {' '.join(files)}"
 
 
-def test_a_tree_and_its_base_are_two_arms(prepare: Any, linux: Path, tmp_path: Path) -> None:
-    # Nothing of this may have a say in what a patch looks like.
-    for key, value in {"diff.noprefix": "true", "diff.context": "0", "color.ui": "always"}.items():
-        git(linux, "config", key, value)
+def kernels(made: Experiment) -> dict[str, GitSource | None]:
+    return {name: (arm.kernel or made.kernel).git for name, arm in made.arms.items()}
+
+
+def test_a_tree_and_its_base_are_two_arms(prepare: Any, linux: Path) -> None:
     made = prepare(experiment="mglru", tree="linux", base="main")
-    fork = git(linux, "rev-parse", "main^")
-    assert made.kernel == KernelSpec(git=GitSource(repository=str(linux), revision=fork))
-    patch = tmp_path / "testbed-ci" / "change.patch"
-    assert [list(arm.patches) for arm in made.arms.values()] == [[], [str(patch)]]
-    # It makes HEAD of the base, and has nothing of what main did meanwhile.
-    git(linux, "checkout", "--quiet", "--detach", fork)
-    git(linux, "apply", str(patch))
-    git(linux, "add", ".")
-    assert git(linux, "write-tree") == git(linux, "rev-parse", "pull^{tree}")
+    # Without what main did meanwhile, and HEAD as it is now, whatever it is when the experiment runs.
+    revisions = {"base": git(linux, "rev-parse", "main^"), "head": git(linux, "rev-parse", "pull")}
+    assert kernels(made) == {
+        name: GitSource(repository=str(linux), revision=revision) for name, revision in revisions.items()
+    }
+    assert [list(arm.patches) for arm in made.arms.values()] == [[], []]
 
 
 def test_the_merge_that_github_makes_of_a_pull_request_has_its_base_as_a_parent(
@@ -487,9 +483,11 @@ def test_the_merge_that_github_makes_of_a_pull_request_has_its_base_as_a_parent(
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "--quiet", "--depth", "2", f"file://{linux}", str(shallow))
     made = prepare(experiment="mglru", tree="shallow", base="HEAD^1")
-    assert made.kernel.git.revision == git(linux, "rev-parse", "main^1")
-    patch = (tmp_path / "testbed-ci" / "change.patch").read_text()
-    assert "b/vmscan.c" in patch and "b/new.c" in patch and "other.c" not in patch
+    revisions = {name: spec.revision for name, spec in kernels(made).items() if spec}
+    assert revisions == {
+        "base": git(linux, "rev-parse", "main^1"),
+        "head": git(linux, "rev-parse", "main"),
+    }
 
 
 def test_a_tree_alone_stands_in_for_the_source(prepare: Any, linux: Path, tmp_path: Path) -> None:
@@ -498,19 +496,24 @@ def test_a_tree_alone_stands_in_for_the_source(prepare: Any, linux: Path, tmp_pa
     assert made.arms == load(EXPERIMENT).arms
     (tmp_path / "my.patch").touch()
     made = prepare(experiment="reclaim-capture", tree="linux", patches="my.patch")
-    assert made.kernel.tree == linux and list(made.arms) == ["base", "patched"]
+    assert made.kernel.tree == linux and list(made.arms) == ["unpatched", "patched"]
 
 
-def test_a_change_that_no_patch_can_make_is_refused(prepare: Any, linux: Path) -> None:
-    (linux / "blob").write_bytes(bytes(range(256)))
-    git(linux, "add", ".")
-    git(linux, "commit", "--quiet", "-m", "binary")
-    with pytest.raises(SpecError, match="blob is binary"):
-        prepare(experiment="mglru", tree="linux", base="main")
-    with pytest.raises(SpecError, match="there is nothing between HEAD and HEAD"):
+def test_what_cannot_be_compared_is_refused(prepare: Any, linux: Path) -> None:
+    with pytest.raises(SpecError, match="head: is to be compared with itself"):
         prepare(experiment="mglru", tree="linux", base="HEAD")
-    with pytest.raises(SpecError, match="Not a valid object name v9"):
+    with pytest.raises(SpecError, match="has no `v9` that HEAD has anything in common with"):
         prepare(experiment="mglru", tree="linux", base="v9")
+    with pytest.raises(SpecError, match="--base, --head: are revisions of a tree"):
+        prepare(experiment="mglru", base="v9")
+
+
+def test_what_people_compare_by_words_is_what_a_job_compares(prepare: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.patch").touch()
+    made = prepare(experiment="reclaim-capture", patches="my.patch")
+    words = derive.Words(patches=(str(tmp_path / "my.patch"),))
+    said = derive.changed(ExperimentRequest(EXPERIMENT), words, tmp_path / "cache").first()
+    assert made.model_dump() == said.model_dump()
 
 
 def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, tmp_path: Path) -> None:
@@ -531,7 +534,7 @@ def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, 
     assert made.kernel.config == ("guest", "reclaim", str(home / "more.config"))
     assert made.workload.files == (f"{home / 'data'}:/data",)
     assert made.arms["patched"].patches == (str(home / "own.patch"), str(tmp_path / "my.patch"))
-    assert made.arms["base"].sysctl == made.arms["patched"].sysctl == {"vm.swappiness": 10}
+    assert made.arms["unpatched"].sysctl == made.arms["patched"].sysctl == {"vm.swappiness": 10}
 
 
 @pytest.mark.parametrize(
@@ -736,7 +739,7 @@ def test_all_of_it_in_one(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1, done.stderr
-    assert "::" not in done.stdout and done.stdout.startswith("reclaim-capture\n")
+    assert "::" not in done.stdout and done.stdout.startswith("reclaim-capture-my\n")
     (junit,) = workspace.glob("testbed-ci/results/**/report.xml")
     assert ElementTree.parse(junit).getroot().tag == "testsuites"
     assert (workspace / "testbed-ci" / "summary.md").read_text().startswith("**testbed: the gate failed**")

@@ -171,6 +171,13 @@ def test_two_kernels_are_two_arms(made: Derive, monkeypatch: pytest.MonkeyPatch,
         made(kernels=("nonsense",))
 
 
+def test_one_kernel_alone_gets_the_arms_of_the_template(tmp_path: Path) -> None:
+    request = ExperimentRequest(template("reclaim-capture"))
+    for words in (Words(kernels=("linux-source-6.12",)), Words(tree=tmp_path)):
+        made = derive.changed(request, words, tmp_path / "cache").first()
+        assert made.arms == request.first().arms and made.kernel != request.first().kernel
+
+
 def test_trees_of_one_name_are_two_arms(made: Derive, tmp_path: Path) -> None:
     trees = [tmp_path / name / "linux" for name in ("mine", "theirs")]
     for tree in trees:
@@ -221,12 +228,14 @@ def revisions(experiment: Experiment) -> dict[str, str | Path | None]:
 
 
 def test_a_tree_is_compared_with_where_it_left_its_base(made: Derive, tree: Path) -> None:
-    fork = subprocess.run(["git", "-C", tree, "rev-parse", "v1"], check=True, capture_output=True, text=True)
-    assert revisions(made(tree=tree, base="main")) == {"base": fork.stdout.strip(), "head": "HEAD"}
+    words = ["git", "-C", str(tree), "rev-parse", "v1", "HEAD"]
+    fork, head = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    # As hashes: an experiment that is kept stays what it was.
+    assert revisions(made(tree=tree, base="main")) == {"base": fork, "head": head}
     assert revisions(made(tree=tree, base="v1", head="main")) == {"base": "v1", "head": "main"}
     assert revisions(made(tree=tree, kernels=("v1", "main"))) == {"v1": "v1", "main": "main"}
     (tree / "three").write_text("changed")
-    assert revisions(made(tree=tree, base="main")) == {"base": fork.stdout.strip(), "head": tree}
+    assert revisions(made(tree=tree, base="main")) == {"base": fork, "head": tree}
 
 
 @pytest.mark.parametrize(
