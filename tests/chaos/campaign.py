@@ -116,6 +116,7 @@ class Campaign:
                 yield kind, number
 
     def _work(self, stage: Stage, cases: Iterable[tuple[Row, int]], end: float) -> None:
+        kernel.die_with_parent()
         kernel.own_mounts()
         for kind, number in cases:
             began = time.monotonic()

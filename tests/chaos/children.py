@@ -21,6 +21,7 @@ from pathlib import Path
 
 from testbed import __main__ as door
 from testbed.guest.qemu import OVERRIDE
+from tests.chaos import kernel
 from tests.unit.recorded import REPOSITORY
 
 MARK = "TESTBED_CHAOS"
@@ -155,6 +156,7 @@ def _be(command: Command, home: Home) -> None:
     """Be the child. Never returns."""
     status = 70
     try:
+        kernel.die_with_parent()
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # Open from now on: there may be no room for another file at the end.

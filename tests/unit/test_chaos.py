@@ -81,6 +81,30 @@ def test_the_same_command_goes_on_and_another_is_refused(campaign: str, stage: S
     assert "give another with --into DIR" in other.stderr and len(other.stderr.splitlines()) == 1
 
 
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those that these have."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    found = {int(word) for word in children.read_text().split()} if children.exists() else set()
+    return found.union(*map(descendants, found)) if found else found
+
+
+def test_a_campaign_that_is_killed_ends_what_it_has_started(campaign: str, stage: Stage) -> None:
+    words = ["--jobs", "1", "--seed", "1", "--into", str(stage.top), "--only", "kill -9 of compare"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos", *words], cwd=REPOSITORY, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    # A worker, a testbed, and what that runs.
+    while len(started := descendants(running.pid)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.kill()
+    running.wait()
+    assert len(started) >= 3
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+
+
 # --- what is wrong is noticed -----------------------------------------------------------------------
 
 
