@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ DEBUG = ("guest", "reclaim", "debug")
 FAST = ("guest", "reclaim")
 PORT = ("instrumentation", "reclaim-capture", "reclaim-capture-test")
 AS_POSTED = (*PORT, "reclaim-capture-as-posted")
+# The port with checks that can be left out: Mutant.
+MUTANTS = (*PORT, "reclaim-capture-mutants")
 # Each is to be compared with the port, and applies to the counters alone: experiments/alternatives.yaml.
 ALTERNATIVES = ("drain-local", "count-own-pcp", "limit-reclaimers", "rfc-literal")
 # Without it a KASAN kernel does not boot through PVH; kernels that do have no series of that name.
@@ -61,16 +64,31 @@ _USED = (
 )
 
 
+class Mutant(enum.IntFlag):
+    """Checks that MUTANTS can leave out, as in the patch."""
+
+    FLAGS = 1
+    ZONE = 2
+    NODE = 4
+    TYPE = 8
+    USE = 16
+    PREFERRED = 32
+    FIRST = 64
+    # No check: captures out of what any other reclaim frees, too.
+    OTHERS = 128
+
+
 def tree(line: Line) -> Source:
     """The Debian source of a kernel line. Raises HostError if it is not to be had here."""
     return source.resolve(KernelSpec(debian=line.source), cache_directory())
 
 
 def stacks(version: str) -> list[tuple[str, ...]]:
-    """All the series of a version, each in the stack that it applies in: the port's first."""
+    """All the series of a version, each in the stack that it applies in: the port's first, mutants last."""
     names = series.names(version)
-    port = tuple(name for name in names if name not in ALTERNATIVES)
-    return [port, *((PORT[0], name) for name in names if name in ALTERNATIVES)]
+    apart = (*ALTERNATIVES, MUTANTS[-1])
+    port = tuple(name for name in names if name not in apart)
+    return [port, *((PORT[0], name) for name in names if name in ALTERNATIVES), MUTANTS]
 
 
 def kernel(pristine: Source, patches: Sequence[str], config: Sequence[str] = DEBUG) -> Kernel:
@@ -150,6 +168,13 @@ class Subject:
         """Make requests inside the kernel, one after the other; what came of them."""
         self.set(f"{HOOK}/request", ",".join([str(count), *words]))
         return numbers(self.run(f"cat {HOOK}/result"))
+
+    @contextlib.contextmanager
+    def without(self, checks: Mutant) -> Iterator[None]:
+        """Leave these checks out."""
+        self.set(f"{HOOK}/mutant", int(checks))
+        yield
+        self.set(f"{HOOK}/mutant", 0)
 
     @contextlib.contextmanager
     def faults(self, percent: int, times: int) -> Iterator[None]:

@@ -3,14 +3,16 @@
 
 The series `reclaim-capture-test` makes requests inside the kernel and looks at every page. The series
 `reclaim-capture-as-posted` brings back the two mistakes of the first posting (Shaohua Li, RFC to linux-mm,
-September 2010): these tests have to notice them.
+September 2010): these tests have to notice them. With `reclaim-capture-mutants` single checks of the port
+can be left out, and they have to notice that, too.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import pytest
@@ -27,9 +29,11 @@ from tests.guest.subject import (
     EARLY,
     FALLBACK,
     FAST,
+    MUTANTS,
     OFF,
     PORT,
     SECONDS,
+    Mutant,
     Subject,
     bad,
 )
@@ -49,6 +53,8 @@ TWO_NODES = (
 )
 # MiB of page cache that fill both nodes.
 FULL = 224
+# ... and, in the guest with memory that can be taken away, ZONE_MOVABLE and a good part of ZONE_NORMAL.
+CACHED = 256
 # Three quarters of the CMA area, in pages.
 MOST = 3072
 # A block of memory that firmware says can be removed, all of it in ZONE_MOVABLE.
@@ -100,21 +106,37 @@ def as_posted(pristine: Source, image: Image) -> Iterator[Subject]:
 
 @pytest.fixture(scope="module")
 def two_nodes(pristine: Source, image: Image) -> Iterator[Subject]:
-    cmdline = "page_poison=1 cma=16M"
-    with subject.booted(
-        kernel(pristine, PORT), image, memory=320 * MiB, cmdline=cmdline, extra=TWO_NODES
-    ) as booted:
+    with with_two_nodes(kernel(pristine, PORT), image) as booted:
         yield booted
+
+
+@pytest.fixture(scope="module")
+def two_nodes_mutant(pristine: Source, image: Image) -> Iterator[Subject]:
+    with with_two_nodes(kernel(pristine, MUTANTS), image) as booted:
+        yield booted
+
+
+def with_two_nodes(kernel: Kernel, image: Image) -> AbstractContextManager[Subject]:
+    cmdline = "page_poison=1 cma=16M"
+    return subject.booted(kernel, image, memory=320 * MiB, cmdline=cmdline, extra=TWO_NODES)
 
 
 @pytest.fixture(scope="module")
 def hotplug(pristine: Source, image: Image) -> Iterator[Subject]:
     """With memory that can be taken away."""
-    cmdline = "page_owner=on memhp_default_state=online_movable"
-    with subject.booted(
-        kernel(pristine, PORT), image, memory=384 * MiB, cmdline=cmdline, extra=DIMM
-    ) as booted:
+    with with_hotplug(kernel(pristine, PORT), image) as booted:
         yield booted
+
+
+@pytest.fixture(scope="module")
+def hotplug_mutant(pristine: Source, image: Image) -> Iterator[Subject]:
+    with with_hotplug(kernel(pristine, MUTANTS), image) as booted:
+        yield booted
+
+
+def with_hotplug(kernel: Kernel, image: Image) -> AbstractContextManager[Subject]:
+    cmdline = "page_owner=on memhp_default_state=online_movable"
+    return subject.booted(kernel, image, memory=384 * MiB, cmdline=cmdline, extra=DIMM)
 
 
 def test_a_debug_kernel_says_what_is_wrong(pristine: Source, image: Image) -> None:
@@ -227,6 +249,73 @@ def test_only_requests_from_the_reserves_give_pages_that_say_so(port: Subject) -
         assert (bad(result), result["reserve"]) == ({}, 0)
 
 
+def test_without_the_flags_of_the_request_they_do_not_say_so(hotplug_mutant: Subject) -> None:
+    hotplug_mutant.sysctl("reclaim_capture", EARLY)
+    hotplug_mutant.fill_cache(CACHED)
+    with hotplug_mutant.without(Mutant.FLAGS):
+        result = hotplug_mutant.request(500, "direct", "highmem", "movable", "memalloc")
+    assert result["captured"] > 400
+    assert bad(result) == {"bad_reserve": result["captured"]}
+
+
+def cut_off(guest: Subject) -> Mapping[str, int]:
+    """Requests that have the block of the captured page isolated before they use it."""
+    guest.sysctl("reclaim_capture", EARLY)
+    guest.fill_cache(CACHED)
+    result = guest.request(100, "direct", "highmem", "movable", "isolate")
+    # Some blocks cannot be.
+    assert result["cut_off"] > 50
+    return result
+
+
+def test_a_page_whose_block_was_isolated_since_is_not_handed_out(hotplug: Subject) -> None:
+    before = hotplug.counters()["reclaim_capture_unused"]
+    free = hotplug.unaccounted()
+    result = cut_off(hotplug)
+    # They were given other pages.
+    assert (result["given"], bad(result)) == (100, {})
+    assert result["captured"] <= 100 - result["cut_off"]
+    assert hotplug.counters()["reclaim_capture_unused"] - before >= result["cut_off"]
+    assert abs(hotplug.unaccounted() - free) < NOISE
+    hotplug.require_sound()
+
+
+def test_without_the_check_at_use_it_is(hotplug_mutant: Subject) -> None:
+    with hotplug_mutant.without(Mutant.USE):
+        result = cut_off(hotplug_mutant)
+    assert bad(result) == {"bad_cut_off": result["cut_off"]}
+
+
+def test_a_page_of_the_latest_batch_is_kept(hotplug_mutant: Subject) -> None:
+    hotplug_mutant.sysctl("reclaim_capture", EARLY)
+    words = ("direct", "highmem", "movable")
+    hotplug_mutant.fill_cache(CACHED)
+    result = hotplug_mutant.request(500, *words)
+    assert (result["captured"] > 400, bad(result)) == (True, {})
+    hotplug_mutant.fill_cache(CACHED)
+    with hotplug_mutant.without(Mutant.FIRST):
+        assert hotplug_mutant.request(500, *words)["bad_age"] > 0
+
+
+def test_the_preferred_zone_may_go_meanwhile(hotplug: Subject) -> None:
+    hotplug.sysctl("reclaim_capture", EARLY)
+    hotplug.fill_cache(CACHED)
+    result = hotplug.request(100, "direct", "highmem", "movable", "nozone")
+    assert (result["captured"] > 50, bad(result)) == (True, {})
+    hotplug.require_sound()
+
+
+def test_without_a_fallback_for_it_the_kernel_falls_over(pristine: Source, image: Image) -> None:
+    with subject.booted(kernel(pristine, MUTANTS), image) as guest:
+        guest.sysctl("reclaim_capture", EARLY)
+        guest.fill_cache(128)
+        guest.set(f"{subject.HOOK}/mutant", int(Mutant.PREFERRED))
+        guest.require_sound()
+        # Not init, which makes requests otherwise: it does not survive.
+        guest.run("ask 100,direct,movable,nozone true", status=None)
+        assert re.search("null.ptr.deref|NULL pointer dereference", "\n".join(guest.splats()))
+
+
 # --- nodes and zones ---------------------------------------------------------------------------------
 
 
@@ -244,6 +333,24 @@ def test_no_page_is_on_a_forbidden_node(two_nodes: Subject, mode: str, kind: str
     assert output["seen"] > 1000
     assert output["wrong"] == 0
     assert two_nodes.counters()["reclaim_capture"] > before
+
+
+@pytest.mark.parametrize("kind", ["bind", "cpuset"])
+def test_what_others_free_is_captured_with_regard_to_nodes(two_nodes_mutant: Subject, kind: str) -> None:
+    """The request's own reclaim keeps to its nodes, so that these checks hardly ever refuse a page."""
+    two_nodes_mutant.sysctl("reclaim_capture", EARLY)
+    wrong = {}
+    for checks in (Mutant.OTHERS, Mutant.OTHERS | Mutant.NODE):
+        before = two_nodes_mutant.counters()["reclaim_capture_reject_node"]
+        two_nodes_mutant.fill_cache(FULL)
+        with two_nodes_mutant.without(checks):
+            words = f"ask 50,direct,movable,nodes=1 place {kind} 6 {32 * MiB // 4096} 5"
+            output = subject.numbers(two_nodes_mutant.run(words))
+        refused = two_nodes_mutant.counters()["reclaim_capture_reject_node"] - before
+        assert (refused > 0) == (checks == Mutant.OTHERS)
+        wrong[checks] = output["wrong"] + output["bad_node"]
+    assert wrong[Mutant.OTHERS] == 0 < wrong[Mutant.OTHERS | Mutant.NODE]
+    two_nodes_mutant.require_sound()
 
 
 @pytest.mark.parametrize("node", [0, 1])
@@ -276,11 +383,42 @@ def test_a_request_for_low_memory_is_served_there_with_real_high_memory(
         ask_for_low_memory_over_the_soft_limit(guest, FULL)
 
 
-def ask_for_low_memory_over_the_soft_limit(guest: Subject, mib: int) -> None:
-    """Have so much page cache over the soft limit of a memory cgroup, and requests for ZONE_DMA32.
+def test_without_a_pointer_of_its_own_and_checks_it_is_not(two_nodes_mutant: Subject) -> None:
+    two_nodes_mutant.sysctl("reclaim_capture", EARLY)
+    if not limit_softly(two_nodes_mutant, FULL):
+        pytest.skip("soft limits have no effect")
+    for checks in (Mutant.OTHERS, Mutant.OTHERS | Mutant.NODE | Mutant.ZONE):
+        two_nodes_mutant.fill_cache(FULL)
+        with two_nodes_mutant.without(checks):
+            result = two_nodes_mutant.request(200, "direct", "movable", "dma32")
+        assert (result["bad_zone"] > 0) == (Mutant.ZONE in checks)
 
-    Where soft limits have no effect, nothing may free pages above 4 GiB.
-    """
+
+def above_the_request(guest: Subject) -> tuple[Mapping[str, int], int]:
+    """Requests for ZONE_NORMAL that have reclaim free pages of ZONE_MOVABLE: what came of them, and how many
+    pages were not captured since their zone is too high."""
+    guest.sysctl("reclaim_capture", EARLY)
+    guest.fill_cache(CACHED)
+    before = guest.counters()["reclaim_capture_reject_zone"]
+    result = guest.request(200, "direct", "movable", "buffers")
+    return result, guest.counters()["reclaim_capture_reject_zone"] - before
+
+
+def test_a_request_is_served_from_its_zones_while_there_are_too_many_buffers(hotplug: Subject) -> None:
+    result, refused = above_the_request(hotplug)
+    assert bad(result) == {}
+    assert refused > 0
+    hotplug.require_sound()
+
+
+def test_without_the_check_of_the_zone_it_is_not(hotplug_mutant: Subject) -> None:
+    with hotplug_mutant.without(Mutant.ZONE):
+        result, _ = above_the_request(hotplug_mutant)
+    assert set(bad(result)) == {"bad_zone"}
+
+
+def limit_softly(guest: Subject, mib: int) -> bool:
+    """Have so much page cache over the soft limit of a memory cgroup; whether soft limits have an effect."""
     guest.run("mkdir /run/memory")
     # Swap slots that the unified hierarchy has charged make mem_cgroup_swapout() of v1 stumble, patch or not.
     guest.run("swapoff /dev/zram0")
@@ -295,6 +433,15 @@ def ask_for_low_memory_over_the_soft_limit(guest: Subject, mib: int) -> None:
     # What is read again is charged to it.
     guest.sysctl("drop_caches", 1)
     guest.fill_cache(mib)
+    return limited
+
+
+def ask_for_low_memory_over_the_soft_limit(guest: Subject, mib: int) -> None:
+    """Have so much page cache over the soft limit of a memory cgroup, and requests for ZONE_DMA32.
+
+    Where soft limits have no effect, nothing may free pages above 4 GiB.
+    """
+    limited = limit_softly(guest, mib)
     before = free_high_pages(guest)
     assert bad(guest.request(200, "direct", "movable", "dma32")) == {}
     # That there was soft-limit reclaim shows above 4 GiB. Each request has 32 pages freed, on its node: of
@@ -310,15 +457,31 @@ def free_high_pages(guest: Subject) -> int:
     return sum(int(n) for n in re.findall(r"(?m)^ +(?:pages free|count:) +(\d+)", "".join(zones)))
 
 
+def ask_for_the_kernel(guest: Subject) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """The kernel's own requests, while reclaim frees pages of the CMA area and of movable blocks: what came
+    of them, and what the counters of captures say of them."""
+    guest.sysctl("reclaim_capture", EARLY)
+    guest.fill_cache(FULL)
+    before = guest.counters()
+    result = guest.request(200, "direct", "hold")
+    after = guest.counters()
+    guest.request(0)
+    return result, {name: after[name] - before[name] for name in after if name.startswith("reclaim_capture")}
+
+
 def test_memory_that_has_to_stay_movable_does(two_nodes: Subject) -> None:
-    """Reclaim frees pages of the CMA area and of movable blocks; the kernel's own requests get none."""
-    two_nodes.sysctl("reclaim_capture", EARLY)
-    two_nodes.fill_cache(FULL)
-    before = two_nodes.counters()["reclaim_capture_reject_type"]
-    assert bad(two_nodes.request(200, "direct", "hold")) == {}
-    assert two_nodes.counters()["reclaim_capture_reject_type"] > before
-    two_nodes.request(0)
+    """The kernel's own requests get no such page, and do not look for any."""
+    result, counts = ask_for_the_kernel(two_nodes)
+    assert bad(result) == {}
+    assert not any(counts.values())
     two_nodes.require_sound()
+
+
+def test_without_the_check_of_the_migrate_type_it_does_not(two_nodes_mutant: Subject) -> None:
+    with two_nodes_mutant.without(Mutant.TYPE):
+        result, counts = ask_for_the_kernel(two_nodes_mutant)
+    assert counts["reclaim_capture_used"] > 100
+    assert set(bad(result)) == {"bad_block"}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -19,9 +19,10 @@ from tests.guest import subject
 
 def test_the_series_applies_and_is_in_kernel_style(line: Line, pristine: Source, tmp_path: Path) -> None:
     assert pristine.version in line
-    port, *alternatives = stacks = subject.stacks(pristine.version)
+    port, *alternatives, mutants = stacks = subject.stacks(pristine.version)
     assert port[: len(subject.AS_POSTED)] == subject.AS_POSTED
     assert tuple(name for _, name in alternatives) == subject.ALTERNATIVES
+    assert mutants == subject.MUTANTS
     for names in stacks:
         assert series.apply(series.load(names, pristine.version), pristine.read)
     patches = series.load(series.names(pristine.version), pristine.version)

@@ -75,9 +75,12 @@ def test_every_line_of_the_repository_has_the_same_events_and_controls(name: str
         events = re.findall(r'"((?:direct_reclaim|reclaim_capture)\w*)",', added)
         tracepoint = re.findall(r"^TRACE_EVENT.*?^\);", added, re.MULTILINE | re.DOTALL)
         table = re.findall(r"^= =+\n.*?^= =+\n", added, re.MULTILINE | re.DOTALL)
-        interfaces.add((*events, *tracepoint, *table))
+        # Reclaim has no large folios beside those of order 0 on 6.1.
+        large = "reclaim_capture_reject_order"
+        assert (large in events) == (name == "instrumentation" and version != "6.1.192")
+        interfaces.add((*(event for event in events if event != large), *tracepoint, *table))
     assert len(interfaces) == 1
-    assert len(interfaces.pop()) == {"instrumentation": 12, "reclaim-capture": 2}[name]
+    assert len(interfaces.pop()) == {"instrumentation": 22, "reclaim-capture": 2}[name]
 
 
 @pytest.mark.parametrize("version", ["6.2.0", "6.0.19", "6.11.0", "5.10.1"])
