@@ -6,10 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from testbed.analysis import costs
+from testbed.analysis.costs import EXCEEDANCES
 from testbed.analysis.histogram import bucket, quantile
 from testbed.analysis.parse import Measurement
+from testbed.analysis.requests import FATES, Fate
 from testbed.analysis.views import (
     Counted,
     Counts,
@@ -22,6 +25,7 @@ from testbed.analysis.views import (
     Speed,
     View,
     Whole,
+    beyond,
     counter,
     every,
     ratio,
@@ -34,8 +38,6 @@ Kind = Literal["rate", "count", "tail", "fairness", "outcome"]
 which 1 is the best, or as whether a trial ended badly (above 0)."""
 Level = Literal["main", "more"]
 
-# A quantile is told if at least so many operations took longer: of fewer it is a matter of luck.
-EXCEEDANCES = 100
 # Workloads of which each operation takes one page.
 PAGEWISE = {"mmap_test", "swap_thrash", "memcg", "stutter"}
 
@@ -215,6 +217,9 @@ class Metric:
     # Whether trials whose workload failed have it, too, and would be missed if they were left out.
     of_failures: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)
+    # Whether it counts what attempts at the free lists meet, of which there are the fewer the more pages are
+    # handed over before these are asked.
+    unasked: bool = False
 
     def value(self, m: Measurement) -> float | None:
         """Of the whole workload; None where the kernel or the log does not tell it."""
@@ -247,9 +252,10 @@ def _count(
     unit: str = "count",
     level: Level = "more",
     kernels: str = "",
+    unasked: bool = False,
 ) -> Metric:
     view, source = Counted(expression, extensive=True), f"vmstat: {expression.text}"
-    return Metric(name, title, unit, better, "count", view, source, level, kernels)
+    return Metric(name, title, unit, better, "count", view, source, level, kernels, unasked=unasked)
 
 
 def _share(
@@ -261,9 +267,10 @@ def _share(
     source: str = "vmstat",
     level: Level = "more",
     kernels: str = "",
+    unasked: bool = False,
 ) -> Metric:
-    view = Counted(expression, extensive=False)
-    return Metric(name, title, "ratio", better, "rate", view, f"{source}: {expression.text}", level, kernels)
+    view, source = Counted(expression, extensive=False), f"{source}: {expression.text}"
+    return Metric(name, title, "ratio", better, "rate", view, source, level, kernels, unasked=unasked)
 
 
 # Before, these were one a zone, or one for anonymous memory and files together.
@@ -311,13 +318,8 @@ def _of_the_patch() -> Iterator[Metric]:
         level="main",
         kernels=_SINCE["allocstall"],
     )
-    told: Any = {"level": "main", "kernels": "with the instrumentation"}
-    tries, misses = counter("direct_reclaim_try"), counter("direct_reclaim_miss")
-    yield _count("tries", "order-0 tries", "neither", tries, **told)
-    yield _count("misses", "misses before the drain", "lower", misses, **told)
-    drained = counter("direct_reclaim_miss_drained")
-    yield _count("misses_drained", "misses after the drain", "lower", drained, **told)
-    yield _share("misses_per_try", "misses per try", "lower", ratio(misses, tries), **told)
+    yield from _of_attempts()
+    yield from _of_costs()
     yield _event("stock_tries", "order-0 tries (events)", "neither", "tries")
     yield _event("stock_misses_estimated", "misses before (events)", "lower", "misses", ">= 6.0")
     yield _event("stock_misses_drained", "misses after (events)", "lower", "misses_drained")
@@ -336,7 +338,7 @@ def _of_the_patch() -> Iterator[Metric]:
         "tally: thefts / freed",
         "more",
     )
-    told = {"level": "main", "kernels": "with reclaim-capture"}
+    told: Any = {"level": "main", "kernels": "with reclaim-capture"}
     for name, title in {
         "": "pages captured",
         "_used": "captured pages used",
@@ -345,6 +347,99 @@ def _of_the_patch() -> Iterator[Metric]:
         yield _count(f"captures{name}", title, "neither", counter(f"reclaim_capture{name}"), **told)
     rejected = every("reclaim_capture_reject")
     yield _count("captures_rejected", "pages not captured", "neither", rejected, **told)
+    used, failed, tries = map(counter, ("reclaim_capture_used", MISSES, TRIES))
+    handed = ratio(beyond(used, failed), tries)
+    yield _share(
+        "handed_over", "page given before lists are asked", "neither", handed, kernels="with reclaim-capture"
+    )
+    age, source = Whole(costs.captured_age), "trace: age_ns, of captured=1"
+    title, kernels = "captured page's age when used", "with reclaim-capture"
+    yield Metric("capture_age", title, "us", "neither", "rate", age, source, "more", kernels)
+
+
+# How the first attempt after reclaim failed, and that after the drain.
+_FAILURES = {"pcp": "own list not empty", "watermark": "own list empty", "empty": "above the watermark"}
+TRIES, MISSES, DRAINED = "direct_reclaim_try", "direct_reclaim_miss", "direct_reclaim_miss_drained"
+
+
+def _of_attempts() -> Iterator[Metric]:
+    """What the instrumentation counts: what a request met after its own direct reclaim."""
+    told: Any = {"kernels": "with the instrumentation"}
+    main: Any = told | {"level": "main"}
+    tries, misses, repeats = counter(TRIES), counter(MISSES), counter("direct_reclaim_repeat")
+    yield _count("tries", "order-0 tries", "neither", tries, **main)
+    yield _count("repeats", "repeated reclaims", "lower", repeats, **main)
+    for name, title, more, event in (
+        ("misses", "failed at first", " after reclaim", MISSES),
+        ("misses_drained", "failed after the drain", ", too", DRAINED),
+    ):
+        yield _count(name, title + more, "lower", counter(event), **main, unasked=True)
+        for how, said in _FAILURES.items():
+            count = counter(f"{event}_{how}")
+            yield _count(f"{name}_{how}", f"{title}: {said}", "lower", count, **told, unasked=True)
+    yield _share(
+        "misses_per_try", "failed at first, of all tries", "lower", ratio(misses, tries), **main, unasked=True
+    )
+    drains, busy = counter("direct_reclaim_drain"), counter("direct_reclaim_drain_busy")
+    yield _count("drains", "drains that ran", "lower", drains, **told)
+    yield _count("drains_busy", "drains that did not run", "lower", busy, **told)
+    freed, stolen = counter("direct_reclaim_freed"), counter("direct_reclaim_stolen")
+    yield _count("freed", "pages freed by these requests", "neither", freed, unit="pages", **told)
+    yield _count("stolen", "pages stolen while the task waited", "lower", stolen, unit="pages", **main)
+    yield _share("stolen_share", "pages stolen, of those freed", "lower", ratio(stolen, freed), **told)
+
+
+def _of_costs() -> Iterator[Metric]:
+    """What requests that reclaim pay for their page, and who."""
+
+    def told(name: str, title: str, unit: str, view: View, source: str, **more: Any) -> Metric:
+        usual: Any = {
+            "better": "lower",
+            "kind": "rate",
+            "level": "more",
+            "kernels": "with the instrumentation",
+        }
+        return Metric(name, title, unit, view=view, source=f"trace: {source}", **usual | more)
+
+    of_tasks = "wait_ns, slow_ns; tasks: ns"
+    of_all, source = "tasks' time from reclaim to page", "wait_ns, slow_ns"
+    yield told("wait_share", of_all, "ratio", costs.share(costs.wait), of_tasks, level="main")
+    view = costs.worst_share(costs.wait)
+    yield told("wait_share_worst", "worst task's time from reclaim to page", "ratio", view, of_tasks)
+    yield told("wait_mean", "from reclaim to page, mean", "us", costs.mean(costs.wait), source, level="main")
+    for name, q in {"p50": 0.5, "p90": 0.9, "p99": 0.99}.items():
+        view, shown = costs.quantile(costs.wait, q), "main" if name == "p90" else "more"
+        title = f"from reclaim to page, {name}"
+        yield told(f"wait_{name}", title, "us", view, source, kind="tail", level=shown)
+        view = costs.quantile(costs.slow, q)
+        yield told(f"slow_{name}", f"slow path {name}", "us", view, "slow_ns", kind="tail")
+    view = costs.longest(costs.wait)
+    yield told("wait_max", "from reclaim to page, max", "us", view, source, kind="tail")
+    for fate in FATES:
+        view, said = costs.mean(costs.wait, fate), f"{source}; {_FATES[fate]}"
+        yield told(f"wait_mean_{fate}", f"from reclaim to page: {_FATES[fate]}", "us", view, said)
+        view, said = costs.share(costs.wait, fate), f"{of_tasks}; {_FATES[fate]}"
+        yield told(f"wait_share_{fate}", f"{of_all}: {_FATES[fate]}", "ratio", view, said)
+    yield told("slow_share", "time in the slow path", "ratio", costs.share(costs.slow), "slow_ns; tasks: ns")
+    index, source = costs.shared(costs.wait, jain), "wait_ns, slow_ns; tasks: group main"
+    fair: Any = {"better": "higher", "kind": "fairness", "level": "main"}
+    yield told("wait_fairness", "Jain's fairness of the wait", "index", index, source, **fair)
+    yield told("wait_gini", "Gini of the wait", "index", costs.shared(costs.wait, costs.gini), source)
+    view, source = Whole(costs.all_stolen), "stolen >= freed, of requests that freed pages"
+    yield told("all_stolen", "requests robbed of all they freed", "ratio", view, source)
+    view, source = Whole(costs.freed_per_request), "freed / requests"
+    yield told("freed_per_request", "freed until a task had its page", "pages", view, source)
+    lost, source = Whole(lambda m: m.unrecorded), "direct_reclaim_try of vmstat, less the records"
+    yield told("records_lost", "lost records", "count", lost, source, kind="count")
+
+
+_FATES: Mapping[Fate, str] = {
+    "page": "a page at once",
+    "captured": "given a captured page",
+    **{cast(Fate, how): f"failed, {said}" for how, said in _FAILURES.items()},
+    "repeat": "reclaimed again",
+    "unserved": "no page in the records",
+}
 
 
 def _of_tasks() -> Iterator[Metric]:
