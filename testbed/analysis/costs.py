@@ -8,8 +8,10 @@ follows.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+from testbed.analysis.episodes import beyond_own_part
 from testbed.analysis.parse import Measurement
 from testbed.analysis.requests import Chain, Fate
 from testbed.analysis.views import Whole
@@ -121,6 +123,14 @@ def freed_per_request(m: Measurement) -> float | None:
     """Pages that a request's reclaims freed until it had its own."""
     freed = [chain.last.freed for chain in m.chains or ()]
     return sum(freed) / len(freed) if freed else None
+
+
+def freed_for_others(m: Measurement) -> float | None:
+    """As episodes.freed_for_others, of the pages that tasks freed until they had their own."""
+    freed: Counter[int] = Counter()
+    for chain in m.chains or ():
+        freed[chain.first.pid] += chain.last.freed
+    return beyond_own_part(m, freed)
 
 
 def captured_age(m: Measurement) -> float | None:
