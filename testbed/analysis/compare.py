@@ -173,9 +173,12 @@ def by_construction(metric: Metric, first: Arm, arm: Arm) -> str:
     failures of all attempts that are left would be fewer, per try, than the other arm has.
     """
     for one, other in ((first, arm), (arm, first)) if metric.unasked else ():
-        given, failed = (
-            side.values.get(name, {}) for side, name in ((one, "handed_over"), (other, "misses_per_try"))
-        )
+        given, tries = one.values.get("handed_over", {}), other.values.get("tries", {})
+        failed = {
+            seed: value / (tries[seed] if metric.kind == "count" else 1)
+            for seed, value in other.values[metric.name].items()
+            if tries.get(seed)
+        }
         seeds = given.keys() & failed.keys()
         if seeds and sum(1 - given[seed] for seed in seeds) < sum(failed[seed] for seed in seeds):
             share = sum(given[seed] for seed in seeds) / len(seeds)
