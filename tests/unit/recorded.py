@@ -38,9 +38,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "tests" / "data"
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
 
-# 6.1.192 under TCG, 16 tasks, 128 MiB, 3 s. After 269 of 401 direct reclaims there was no page at first in one,
-# after none in the other. That kernel had records of these alone: all others, and the fields and counters that
-# it had not, are made up, so that they fit together.
+# 6.1.192 under TCG, 16 tasks, 128 MiB, 3 s. After 269 of 401 direct reclaims there was no page at first in
+# one, after none in the other. That kernel had records of these alone. All others, and the fields and
+# counters that it had not, are made up, so that they fit together.
 UNPATCHED = gzip.decompress((DATA / "unpatched.log.gz").read_bytes())
 PATCHED = gzip.decompress((DATA / "patched.log.gz").read_bytes())
 

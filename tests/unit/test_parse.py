@@ -93,8 +93,8 @@ def test_the_numbers_are_those_in_the_log() -> None:
     first = body("trace")[0]
     assert (first.split()[0], "progress=49 " in first) == ("mmap_test-92", True)
     (said,) = re.findall(r"reclaim_ns=(\d+) wait_ns=(\d+) slow_ns=(\d+)", first)
-    times = dict(zip(("reclaim_ns", "wait_ns", "slow_ns"), map(int, said), strict=True))
-    pages = {"order": 0, "progress": 49, "freed": 49, "stolen": 49}
+    times: dict[str, Any] = dict(zip(("reclaim_ns", "wait_ns", "slow_ns"), map(int, said), strict=True))
+    pages: dict[str, Any] = {"order": 0, "progress": 49, "freed": 49, "stolen": 49}
     met: dict[str, Any] = {"first": "pcp", "second": "page", "drained": 2, "captured": 0, "allocated": 1}
     expected = Request(comm="mmap_test", pid=92, round=1, age_ns=0, **pages, **met, **times)
     assert measured.requests[0] == measured.misses[0] == expected

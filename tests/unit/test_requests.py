@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from testbed.analysis.metrics import METRICS, jain
 from testbed.analysis.parse import Measurement, Reading, Task, Workload, parse
 from testbed.analysis.requests import FATES, Chain, Request, chains, requests
 from testbed.report import gate, html, interchange, words
-from testbed.report.document import ComparisonReport
+from testbed.report.document import ComparisonReport, document
 from testbed.report.remarks import remarks
 from tests.unit import recorded
 from tests.unit.recorded import PATCHED, RECORD, REPOSITORY, UNPATCHED, traced
@@ -38,7 +37,7 @@ def request(comm: str = "mmap_test", pid: int = 91, **changes: int | str) -> Req
 
 # --- a line ---------------------------------------------------------------------------------------
 
-FAILED = {"first": "pcp", "second": "page", "drained": 1, "wait_ns": 90_000}
+FAILED: dict[str, Any] = {"first": "pcp", "second": "page", "drained": 1, "wait_ns": 90_000}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_rounds_of_a_request_are_put_together() -> None:
 
 
 @pytest.mark.parametrize("next_", [{"round": 1, "slow_ns": 200}, {"round": 2, "slow_ns": 99}])
-def test_a_request_that_got_no_page_ends_with_its_last_record(next_: dict[str, int]) -> None:
+def test_a_request_that_got_no_page_ends_with_its_last_record(next_: dict[str, Any]) -> None:
     gave_up = request(allocated=0, first="empty", second="empty", wait_ns=40, slow_ns=100)
     found = chains([gave_up, request(**next_)])
     assert [chain.fate for chain in found] == ["unserved", "repeat" if next_["round"] > 1 else "page"]
@@ -116,23 +115,29 @@ def test_what_became_of_a_request(record: dict[str, Any], fate: str) -> None:
 
 
 def task(pid: int, ns: int = 10**9, group: str = "main") -> Task:
-    zero = dict.fromkeys(("signal", "status", "max_ns", "minor_faults", "major_faults"), 0)
-    return Task(group=group, pid=pid, ops=10 * pid, ns=ns, histogram={}, **zero)
+    zero: dict[str, Any] = dict.fromkeys(("signal", "status", "max_ns", "minor_faults", "major_faults"), 0)
+    said = {"group": group, "pid": pid, "ops": 10 * pid, "ns": ns, "histogram": []}
+    return Task.model_validate(zero | said)
 
 
 def measured(
-    records: Sequence[Request], tries: int | None = None, tasks: Sequence[Task] = (task(1), task(2)), **more: int
+    records: Sequence[Request],
+    tries: int | None = None,
+    tasks: Sequence[Task] = (task(1), task(2)),
+    **more: int,
 ) -> Measurement:
     counted = {"direct_reclaim_try": len(records) if tries is None else tries, **more}
     reading = Reading(dict.fromkeys(counted, 0), counted)
-    made = {"workload": "mmap_test", "seed": 1, "clock_ns": 1, "facts": {}, "tasks": ()}
-    workload = Workload.model_construct(**made | {"name": "mmap_test", "tasks": tuple(tasks)})
+    told = {"workload": "mmap_test", "seed": 1, "clock_ns": 1, "facts": {}, "tasks": tuple(tasks)}
+    workload = Workload.model_validate(told)
     return Measurement(workload=workload, vmstat=reading, requests=tuple(records))
 
 
 RECORDS = [
     request(pid=1, wait_ns=10_000, slow_ns=500_000, freed=30, stolen=30),
-    request(pid=2, first="pcp", second="page", drained=1, wait_ns=200_000, slow_ns=900_000, freed=50, stolen=49),
+    request(
+        pid=2, first="pcp", second="page", drained=1, wait_ns=200_000, slow_ns=900_000, freed=50, stolen=49
+    ),
     request(pid=1, first="none", captured=1, wait_ns=1_000, slow_ns=300_000, age_ns=4_000, freed=20),
     request(pid=2, first="empty", second="empty", allocated=0, wait_ns=50_000, slow_ns=400_000, freed=10),
     request(pid=2, round=2, first="none", captured=1, wait_ns=3_000, slow_ns=700_000, age_ns=2_000, freed=0),
@@ -196,7 +201,10 @@ def test_of_some_records_no_cost_follows() -> None:
 
 
 def test_lost_records_are_remarked() -> None:
-    seen = [Observation(recorded.record("a", seed), measured(RECORDS, tries)) for seed, tries in ((1, 6), (2, 1009))]
+    seen = [
+        Observation(recorded.record("a", seed), measured(RECORDS, tries))
+        for seed, tries in ((1, 6), (2, 1009))
+    ]
     arms = compare(["a"], seen).arms
     said = [remark for remark in remarks(recorded.plan(["a"]), arms) if remark.kind == "records lost"]
     assert [remark.text for remark in said] == [
@@ -255,7 +263,9 @@ STOCK, EARLY = counts(1000, 150, 0, drained=2), counts(1010, 0, 1010)
         (counts(1000, 0, 0), EARLY, "misses", False),
     ],
 )
-def test_what_is_not_asked_cannot_fail(before: Measurement, after: Measurement, metric: str, settled: bool) -> None:
+def test_what_is_not_asked_cannot_fail(
+    before: Measurement, after: Measurement, metric: str, settled: bool
+) -> None:
     made = arms(before, after)
     reason = by_construction(METRIC[metric], *made.arms.values())
     assert bool(reason) == settled
@@ -279,16 +289,14 @@ def report_of_it() -> ComparisonReport:
         for arm, log in (("unpatched", UNPATCHED), ("patched", PATCHED))
         for seed in range(1, 7)
     ]
-    plan = recorded.plan(["unpatched", "patched"])
-    made = recorded.documented(plan, seen, [])
-    margins = {"misses": 0.05}
-    verdicts = judgements(compare(["unpatched", "patched"], seen), margins, alpha=0.05, sequential=False)
-    return recorded.documented(plan, seen, [], verdicts) if made else made
+    made = compare(["unpatched", "patched"], seen)
+    verdicts = judgements(made, {"misses": 0.05}, alpha=0.05, sequential=False)
+    return document(recorded.plan(), made, seen, [o.record for o in seen], verdicts)
 
 
 SENTENCE = (
-    "failed at first after reclaim: decided by construction: patched gives a page to 100% of its tries before "
-    "the free lists are asked, from 269 to 0"
+    "failed at first after reclaim: decided by construction: patched gives a page to 100% of its tries "
+    "before the free lists are asked, from 269 to 0"
 )
 
 
