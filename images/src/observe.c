@@ -37,7 +37,7 @@
 
 #define TEXT 32768		/* of a file in /proc */
 #define LONG_TEXT 131072	/* of zoneinfo, with many CPUs and nodes */
-#define MAX_COLUMNS 96
+#define MAX_COLUMNS 128
 #define MAX_ROWS 2048
 #define MAX_KSWAPD 8
 #define MAX_HOLDERS 64
@@ -220,12 +220,20 @@ static int is_reached(int index, int i, uint64_t had)
 	return wanted < before ? had <= wanted : had >= wanted;
 }
 
-/* Whether target i leads back from the one before. */
+/* Whether target i leads back, from where the last one that was another led. */
 static int turns(int i)
 {
-	uint64_t before = i > 1 ? target[i - 2].pages : 0, last = target[i - 1].pages;
+	uint64_t from = target[i - 1].pages;
 
-	return (last > before) != (target[i].pages > last);
+	if (target[i].pages == from)
+		return 0;
+	for (int j = i - 1; j >= 0; j--) {
+		uint64_t before = j ? target[j - 1].pages : 0;
+
+		if (target[j].pages != before)
+			return (target[j].pages > before) != (target[i].pages > from);
+	}
+	return 0;
 }
 
 /*
@@ -661,8 +669,9 @@ int main(int argc, char **argv)
 		close(go[1]);
 		status = watch(child);
 		snapshot(1);
-		record('0');
+		/* What they reclaim for is counted before they end, and is to have its record. */
 		end_holders();
+		record('0');
 		write_snapshots();
 		write_samples();
 		write_held();

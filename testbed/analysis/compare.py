@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from testbed.analysis.metrics import METRICS, Metric
 from testbed.analysis.oom import Kill
-from testbed.analysis.parse import Measurement, Miss
+from testbed.analysis.parse import Measurement
+from testbed.analysis.requests import Request
 from testbed.ledger.record import LOST, MEASURED, Record
 
 # The arms' kernels may differ by some pages in size; more would be another experiment.
@@ -44,7 +45,7 @@ class Arm:
     values: Mapping[str, Mapping[int, float]]
     phases: Mapping[str, Mapping[str, Mapping[int, float]]]
     memory: Mapping[int, int]
-    misses: tuple[Miss, ...]
+    misses: tuple[Request, ...]
     outcomes: Mapping[str, int]
     kills: Mapping[int, tuple[Kill, ...]]
 
@@ -163,6 +164,26 @@ def _phases(
             for phase, value in values.items() if len(values) > 1 else ():
                 by_metric.setdefault(metric.name, {}).setdefault(phase, {})[o.record.seed] = value
     return by_metric
+
+
+def by_construction(metric: Metric, first: Arm, arm: Arm) -> str:
+    """Why one of the arms has fewer of what the metric counts, whatever else it does; empty if it need not.
+
+    Where a page is given before the free lists are asked, nothing can fail there. So it is decided if even
+    failures of all attempts that are left would be fewer, per try, than the other arm has.
+    """
+    for one, other in ((first, arm), (arm, first)) if metric.unasked else ():
+        given, tries = one.values.get("handed_over", {}), other.values.get("tries", {})
+        failed = {
+            seed: value / (tries[seed] if metric.kind == "count" else 1)
+            for seed, value in other.values[metric.name].items()
+            if tries.get(seed)
+        }
+        seeds = given.keys() & failed.keys()
+        if seeds and sum(1 - given[seed] for seed in seeds) < sum(failed[seed] for seed in seeds):
+            share = sum(given[seed] for seed in seeds) / len(seeds)
+            return f"{one.name} gives a page to {share:.0%} of its tries before the free lists are asked"
+    return ""
 
 
 def median(values: Mapping[int, float]) -> float | None:

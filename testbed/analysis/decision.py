@@ -10,10 +10,17 @@ from typing import Literal
 
 Direction = Literal["improved", "regressed", "changed"]
 Verdict = Literal[
-    "improved", "regressed", "changed", "equivalent", "different but small", "inconclusive", "none"
+    "improved",
+    "regressed",
+    "changed",
+    "equivalent",
+    "different but small",
+    "by construction",
+    "inconclusive",
+    "none",
 ]
 DECIDED: frozenset[Verdict] = frozenset(
-    {"improved", "regressed", "changed", "equivalent", "different but small"}
+    {"improved", "regressed", "changed", "equivalent", "different but small", "by construction"}
 )
 
 
@@ -75,6 +82,8 @@ class Decision:
     `disagreement`: the cross-check, which is always a test at a fixed number of pairs, comes to another
     answer, or to the other direction, although it has enough pairs to come to either. In a sequence of looks
     a change that it alone sees does not count: to see it later is the price of looking.
+
+    Nothing is tested of a metric that is decided `by construction`: `reason` says of which.
 
     `drift`, if the pairs depend on each other in the order in which they were run.
     """

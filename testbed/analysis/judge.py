@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from testbed.analysis.compare import Arm, Comparison
+from testbed.analysis.compare import Arm, Comparison, by_construction
 from testbed.analysis.decision import Judgement
 from testbed.analysis.drift import LEVEL, differences, drift
 from testbed.analysis.metrics import Metric
@@ -78,4 +78,5 @@ def question(
     if metric.name not in margins and not (before and after):
         return None
     margin = margins.get(metric.name, 0.0)
-    return Question(metric.name, before, after, metric.kind, metric.better, margin)
+    settled = by_construction(metric, first, arm)
+    return Question(metric.name, before, after, metric.kind, metric.better, margin, settled)

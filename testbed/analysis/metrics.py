@@ -6,10 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypedDict, Unpack, cast
 
+from testbed.analysis import costs, episodes
+from testbed.analysis.costs import EXCEEDANCES
 from testbed.analysis.histogram import bucket, quantile
 from testbed.analysis.parse import Measurement
+from testbed.analysis.requests import FATES, Fate
 from testbed.analysis.views import (
     Counted,
     Counts,
@@ -22,6 +25,7 @@ from testbed.analysis.views import (
     Speed,
     View,
     Whole,
+    beyond,
     counter,
     every,
     ratio,
@@ -33,11 +37,6 @@ Kind = Literal["rate", "count", "tail", "fairness", "outcome"]
 """How values are to be compared: as ratios of rates or counts, as quantiles of a distribution, as an index of
 which 1 is the best, or as whether a trial ended badly (above 0)."""
 Level = Literal["main", "more"]
-
-# A quantile is told if at least so many operations took longer: of fewer it is a matter of luck.
-EXCEEDANCES = 100
-# Workloads of which each operation takes one page.
-PAGEWISE = {"mmap_test", "swap_thrash", "memcg", "stutter"}
 
 
 # --- what they say --------------------------------------------------------------------------------
@@ -100,49 +99,6 @@ def _episodes(of: Callable[[Measurement], float | None]) -> Whole:
 
 def _episode_quantile(q: float) -> Whole:
     return _episodes(lambda m: quantile_us(m.episodes.duration, q) if m.episodes else None)
-
-
-def _pages_per_episode(m: Measurement) -> float | None:
-    # Not from the histogram, whose last bucket is `or more`.
-    tasks = m.episodes.tasks if m.episodes else ()
-    count = sum(task.episodes for task in tasks)
-    return sum(task.pages for task in tasks) / count if count else None
-
-
-def _freed_for_others(m: Measurement) -> float | None:
-    """Of the pages that tasks freed in direct reclaim, the share that was freed beyond each one's part.
-
-    A task's part of all freed pages is its part of all pages touched. 0: everybody freed as much as came of
-    its own touches; near 1: some freed what others got. It is the Hoover index (E. M. Hoover, Review of
-    Economic Statistics 18(4), 1936) of reclaim over touches.
-    """
-    if m.workload is None or m.workload.name not in PAGEWISE or m.episodes is None:
-        return None
-    freed = {task.pid: task.pages for task in m.episodes.tasks}
-    pairs = [(freed.get(task.pid, 0), task.ops) for task in m.workload.tasks]
-    all_freed, all_got = sum(mine for mine, _ in pairs), sum(got for _, got in pairs)
-    if not all_freed or not all_got:
-        return None
-    beyond = (max(0.0, mine / all_freed - got / all_got) for mine, got in pairs)
-    return sum(beyond)
-
-
-def _stalls(m: Measurement) -> list[float] | None:
-    """The share of its time that each task of the workload spent in direct reclaim."""
-    if m.workload is None or m.episodes is None:
-        return None
-    stalled = {task.pid: task.ns for task in m.episodes.tasks}
-    return [stalled.get(task.pid, 0) / task.ns for task in m.workload.tasks if task.ns] or None
-
-
-def _mean_stall(m: Measurement) -> float | None:
-    shares = _stalls(m)
-    return sum(shares) / len(shares) if shares else None
-
-
-def _worst_stall(m: Measurement) -> float | None:
-    shares = _stalls(m)
-    return max(shares) if shares else None
 
 
 def _oom_kills(m: Measurement) -> int | None:
@@ -215,6 +171,9 @@ class Metric:
     # Whether trials whose workload failed have it, too, and would be missed if they were left out.
     of_failures: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)
+    # Whether it counts what attempts at the free lists meet, of which there are the fewer the more pages are
+    # handed over before these are asked.
+    unasked: bool = False
 
     def value(self, m: Measurement) -> float | None:
         """Of the whole workload; None where the kernel or the log does not tell it."""
@@ -247,9 +206,10 @@ def _count(
     unit: str = "count",
     level: Level = "more",
     kernels: str = "",
+    unasked: bool = False,
 ) -> Metric:
     view, source = Counted(expression, extensive=True), f"vmstat: {expression.text}"
-    return Metric(name, title, unit, better, "count", view, source, level, kernels)
+    return Metric(name, title, unit, better, "count", view, source, level, kernels, unasked=unasked)
 
 
 def _share(
@@ -261,9 +221,15 @@ def _share(
     source: str = "vmstat",
     level: Level = "more",
     kernels: str = "",
+    unasked: bool = False,
 ) -> Metric:
-    view = Counted(expression, extensive=False)
-    return Metric(name, title, "ratio", better, "rate", view, f"{source}: {expression.text}", level, kernels)
+    view, source = Counted(expression, extensive=False), f"{source}: {expression.text}"
+    return Metric(name, title, "ratio", better, "rate", view, source, level, kernels, unasked=unasked)
+
+
+class _Told(TypedDict, total=False):
+    level: Level
+    kernels: str
 
 
 # Before, these were one a zone, or one for anonymous memory and files together.
@@ -311,13 +277,8 @@ def _of_the_patch() -> Iterator[Metric]:
         level="main",
         kernels=_SINCE["allocstall"],
     )
-    told: Any = {"level": "main", "kernels": "with the instrumentation"}
-    tries, misses = counter("direct_reclaim_try"), counter("direct_reclaim_miss")
-    yield _count("tries", "order-0 tries", "neither", tries, **told)
-    yield _count("misses", "misses before the drain", "lower", misses, **told)
-    drained = counter("direct_reclaim_miss_drained")
-    yield _count("misses_drained", "misses after the drain", "lower", drained, **told)
-    yield _share("misses_per_try", "misses per try", "lower", ratio(misses, tries), **told)
+    yield from _of_attempts()
+    yield from _of_costs()
     yield _event("stock_tries", "order-0 tries (events)", "neither", "tries")
     yield _event("stock_misses_estimated", "misses before (events)", "lower", "misses", ">= 6.0")
     yield _event("stock_misses_drained", "misses after (events)", "lower", "misses_drained")
@@ -336,7 +297,7 @@ def _of_the_patch() -> Iterator[Metric]:
         "tally: thefts / freed",
         "more",
     )
-    told = {"level": "main", "kernels": "with reclaim-capture"}
+    told: _Told = {"level": "main", "kernels": "with reclaim-capture"}
     for name, title in {
         "": "pages captured",
         "_used": "captured pages used",
@@ -345,6 +306,103 @@ def _of_the_patch() -> Iterator[Metric]:
         yield _count(f"captures{name}", title, "neither", counter(f"reclaim_capture{name}"), **told)
     rejected = every("reclaim_capture_reject")
     yield _count("captures_rejected", "pages not captured", "neither", rejected, **told)
+    used, failed, tries = map(counter, ("reclaim_capture_used", MISSES, TRIES))
+    handed = ratio(beyond(used, failed), tries)
+    yield _share(
+        "handed_over", "page given before lists are asked", "neither", handed, kernels="with reclaim-capture"
+    )
+    age, source = Whole(costs.captured_age), "trace: age_ns, of captured=1"
+    title, kernels = "captured page's age when used", "with reclaim-capture"
+    yield Metric("capture_age", title, "us", "neither", "rate", age, source, "more", kernels)
+
+
+# How the first attempt after reclaim failed, and that after the drain.
+_FAILURES = {"pcp": "own list not empty", "watermark": "own list empty", "empty": "above the watermark"}
+TRIES, MISSES, DRAINED = "direct_reclaim_try", "direct_reclaim_miss", "direct_reclaim_miss_drained"
+
+
+def _of_attempts() -> Iterator[Metric]:
+    """What the instrumentation counts: what a request met after its own direct reclaim."""
+    told: _Told = {"kernels": "with the instrumentation"}
+    main: _Told = {"level": "main", "kernels": "with the instrumentation"}
+    tries, misses, repeats = counter(TRIES), counter(MISSES), counter("direct_reclaim_repeat")
+    yield _count("tries", "order-0 tries", "neither", tries, **main)
+    yield _count("repeats", "repeated reclaims", "lower", repeats, **main)
+    for name, title, more, event in (
+        ("misses", "failed at first", " after reclaim", MISSES),
+        ("misses_drained", "failed after the drain", ", too", DRAINED),
+    ):
+        yield _count(name, title + more, "lower", counter(event), **main, unasked=True)
+        for how, said in _FAILURES.items():
+            count = counter(f"{event}_{how}")
+            yield _count(f"{name}_{how}", f"{title}: {said}", "lower", count, **told, unasked=True)
+    yield _share(
+        "misses_per_try", "failed at first, of all tries", "lower", ratio(misses, tries), **main, unasked=True
+    )
+    drains, busy = counter("direct_reclaim_drain"), counter("direct_reclaim_drain_busy")
+    yield _count("drains", "drains that ran", "lower", drains, **told)
+    yield _count("drains_busy", "drains that did not run", "lower", busy, **told)
+    freed, stolen = counter("direct_reclaim_freed"), counter("direct_reclaim_stolen")
+    yield _count("freed", "pages freed by these requests", "neither", freed, unit="pages", **told)
+    yield _count("stolen", "pages stolen while the task waited", "lower", stolen, unit="pages", **main)
+    yield _share("stolen_share", "pages stolen, of those freed", "lower", ratio(stolen, freed), **told)
+
+
+class _More(TypedDict, total=False):
+    better: Better
+    kind: Kind
+    level: Level
+
+
+def _of_costs() -> Iterator[Metric]:
+    """What requests that reclaim pay for their page, and who."""
+
+    def told(name: str, title: str, unit: str, view: View, source: str, **more: Unpack[_More]) -> Metric:
+        said: _More = {"better": "lower", "kind": "rate", "level": "more", **more}
+        kernels = "with the instrumentation"
+        return Metric(name, title, unit, view=view, source=f"trace: {source}", kernels=kernels, **said)
+
+    of_tasks = "wait_ns, slow_ns; tasks: ns"
+    of_all, source = "tasks' time from reclaim to page", "wait_ns, slow_ns"
+    yield told("wait_share", of_all, "ratio", costs.share(costs.wait), of_tasks, level="main")
+    view = costs.worst_share(costs.wait)
+    yield told("wait_share_worst", "worst task's time from reclaim to page", "ratio", view, of_tasks)
+    yield told("wait_mean", "from reclaim to page, mean", "us", costs.mean(costs.wait), source, level="main")
+    for name, q in {"p50": 0.5, "p90": 0.9, "p99": 0.99}.items():
+        level: Level = "main" if name == "p90" else "more"
+        view, title = costs.quantile(costs.wait, q), f"from reclaim to page, {name}"
+        yield told(f"wait_{name}", title, "us", view, source, kind="tail", level=level)
+        view = costs.quantile(costs.slow, q)
+        yield told(f"slow_{name}", f"slow path {name}", "us", view, "slow_ns", kind="tail")
+    view = costs.longest(costs.wait)
+    yield told("wait_max", "from reclaim to page, max", "us", view, source, kind="tail")
+    for fate in FATES:
+        view, said = costs.mean(costs.wait, fate), f"{source}; {_FATES[fate]}"
+        yield told(f"wait_mean_{fate}", f"from reclaim to page: {_FATES[fate]}", "us", view, said)
+        view, said = costs.share(costs.wait, fate), f"{of_tasks}; {_FATES[fate]}"
+        yield told(f"wait_share_{fate}", f"{of_all}: {_FATES[fate]}", "ratio", view, said)
+    yield told("slow_share", "time in the slow path", "ratio", costs.share(costs.slow), "slow_ns; tasks: ns")
+    index, source = costs.shared(costs.wait, jain), "wait_ns, slow_ns; tasks: group main"
+    fair: _More = {"better": "higher", "kind": "fairness", "level": "main"}
+    yield told("wait_fairness", "Jain's fairness of the wait", "index", index, source, **fair)
+    yield told("wait_gini", "Gini of the wait", "index", costs.shared(costs.wait, costs.gini), source)
+    view, source = Whole(costs.all_stolen), "stolen >= freed, of requests that freed pages"
+    yield told("all_stolen", "requests robbed of all they freed", "ratio", view, source)
+    view, source = Whole(costs.freed_per_request), "freed / requests"
+    yield told("freed_per_request", "freed until a task had its page", "pages", view, source)
+    view, source = Whole(costs.freed_for_others), f"freed; tasks: ops; {_PAGEWISE}"
+    yield told("freed_beyond", "freed beyond one's own part (records)", "ratio", view, source)
+    lost, source = Whole(lambda m: m.unrecorded), "direct_reclaim_try of vmstat, less the records"
+    yield told("records_lost", "lost records", "count", lost, source, kind="count")
+
+
+_FATES: Mapping[Fate, str] = {
+    "page": "a page at once",
+    "captured": "given a captured page",
+    **{cast(Fate, how): f"failed, {said}" for how, said in _FAILURES.items()},
+    "repeat": "reclaimed again",
+    "unserved": "no page in the records",
+}
 
 
 def _of_tasks() -> Iterator[Metric]:
@@ -383,7 +441,7 @@ def _of_reclaim() -> Iterator[Metric]:
     yield _pages("pgscan_kswapd", "pages scanned by kswapd", "lower", "pgscan_kswapd")
     yield _pages("pgsteal_direct", "pages freed directly", "lower", "pgsteal_direct")
     yield _pages("pgsteal_kswapd", "pages freed by kswapd", "neither", "pgsteal_kswapd")
-    told: Any = {"level": "main", "kernels": _SINCE["pgscan"]}
+    told: _Told = {"level": "main", "kernels": _SINCE["pgscan"]}
     scanned = {who: counter(f"pgscan_{who}") for who in ("direct", "kswapd")}
     freed = {who: counter(f"pgsteal_{who}") for who in scanned}
     for who, title in {"direct": "direct reclaim's efficiency", "kswapd": "kswapd's efficiency"}.items():
@@ -401,6 +459,9 @@ def _of_reclaim() -> Iterator[Metric]:
     yield _count("major_faults", "major faults", "lower", counter("pgmajfault"))
 
 
+_PAGEWISE = f"of {', '.join(sorted(episodes.PAGEWISE))}"
+
+
 def _of_episodes() -> Iterator[Metric]:
     """Direct reclaims one by one."""
     source = "episodes: duration"
@@ -409,17 +470,17 @@ def _of_episodes() -> Iterator[Metric]:
     for name, q in {"p50": 0.5, "p90": 0.9, "p99": 0.99}.items():
         view = _episode_quantile(q)
         yield Metric(f"episode_{name}", f"direct reclaim {name}", "us", "lower", "tail", view, source)
-    view, title = _episodes(_pages_per_episode), "pages freed per direct reclaim"
+    view, title = _episodes(episodes.pages_per_episode), "pages freed per direct reclaim"
     yield Metric(
         "pages_per_episode", title, "pages", "neither", "rate", view, "episodes: pages / episodes", "more"
     )
-    view, title = _episodes(_freed_for_others), "freed beyond one's own part"
-    source = f"episodes: pages, tasks: ops; of {', '.join(sorted(PAGEWISE))}"
+    view, title = _episodes(episodes.freed_for_others), "freed beyond one's own part"
+    source = f"episodes: pages, tasks: ops; {_PAGEWISE}"
     yield Metric("freed_for_others", title, "ratio", "lower", "rate", view, source)
     source = "episodes: tasks (ns), tasks: ns"
-    view, title = _episodes(_mean_stall), "a task's time in direct reclaim"
+    view, title = _episodes(episodes.mean_stall), "a task's time in direct reclaim"
     yield Metric("stall", title, "ratio", "lower", "rate", view, source)
-    view, title = _episodes(_worst_stall), "worst task's time in direct reclaim"
+    view, title = _episodes(episodes.worst_stall), "worst task's time in direct reclaim"
     yield Metric("stall_worst", title, "ratio", "lower", "rate", view, source)
 
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from testbed import wire
 from testbed.analysis.histogram import BUCKETS
 from testbed.analysis.oom import Kill, kills
+from testbed.analysis.requests import Chain, Request, chains, requests
 
 T = TypeVar("T")
 
@@ -34,11 +35,9 @@ _ROWS = re.compile(r"[-0-9 \n]*")
 _USER = re.compile(rb"(?:^|\n)#tb:user(?: [^\r\n]*)?\r?\n")
 # How many frames there were, in the mark at the end.
 _SENT = re.compile(rb" frames=([0-9]{1,4})(?=[ \r\n])")
-_TRACE = re.compile(
-    r"^ *(?P<comm>.{1,16}?)-(?P<pid>[0-9]+) .*: mm_vmscan_direct_reclaim_alloc: (?P<fields>.*)$", re.MULTILINE
-)
 
-# A kernel with this counter has the tracepoint, too; on others there is no frame `trace` to miss.
+# A kernel with this counter has the tracepoint, too, and an event for each that it counts; on others there is
+# no frame `trace` to miss.
 INSTRUMENTED = "direct_reclaim_try"
 
 # The columns of /sys/block/zram0/mm_stat, in bytes and pages: Documentation/admin-guide/blockdev/zram.rst.
@@ -210,20 +209,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Miss:
-    """An allocation that found nothing after its own direct reclaim: one event of the tracepoint."""
-
-    progress: int
-    order: int
-    pid: int
-    comm: str
-
-    def __str__(self) -> str:
-        """The line of the 2010 mail."""
-        return f"progress {self.progress}, order {self.order}, pid {self.pid}, comm {self.comm}"
-
-
-@dataclass(frozen=True)
 class Measurement:
     """What one trial's log says. A part that did not arrive is None (or empty).
 
@@ -248,7 +233,8 @@ class Measurement:
     # What the guest counted of tracepoints: images/src/tally.c. None if it was not asked to.
     tally: Mapping[str, int] | None = None
     episodes: Episodes | None = None
-    misses: tuple[Miss, ...] = ()
+    # Of an instrumented kernel, direct reclaims one by one.
+    requests: tuple[Request, ...] = ()
     # How memory was to change, and whether it did.
     targets: tuple[Target, ...] = ()
     kills: tuple[Kill, ...] = ()
@@ -272,6 +258,22 @@ class Measurement:
     def counters(self) -> Mapping[str, int] | None:
         """What /proc/vmstat counted while the workload ran; of its gauges, by how much they rose."""
         return self.vmstat.difference if self.vmstat else None
+
+    @property
+    def misses(self) -> tuple[Request, ...]:
+        """Those that found no page at first after their direct reclaim, as far as there are records."""
+        return tuple(request for request in self.requests if request.failed)
+
+    @property
+    def unrecorded(self) -> int | None:
+        """How many direct reclaims were counted and left no record; None where they are not counted."""
+        tries = (self.counters or {}).get(INSTRUMENTED)
+        return None if tries is None else max(0, tries - len(self.requests))
+
+    @cached_property
+    def chains(self) -> tuple[Chain, ...] | None:
+        """The requests that reclaimed directly; None unless every one has its records."""
+        return chains(self.requests) if self.unrecorded == 0 else None
 
     @property
     def measured_seconds(self) -> float | None:
@@ -348,7 +350,7 @@ def parse(log: bytes) -> Measurement:
         tally=reader.read("tally", counters),
         episodes=reader.read("episodes", _episodes),
         targets=reader.read("held", targets) or (),
-        misses=misses(frames.contents.get("trace", b"").decode("utf-8", "replace")),
+        requests=requests(frames.contents.get("trace", b"").decode("utf-8", "replace")),
         kills=_timed(kills(frames.between), samples),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         files={
@@ -464,21 +466,6 @@ def table(text: str) -> Samples:
         if values[0] < 0 or any(later < earlier for earlier, later in pairwise(values)):
             raise ValueError(f"column {name} falls")
     return Samples(columns, rows)
-
-
-def misses(text: str) -> tuple[Miss, ...]:
-    """The misses in a trace; fields are found by name, lines of another form are passed over."""
-    missed = []
-    for match in _TRACE.finditer(text):
-        fields = dict(word.split("=", 1) for word in match["fields"].split() if "=" in word)
-        try:
-            if int(fields["missed"]):
-                missed.append(
-                    Miss(int(fields["progress"]), int(fields["order"]), int(match["pid"]), match["comm"])
-                )
-        except (KeyError, ValueError):
-            continue
-    return tuple(missed)
 
 
 def targets(text: str) -> tuple[Target, ...]:

@@ -35,6 +35,8 @@ class Question:
     kind: Kind
     better: Better
     margin: float = 0.0
+    # Why there is nothing to ask: a side has less of it by construction.
+    settled: str = ""
 
 
 def decide(
@@ -191,12 +193,17 @@ def judge(
     share of alpha is expected to be wrong. Their intervals are at the level of the correction,
     alpha * changed / all (Benjamini, Yekutieli: Journal of the American Statistical Association 100, 2005).
 
+    What is settled by construction is not tested. It keeps its part of alpha, and counts as not changed.
+
     Raises ValueError for no primary or more than three, and for an alpha or a margin that `decide` refuses.
     """
     if not 1 <= len(primaries) <= MOST_PRIMARIES:
         raise ValueError(f"{len(primaries)} primary metrics")
 
     def at(question: Question, level: float, full: bool = full) -> Decision:
+        if question.settled:
+            pairs = len(question.before.keys() & question.after.keys())
+            return Decision("by construction", level, pairs, unpaired=0, reason=question.settled)
         return decide(
             question.before,
             question.after,

@@ -51,6 +51,16 @@ def every(prefix: str) -> Expression:
     return Expression(f"{prefix}*", of)
 
 
+def beyond(more: Expression, less: Expression) -> Expression:
+    """By how much one is more than the other; 0 if it is not."""
+
+    def of(counts: Counts) -> float | None:
+        top, bottom = more.of(counts), less.of(counts)
+        return max(0.0, top - bottom) if top is not None and bottom is not None else None
+
+    return Expression(f"{more.text} - {less.text}, or 0", of)
+
+
 def ratio(top: Expression, bottom: Expression, scale: float = 1.0) -> Expression:
     """One by the other, times `scale`; None where that is 0."""
 

@@ -27,7 +27,7 @@ from testbed.ledger.plan import Plan
 from testbed.ledger.record import Record
 from testbed.report.remarks import Remark, remarks
 
-# A trial has up to some hundred misses; the report shows the first.
+# A trial has up to some hundred that failed at first; the report shows the first.
 TRACE_LINES = 10
 
 Count = Annotated[int, Field(ge=0)]
@@ -59,7 +59,7 @@ class Metric(Model):
 
 
 class Trace(Model):
-    """Lines of the trace."""
+    """Requests that failed at first after their direct reclaim, as lines of the 2010 mail's trace."""
 
     count: Count
     first: tuple[str, ...]

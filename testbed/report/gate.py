@@ -16,13 +16,17 @@ from testbed.report import words
 from testbed.report.document import ComparisonReport
 from testbed.report.remarks import KINDS
 
-VERDICTS = ("improved", "regressed", "changed", "equivalent", "small", "inconclusive", "none", "undecided")
+VERDICTS = (
+    *("improved", "regressed", "changed", "equivalent", "small", "construction"),
+    *("inconclusive", "none", "undecided"),
+)
 _CONDITION = re.compile(r"\s*(any primary|any|[a-z0-9_.-]+)\s+([a-z]+)\s*")
 
 
 @dataclass(frozen=True)
 class Condition:
     """`of` is a metric, `any primary` or `any`; `undecided` is inconclusive or none.
+    `construction` says that a metric is decided by it.
 
     Or `of` is a kind of remark, without a verdict.
     """
@@ -68,9 +72,10 @@ def failures(report: ComparisonReport, conditions: Sequence[Condition]) -> Itera
                 yield f"{wanted}: {one.arm}: {words.said(one)}"
 
 
+_LONGER = {"small": "different but small", "construction": "by construction"}
+
+
 def _meets(decision: Decision, verdict: str) -> bool:
     if verdict == "undecided":
         return decision.verdict in ("inconclusive", "none")
-    if verdict == "small":
-        return decision.verdict == "different but small"
-    return decision.verdict == verdict
+    return decision.verdict == _LONGER.get(verdict, verdict)

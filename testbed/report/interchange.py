@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The verdicts for machines: JUnit's XML and the kernel's KTAP. Pure.
 
-A case is a primary metric of an arm: a regression fails, what is not decided is skipped, what cannot be
-computed is an error.
+A case is a primary metric of an arm: a regression fails, what is not decided, or by construction, is
+skipped, what cannot be computed is an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from testbed.report.document import ComparisonReport
 from testbed.report.escape import visible
 
 Result = Literal["ok", "failure", "skipped", "error"]
-_RESULTS: dict[Verdict, Result] = {"regressed": "failure", "inconclusive": "skipped", "none": "error"}
+_RESULTS: dict[Verdict, Result] = {
+    **{"regressed": "failure", "none": "error"},
+    **dict.fromkeys(("inconclusive", "by construction"), "skipped"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def ktap(report: ComparisonReport) -> str:
         lines += ["  KTAP version 1", f"  1..{len(own)}"]
         for index, case in enumerate(own, start=1):
             state = "not ok" if case.result in ("failure", "error") else "ok"
-            skip = " # SKIP not decided" if case.result == "skipped" else ""
+            skip = " # SKIP no verdict" if case.result == "skipped" else ""
             lines += [f"  # {case.message}", f"  {state} {index} {case.metric}{skip}"]
         failed = any(case.result in ("failure", "error") for case in own)
         lines.append(f"{'not ok' if failed else 'ok'} {number} {arm}")

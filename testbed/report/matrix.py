@@ -118,6 +118,8 @@ def _said(report: ComparisonReport, arm: str, metric: str) -> str:
         return ""
     if decision.verdict == "none":
         return f"no verdict: {decision.reason}"
+    if decision.verdict == "by construction":
+        return "decided by construction"
     return "not decided" if decision.verdict == "inconclusive" else decision.verdict
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from matplotlib.figure import Figure
 
 from testbed.analysis import shift
-from testbed.analysis.compare import Comparison, Observation
+from testbed.analysis.compare import Comparison, Observation, by_construction
 from testbed.analysis.histogram import merged
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement
@@ -79,11 +79,11 @@ def _forests(report: ComparisonReport, comparison: Comparison) -> Iterator[Pictu
 def _plain_rows(comparison: Comparison, first: str, arm: str, primary: set[str]) -> Iterator[Row]:
     """The metrics that nobody declared, each by itself."""
     for metric in comparison.metrics:
-        if metric.level != "main" or metric.name in primary:
+        arms = comparison.arms[first], comparison.arms[arm]
+        if metric.level != "main" or metric.name in primary or by_construction(metric, *arms):
             continue
         before, after = (
-            {s: v for s, v in comparison.arms[name].values[metric.name].items() if s in comparison.seeds}
-            for name in (first, arm)
+            {s: v for s, v in side.values[metric.name].items() if s in comparison.seeds} for side in arms
         )
         found = decide(
             before,

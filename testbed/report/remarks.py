@@ -11,7 +11,7 @@ from testbed.experiment import Experiment, Model
 from testbed.ledger.plan import KernelFacts, Plan
 from testbed.ledger.record import LOST, MEASURED
 
-Kind = Literal["nothing reclaimed", "same kernel", "outcomes differ", "memory missed"]
+Kind = Literal["nothing reclaimed", "same kernel", "outcomes differ", "memory missed", "records lost"]
 KINDS: tuple[str, ...] = get_args(Kind)
 # If all of these are 0, no page was reclaimed.
 RECLAIM = ("direct_reclaims", "pgscan_direct", "pgscan_kswapd", "pgsteal_direct", "pgsteal_kswapd")
@@ -36,6 +36,8 @@ def remarks(plan: Plan, arms: Mapping[str, Arm]) -> Iterator[Remark]:
         yield Remark(kind="outcomes differ", text=text)
     for text in _missed(arms):
         yield Remark(kind="memory missed", text=text)
+    for text in _unrecorded(arms):
+        yield Remark(kind="records lost", text=text)
 
 
 def _idle(arms: Sequence[Arm]) -> bool:
@@ -67,6 +69,15 @@ def _missed(arms: Mapping[str, Arm]) -> Iterator[str]:
         if any(missed):
             trials, share = f"{sum(map(bool, missed))} of {len(missed)} trials of {name}", max(missed)
             yield f"memory did not follow its schedule: {trials} missed up to {share:.0%} of its changes"
+
+
+def _unrecorded(arms: Mapping[str, Arm]) -> Iterator[str]:
+    """Where the guest's buffer was too small: then nothing is known of what direct reclaim cost."""
+    for name, arm in arms.items():
+        lost = arm.values.get("records_lost", {}).values()
+        if any(lost):
+            trials, most = f"{sum(map(bool, lost))} of {len(lost)} trials of {name}", max(lost)
+            yield f"direct reclaims without a record: {trials} lost up to {most:,.0f}, and have no costs"
 
 
 def _unlike(arms: Mapping[str, Arm]) -> Iterator[str]:

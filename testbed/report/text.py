@@ -358,7 +358,7 @@ def failures(report: ComparisonReport) -> Iterator[Failure]:
 
 
 def traces(report: ComparisonReport) -> Iterator[tuple[str, Sequence[str]]]:
-    """Per arm whose kernel tells them, a heading and the first lines of the misses, as in the 2010 mail."""
+    """Per arm whose kernel tells them, a heading and the first that failed at first, as in the 2010 mail."""
     for name, arm in report.arms.items():
         if "misses" in arm.metrics:
             yield f"{name}: {arm.trace.count} trace lines", arm.trace.first

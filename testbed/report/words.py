@@ -108,6 +108,8 @@ def sentence(title: str, decision: Decision, ends: str = "") -> str:
                 left = decision.seeds_needed - decision.pairs
                 more = f"{left} more seed{'s' if left != 1 else ''} needed, about"
             return f"{title}: not decided ({more})" + (f"; {limit}" if limit else "")
+        case "by construction":
+            return f"{title}: decided by construction: {decision.reason}{ends}"
         case _:
             return f"{title}: no verdict: {decision.reason}"
 

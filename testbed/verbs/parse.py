@@ -37,6 +37,6 @@ def _facts(measurement: Measurement, metrics: Sequence[Metric]) -> dict[str, obj
     return {
         "complete": measurement.complete,
         "metrics": {name: value for name, value in values.items() if value is not None},
-        "misses": [str(miss) for miss in measurement.misses],
+        "misses": [str(request) for request in measurement.misses],
         "problems": list(measurement.problems),
     }

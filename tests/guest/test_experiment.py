@@ -77,7 +77,7 @@ def test_the_patch_does_away_with_misses(
     assert cpu_seconds() - began < 10
     captured = capsys.readouterr()
     assert "4 already there, 0 to run" in captured.err
-    assert "misses before the drain" in captured.out
+    assert "failed at first after reclaim" in captured.out
     assert (
         (tmp_path / "results" / "reclaim-capture" / "report.md").read_text().startswith("# reclaim-capture")
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from testbed.analysis.parse import misses
+from testbed.analysis.requests import requests
 from testbed.experiment import MiB
 from testbed.guest import accel
 from testbed.guest.console import Flood
@@ -56,7 +56,7 @@ def test_qemu_may_start_no_program(lab: Lab) -> None:
         assert [line.split(":")[0].strip() for line in network] == ["lo"]
 
 
-def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
+def test_each_workload_has_the_records_of_its_own_direct_reclaims(lab: Lab) -> None:
     with lab.guest(vcpus=8) as guest:
         guest.boot(60)
         guest.balloon(128 * MiB, 60)
@@ -66,8 +66,17 @@ def test_each_workload_has_the_trace_of_its_own_misses(lab: Lab) -> None:
             guest.command(f"run mmap_test mode=anon tasks=16 pages=3072 ms=500 seed={seed}", "end", 120)
             sent = frames(guest.log[earlier:]).contents
             before, after = (numbers(sent[f"vmstat.{when}"].decode()) for when in ("before", "after"))
-            missed = after["direct_reclaim_miss"] - before["direct_reclaim_miss"]
-            assert len(misses(sent["trace"].decode())) == missed > 0
+            went = {name: after[name] - before[name] for name in after}
+            records = requests(sent["trace"].decode())
+            assert len(records) == went["direct_reclaim_try"] > 0
+            assert sum(record.failed for record in records) == went["direct_reclaim_miss"] > 0
+            for how in ("pcp", "watermark", "empty"):
+                met = sum(record.first == how for record in records)
+                assert met == went[f"direct_reclaim_miss_{how}"]
+                met = sum(record.second == how for record in records)
+                assert met == went[f"direct_reclaim_miss_drained_{how}"]
+            assert sum(record.round > 1 for record in records) == went["direct_reclaim_repeat"]
+            assert sum(record.drained == 1 for record in records) == went["direct_reclaim_drain"]
 
 
 def test_a_panic_at_boot_is_told_with_its_last_words(lab: Lab) -> None:

@@ -22,7 +22,7 @@ from testbed import wire
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import Measurement, Reading, parse
 from testbed.analysis.views import Series
-from tests.unit.recorded import frame
+from tests.unit.recorded import frame, traced
 
 Json = dict[str, Any]
 
@@ -72,12 +72,12 @@ LIE = b"".join(
         "tally": lines(dict.fromkeys(TALLY, 0) | {"misses": 666}),
         "samples": b"ns phase\n1 0\n666 0\n",
         "sampling": b"samples 2\nlost 0\n",
-        "trace": b"# nop\n  x-6 [0] .: mm_vmscan_direct_reclaim_alloc: missed=1 order=0 progress=666\n",
+        "trace": b"# nop\n" + traced("x", 6, first="pcp", progress=666).encode(),
     }.items()
 )
 # What init draws before a program of the user's starts.
 NONCE = b"3a7429f1-34a8-45cf-87c7-00c423425c19"
-TRACE = b"  mmap_test-92  [000] .....  8.7: mm_vmscan_direct_reclaim_alloc: order=0 progress=49 missed=1\n"
+TRACE = traced(pid=92, first="empty", second="page", drained=1).encode()
 KERNEL = b"[    9.876543] mmap_test invoked oom-killer: gfp_mask=0x140cca(GFP_HIGHUSER_MOVABLE), order=0\n"
 
 
@@ -162,7 +162,7 @@ def truth(guest: Guest) -> dict[str, object]:
         "targets": has("held") and [(10**7, 4, 500_000), (3 * 10**7, 9, None)],
         "tally": has("tally") and TALLY,
         "episodes": has("episodes") and EPISODES,
-        "misses": has("trace") and guest.frames["trace"] and [(49, 0, 92, "mmap_test")],
+        "requests": has("trace") and guest.frames["trace"] and [(49, 0, 92, "mmap_test", "empty", 2000)],
         "output": has("output") and guest.frames["output"].decode(),
     }
     return {name: part for name, part in known.items() if part}
@@ -195,8 +195,9 @@ def told(found: Measurement) -> dict[str, object]:
         of_tasks = [[t.pid, t.episodes, t.pages, t.ns] for t in found.episodes.tasks]
         durations, pages = pairs(found.episodes.duration), pairs(found.episodes.pages)
         parts["episodes"] = {"duration": durations, "pages": pages, "tasks": of_tasks}
-    if found.misses:
-        parts["misses"] = [(m.progress, m.order, m.pid, m.comm) for m in found.misses]
+    if found.requests:
+        records = [(r.progress, r.order, r.pid, r.comm, r.first, r.wait_ns) for r in found.requests]
+        parts["requests"] = records
     for name in ("tally", "sampling", "output"):
         if part := getattr(found, name):
             parts[name] = dict(part) if isinstance(part, Mapping) else part

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from testbed.analysis.metrics import METRICS
 from testbed.analysis.parse import TOLD, Measurement, parse
-from tests.unit.recorded import frame, with_frame
+from tests.unit.recorded import RECORD, frame, traced, with_frame
 
 # --- what is sent -----------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ EPISODES: dict[str, Any] = {
 }
 ZRAM = ["orig_data_size", "compr_data_size", "mem_used_total", "mem_limit", "mem_used_max", "same_pages"]
 ZRAM += ["pages_compacted"]
-MISS = "  mmap_test-91  [003] .....  5.6: mm_vmscan_direct_reclaim_alloc: order=0 progress=49 missed=1\n"
+RECORDED = traced(first="pcp", second="page", drained=1)
 # What a program prints is content, whatever it looks like.
 OUTPUT = b"said 17 things\n" + frame("vmstat.after", b"pgscan_direct 666\n") + b"#tb:end ns=1 status=0\n"
 KERNEL = b"[   12.345678] Out of memory: Killed process 91 (mmap_test) total-vm:14372kB, anon-rss:0kB\n"
@@ -114,7 +114,7 @@ FRAMES = {
     "sampling": lines(SAMPLING),
     "tally": lines(TALLY),
     "tasks": json.dumps(TASKS).encode(),
-    "trace": MISS.encode(),
+    "trace": RECORDED.encode(),
     "vmstat.after": lines(AFTER),
     "vmstat.before": lines(BEFORE),
     "zram.after": (" ".join(str(900 + n) for n in range(7)) + "\n").encode(),
@@ -174,7 +174,7 @@ def truth() -> dict[str, float]:
         "samples": {"rows": tuple(map(tuple, ROWS)), "lost": 0},
         "sampling": SAMPLING,
         "tally": TALLY,
-        "misses": ({"progress": 49, "order": 0, "pid": 91},),
+        "requests": ({name: n for name, n in {**RECORD, "pid": 91, "drained": 1}.items() if type(n) is int},),
         "episodes": {
             "duration": dict(EPISODES["duration"]),
             "pages": dict(EPISODES["pages"]),
@@ -260,7 +260,7 @@ NOISE = [
     b"\n#tb:end status=0\n",
     b"\n#tb:start ns=99\n",
     frame("other", b"pgscan_direct 666\n"),
-    frame("trace.", MISS.encode()),
+    frame("trace.", RECORDED.encode()),
 ]
 ENORMOUS = [
     b"\0" * 1_000_000,

@@ -7,21 +7,23 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from types import MappingProxyType
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from testbed.analysis.compare import Comparison, Observation, compare, lost_attempts, median
+from testbed.analysis.costs import gini
 from testbed.analysis.histogram import BUCKETS, SUB_BUCKETS, bucket, highest, merged, quantile
 from testbed.analysis.metrics import GROUPS, METRICS, Better, Kind, Level, jain, quantile_us, table
 from testbed.analysis.parse import Measurement, Reading, Target, parse
+from testbed.analysis.requests import FATES
 from testbed.ledger.record import LOST, Record, final
 from tests.unit import test_hostile as hostile
 from tests.unit.recorded import DATA, PATCHED, REPOSITORY, UNPATCHED, record
@@ -156,6 +158,52 @@ def test_of_a_log_that_tells_nothing_no_number_is_made(name: str) -> None:
     assert VALUE[name](NOTHING) is None
 
 
+def ends(trace: str) -> Iterator[tuple[str, int, int, dict[str, str]]]:
+    """Fate, pid, wait in ns and last record of each request: in these logs all get a page in the end."""
+    since: dict[int, int] = {}
+    for line in trace.splitlines():
+        said = dict(word.split("=") for word in line.split(": ", 2)[2].split())
+        pid = int(line.split("-")[1].split()[0])
+        since.setdefault(pid, int(said["slow_ns"]) - int(said["wait_ns"]))
+        if said["allocated"] == "1":
+            at_once = {"none": "captured"}.get(said["first"], said["first"])
+            fate = at_once if said["round"] == "1" else "repeat"
+            yield fate, pid, int(said["slow_ns"]) - since.pop(pid), said
+    assert not since
+
+
+def paid(trace: str, tasks: Sequence[Any]) -> dict[str, object]:
+    """What the records come to."""
+    found = list(ends(trace))
+    took, n = sum(task["ns"] for task in tasks), len(found)
+    values = {"wait": sorted(wait for _, _, wait, _ in found)}
+    values["slow"] = sorted(int(said["slow_ns"]) for *_, said in found)
+    mine = [sum(wait for _, pid, wait, _ in found if pid == task["pid"]) for task in tasks]
+    known: dict[str, Any] = {"records_lost": 0, "wait_max": values["wait"][-1] / 1e3}
+    known |= {f"{kind}_share": sum(each) / took for kind, each in values.items()}
+    known["wait_mean"] = sum(values["wait"]) / n / 1e3
+    known["wait_share_worst"] = max(wait / task["ns"] for wait, task in zip(mine, tasks, strict=True))
+    known |= {"wait_fairness": jain(mine), "wait_gini": gini(mine)}
+    for name, permille in {"p50": 500, "p90": 900, "p99": 990}.items():
+        at = -(-n * permille // 1000)
+        known |= {f"{kind}_{name}": v[at - 1] / 1e3 if n - at >= 100 else None for kind, v in values.items()}
+    for fate in FATES:
+        of_fate = [wait for this, _, wait, _ in found if this == fate]
+        known[f"wait_share_{fate}"] = sum(of_fate) / took
+        known[f"wait_mean_{fate}"] = sum(of_fate) / len(of_fate) / 1e3 if of_fate else None
+    freed = {task["pid"]: 0 for task in tasks}
+    for _, pid, _, said in found:
+        freed[pid] += int(said["freed"])
+    all_freed, all_got = sum(freed.values()), sum(task["ops"] for task in tasks)
+    known["freed_per_request"] = all_freed / n
+    parts = [freed[task["pid"]] / all_freed - task["ops"] / all_got for task in tasks]
+    known["freed_beyond"] = sum(part for part in parts if part > 0)
+    known["all_stolen"] = sum(said["stolen"] == said["freed"] for *_, said in found) / n
+    ages = [int(said["age_ns"]) for *_, said in found if said["captured"] == "1"]
+    known["capture_age"] = sum(ages) / len(ages) / 1e3 if ages else None
+    return {name: value if value is None else pytest.approx(value) for name, value in known.items()}
+
+
 @pytest.mark.parametrize("arm", ["unpatched", "patched"])
 def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
     """Read once more, from the file, without anything of testbed's."""
@@ -228,6 +276,15 @@ def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
         "swap_outs": delta["pswpout"],
         "major_faults": 0,
     }
+    for how in ("pcp", "watermark", "empty"):
+        expected[f"misses_{how}"] = delta[f"direct_reclaim_miss_{how}"]
+        expected[f"misses_drained_{how}"] = delta[f"direct_reclaim_miss_drained_{how}"]
+    expected |= {"repeats": delta["direct_reclaim_repeat"], "drains": delta["direct_reclaim_drain"]}
+    expected |= {"drains_busy": delta["direct_reclaim_drain_busy"], "freed": delta["direct_reclaim_freed"]}
+    expected["stolen"] = delta["direct_reclaim_stolen"]
+    expected["stolen_share"] = delta["direct_reclaim_stolen"] / delta["direct_reclaim_freed"]
+    expected["handed_over"] = {"unpatched": 0, "patched": 1}[arm]
+    expected |= paid(body("trace"), tasks)
     # Nothing was sampled, and no events tallied.
     assert {name: value(WHOLE[arm]) for name, value in VALUE.items()} == expected
 

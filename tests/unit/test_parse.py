@@ -19,8 +19,19 @@ from hypothesis import strategies as st
 
 from testbed import wire
 from testbed.analysis import parse as parsing
-from testbed.analysis.parse import Measurement, Miss, parse
-from tests.unit.recorded import HEADER, PATCHED, REPOSITORY, UNPATCHED, frame, span, with_frame, without_frame
+from testbed.analysis.parse import Measurement, parse
+from testbed.analysis.requests import Request
+from tests.unit.recorded import (
+    HEADER,
+    PATCHED,
+    REPOSITORY,
+    UNPATCHED,
+    frame,
+    span,
+    traced,
+    with_frame,
+    without_frame,
+)
 
 LOGS = {"unpatched": UNPATCHED, "patched": PATCHED}
 WHOLE = {name: parse(log) for name, log in LOGS.items()}
@@ -39,12 +50,12 @@ def honest(damaged: bytes, whole: Measurement) -> Measurement:
     problems = "\n".join(found.problems)
     assert found.workload in (whole.workload, None)
     assert found.counters in (whole.counters, None)
-    assert found.misses in (whole.misses, ())
+    assert found.requests in (whole.requests, ())
     if found.workload is None:
         assert "frame tasks: " in problems
     if found.counters is None:
         assert "frame vmstat." in problems
-    if found.misses != whole.misses:
+    if found.requests != whole.requests:
         assert "frame trace: " in problems
     return found
 
@@ -73,6 +84,7 @@ def test_the_numbers_are_those_in_the_log() -> None:
     measured = WHOLE["unpatched"]
     assert measured.counters == {key: int(after[key]) - int(before[key]) for key in after}
     assert measured.counters["direct_reclaim_miss"] == len(measured.misses) > 200
+    assert measured.counters["direct_reclaim_try"] == len(measured.requests) == len(body("trace")) > 400
     assert measured.workload
     said = json.loads("\n".join(body("tasks")))
     for task, read in zip(said["tasks"], measured.workload.tasks, strict=True):
@@ -80,14 +92,19 @@ def test_the_numbers_are_those_in_the_log() -> None:
     assert measured.workload.model_dump(by_alias=True, exclude={"tasks"}) | {"tasks": said["tasks"]} == said
     first = body("trace")[0]
     assert (first.split()[0], "progress=49 " in first) == ("mmap_test-92", True)
-    assert measured.misses[0] == Miss(49, 0, 92, "mmap_test")
+    (said,) = re.findall(r"reclaim_ns=(\d+) wait_ns=(\d+) slow_ns=(\d+)", first)
+    times: dict[str, Any] = dict(zip(("reclaim_ns", "wait_ns", "slow_ns"), map(int, said), strict=True))
+    pages: dict[str, Any] = {"order": 0, "progress": 49, "freed": 49, "stolen": 49}
+    met: dict[str, Any] = {"first": "pcp", "second": "page", "drained": 2, "captured": 0, "allocated": 1}
+    expected = Request(comm="mmap_test", pid=92, round=1, age_ns=0, **pages, **met, **times)
+    assert measured.requests[0] == measured.misses[0] == expected
     assert str(measured.misses[0]) == "progress 49, order 0, pid 92, comm mmap_test"
 
 
 def test_with_the_patch_nothing_is_missed() -> None:
     counters = WHOLE["patched"].counters
     assert counters and counters["direct_reclaim_miss"] == 0 and counters["reclaim_capture_used"] > 0
-    assert WHOLE["patched"].misses == ()
+    assert WHOLE["patched"].misses == () and len(WHOLE["patched"].requests) > 400
 
 
 def test_a_kernel_without_the_tracepoint_has_no_trace_to_miss() -> None:
@@ -96,7 +113,8 @@ def test_a_kernel_without_the_tracepoint_has_no_trace_to_miss() -> None:
         plain = wire.frames(log).contents[name]
         log = with_frame(log, name, re.sub(rb"(?m)^direct_reclaim_.*\n", b"", plain))
     found = parse(log)
-    assert found.complete and found.problems == () and found.misses == ()
+    assert found.complete and found.problems == () and found.requests == ()
+    assert found.unrecorded is None and found.chains is None
 
 
 # --- cut off --------------------------------------------------------------------------------------
@@ -357,30 +375,6 @@ def test_a_tally_of_another_form_is_refused(body: bytes) -> None:
     assert len(found.problems) == 1 and found.problems[0].startswith("frame tally: ")
 
 
-LINE = "  mmap_test-91  [003] .....  5.6: mm_vmscan_direct_reclaim_alloc: "
-
-
-@pytest.mark.parametrize(
-    ("line", "miss"),
-    [
-        (LINE + "order=0 gfp_flags=X progress=41 missed=1 captured=0", Miss(41, 0, 91, "mmap_test")),
-        (LINE + "missed=1 progress=41 order=2", Miss(41, 2, 91, "mmap_test")),
-        (LINE.replace("mmap_test", "a b-c d") + "order=0 progress=1 missed=1", Miss(1, 0, 91, "a b-c d")),
-        (LINE.replace("mmap_test-91", "x-1-2") + "order=0 progress=1 missed=1", Miss(1, 0, 2, "x-1")),
-        (LINE + "order=0 progress=41 missed=0", None),
-        (LINE + "order=0 progress=41", None),
-        (LINE + "order=0 progress=many missed=1", None),
-        (LINE + "order=0 progress=1 missed=" + "9" * 5000, None),
-        (LINE.replace("reclaim_alloc", "reclaim_end") + "order=0 progress=1 missed=1", None),
-        ("CPU:3 [LOST 17 EVENTS]", None),
-        ("", None),
-    ],
-    ids=lambda value: str(value)[-40:],
-)
-def test_misses_are_read_by_the_names_of_their_fields(line: str, miss: Miss | None) -> None:
-    assert parsing.misses(f"# tracer: nop\n{line}\n") == ((miss,) if miss else ())
-
-
 def test_the_victims_of_the_oom_killer_are_named() -> None:
     said = b"[ 9.1] Out of memory: Killed process 91 (mmap_test) total-vm:14372kB, anon-rss:0kB\r\n"
     assert parse(PATCHED + said + said.replace(b"mmap_test", b"sh")).oom_victims == ("mmap_test", "sh")
@@ -582,7 +576,7 @@ FRAGMENTS += [
     b"\xff",
     frame("trace", b"#\n##\n"),
 ]
-FRAGMENTS += [frame("tasks", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), LINE.encode()]
+FRAGMENTS += [frame("tasks", b'{"tasks": [{}]}'), frame("vmstat.after", b"a 1\n"), traced().encode()]
 FRAGMENTS += [frame("tally", b"lost 0\n"), b"lost -1\n", b"tally"]
 
 

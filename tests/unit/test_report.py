@@ -339,7 +339,7 @@ def test_oom_kills_are_those_of_trials_that_failed_as_well() -> None:
 def test_a_metric_of_no_common_seed_is_a_dash() -> None:
     made = documented(plan(), [observed("unpatched", UNPATCHED), observed("patched", PATCHED)], [])
     made = edited(made, lambda data: data["arms"]["unpatched"]["metrics"]["misses"].update(median=None))
-    row = next(row for row in text.table(made).rows if row[0] == "misses before the drain")
+    row = next(row for row in text.table(made).rows if row[0] == "failed at first after reclaim")
     assert row[1:] == ["-", "0", ""]
 
 

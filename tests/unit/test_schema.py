@@ -83,7 +83,7 @@ def test_what_testbed_takes_is_valid(change: Change) -> None:
         (lambda e: e["guest"].update(vcpu=8), ["guest"]),
         (lambda e: e["guest"].update(vcpus=65), ["guest", "vcpus"]),
         (lambda e: e["guest"].update(mglru="on"), ["guest", "mglru"]),
-        (lambda e: e["primary"]["misses"].update(margin=5), ["primary", "misses", "margin"]),
+        (lambda e: e["primary"]["wait_share"].update(margin=5), ["primary", "wait_share", "margin"]),
         (lambda e: e.update(primary={name: {} for name in "abcd"}), ["primary"]),
         (lambda e: e.update(matrix={"guest.vcpus": 2}), ["matrix", "guest.vcpus"]),
         (lambda e: e.update(matrix={"guest.vcpus": []}), ["matrix", "guest.vcpus"]),

@@ -76,7 +76,7 @@ def test_a_verdict_is_said_with_its_figures(given: Decision, verdict: str, patte
 def test_a_verdict_says_from_where_to_where() -> None:
     made = document({"misses": IMPROVED, "fault_p99": REGRESSED, "pages_per_second": OPEN})
     said = [words.said(one) for one in made.decisions("primary")]
-    assert said[0].startswith("misses before the drain: improved by -19.") and said[0].endswith(
+    assert said[0].startswith("failed at first after reclaim: improved by -19.") and said[0].endswith(
         ", from 269 to 0"
     )
     # In the unit of the table, the same for both.
@@ -115,7 +115,7 @@ def test_drift_is_said_beside_the_verdict() -> None:
     drifting = replace(IMPROVED, drift=Drift(0.8, 0.0002, 3.0))
     made = document({"misses": drifting, "tries": REGRESSED})
     (line,) = words.drifts(made)
-    assert "misses before the drain: the differences of pairs drift from seed to seed" in line
+    assert "failed at first after reclaim: the differences of pairs drift from seed to seed" in line
     assert "too narrow, by a factor of about 3.0" in line and "p = 0.0002" in line
     assert line in Page(html.page(made, [])).text
     assert parsed(ComparisonReport, made.text()) == made
@@ -189,7 +189,7 @@ def test_ktap_has_a_plan_and_a_line_for_each() -> None:
     assert results == [
         "  ok 1 misses",
         "  not ok 2 tries",
-        "  ok 3 fairness # SKIP not decided",
+        "  ok 3 fairness # SKIP no verdict",
         "not ok 1 patched",
     ]
 
@@ -224,7 +224,7 @@ def picture() -> Picture:
 def test_the_page_says_the_verdict_and_loads_nothing() -> None:
     made = document({"misses": IMPROVED}, {"tries": OPEN})
     found = Page(html.page(made, [picture()]))
-    assert words.sentence("misses before the drain", IMPROVED) in found.text
+    assert words.sentence("failed at first after reclaim", IMPROVED) in found.text
     assert "script" not in found.tags and "link" not in found.tags
     assert found.sources and all(source.startswith("data:image/svg+xml;base64,") for source in found.sources)
     assert made.arms["unpatched"].trace.first[0] in found.text
