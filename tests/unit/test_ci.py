@@ -332,7 +332,7 @@ def test_with_kvm_it_is_in_real_time(tmp_path: Path, patched: dict[str, str]) ->
         ({"experiment": ""}, "TESTBED_EXPERIMENT: which experiment?"),
         (
             {"experiment": "reclaim-captur"},
-            "reclaim-captur: no such file\n  testbed's own are alternatives, anon, direct-reclaim, ",
+            "reclaim-captur: no such file\n  testbed's own are alternatives, anon, boot-memory, ",
         ),
         ({"patches": "my.patch other.patch"}, "TESTBED_PATCHES: other.patch: no such file"),
         ({"patches": "*.diff"}, "TESTBED_PATCHES: *.diff: no such file"),
