@@ -102,6 +102,13 @@ def _paid(m: Measurement, cost: Cost, fate: Fate | None = None) -> dict[int, int
     return paid
 
 
+def queue_share(m: Measurement) -> float | None:
+    """What tasks waited until others had left direct reclaim, of the time of the workload's."""
+    waited = (m.counters or {}).get("direct_reclaim_wait_ns")
+    took = sum(task.ns for task in m.workload.tasks) if m.workload else 0
+    return waited / took if waited is not None and took else None
+
+
 def gini(shares: Sequence[int]) -> float | None:
     """The Gini coefficient: from 0 (all have the same) to 1 - 1/n (one has all).
 

@@ -382,6 +382,9 @@ def _of_costs() -> Iterator[Metric]:
         view, said = costs.share(costs.wait, fate), f"{of_tasks}; {_FATES[fate]}"
         yield told(f"wait_share_{fate}", f"{of_all}: {_FATES[fate]}", "ratio", view, said)
     yield told("slow_share", "time in the slow path", "ratio", costs.share(costs.slow), "slow_ns; tasks: ns")
+    queue, source = Whole(costs.queue_share), "vmstat: direct_reclaim_wait_ns; tasks: ns"
+    title, kernels = "time in line for direct reclaim", "with limit-reclaimers"
+    yield Metric("queue_share", title, "ratio", "lower", "rate", queue, source, kernels=kernels)
     index, source = costs.shared(costs.wait, jain), "wait_ns, slow_ns; tasks: group main"
     fair: _More = {"better": "higher", "kind": "fairness", "level": "main"}
     yield told("wait_fairness", "Jain's fairness of the wait", "index", index, source, **fair)

@@ -178,6 +178,11 @@ def test_costs_are_those_of_the_records(name: str) -> None:
     assert METRIC[name].value(measured(RECORDS)) == pytest.approx(COSTS[name])
 
 
+def test_time_in_line_is_of_what_the_kernel_counts() -> None:
+    assert METRIC["queue_share"].value(measured(RECORDS, direct_reclaim_wait_ns=10**8)) == pytest.approx(0.05)
+    assert METRIC["queue_share"].value(measured(RECORDS)) is None
+
+
 def test_parts_of_the_cost_add_up_to_it() -> None:
     whole = parse(UNPATCHED)
     value = {name: metric.value(whole) for name, metric in METRIC.items()}
