@@ -456,7 +456,7 @@ def test_an_error_of_a_build_machine_ends_it(repository: Path, stand: Stand, tmp
 def test_the_metric_is_the_first_primary() -> None:
     experiment = expand(EXPERIMENT, {}, [])[0].experiment
     chosen = quantity(None, experiment)
-    assert (chosen.name, chosen.measured.margin) == ("wait_share", 0.05)
+    assert (chosen.name, chosen.measured.margin) == ("wait_share", 0.25)
     with pytest.raises(SpecError, match="no primary"):
         quantity(None, experiment.model_copy(update={"primary": {}}))
     with pytest.raises(SpecError, match="no metric `misess`"):
