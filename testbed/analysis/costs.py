@@ -8,6 +8,7 @@ follows.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -37,6 +38,19 @@ def mean(cost: Cost, fate: Fate | None = None) -> Whole:
     def value(m: Measurement) -> float | None:
         costs = [cost(chain) for chain in m.chains or () if fate in (None, chain.fate)]
         return sum(costs) / len(costs) / 1e3 if costs else None
+
+    return Whole(value)
+
+
+def median(cost: Cost, fate: Fate) -> Whole:
+    """The median of the requests with one fate, in microseconds: what most of them pay.
+
+    A mean has those that lost their CPU on the way, too, and a few of them outweigh all others.
+    """
+
+    def value(m: Measurement) -> float | None:
+        costs = [cost(chain) for chain in m.chains or () if chain.fate == fate]
+        return statistics.median(costs) / 1e3 if costs else None
 
     return Whole(value)
 

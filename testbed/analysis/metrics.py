@@ -379,6 +379,8 @@ def _of_costs() -> Iterator[Metric]:
     for fate in FATES:
         view, said = costs.mean(costs.wait, fate), f"{source}; {_FATES[fate]}"
         yield told(f"wait_mean_{fate}", f"from reclaim to page: {_FATES[fate]}", "us", view, said)
+        view, title = costs.median(costs.wait, fate), f"from reclaim to page: {_FATES[fate]}, median"
+        yield told(f"wait_median_{fate}", title, "us", view, said)
         view, said = costs.share(costs.wait, fate), f"{of_tasks}; {_FATES[fate]}"
         yield told(f"wait_share_{fate}", f"{of_all}: {_FATES[fate]}", "ratio", view, said)
     yield told("slow_share", "time in the slow path", "ratio", costs.share(costs.slow), "slow_ns; tasks: ns")
