@@ -26,6 +26,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from testbed.analysis.parse import parse
 from testbed.host.paths import cache_directory
 from testbed.kernel import build
 from testbed.ledger import document
@@ -205,6 +206,7 @@ def stops(debugger: Debugger, trial: Trial, numbers: Numbers) -> Iterator[Miss]:
     """Each miss of a trial, from its first instruction up to its end."""
     places = [debug.symbol(trial, name) for name in PLACES]
     offsets = debug.symbol(trial, "__per_cpu_offset")
+    kernel: Kernel | None = None
     by_number = {numbers[f"ATTEMPT_{name.upper()}"]: name for name in CLASSES}
     while True:
         # One that the guest has stood at is off.
@@ -215,8 +217,11 @@ def stops(debugger: Debugger, trial: Trial, numbers: Numbers) -> Iterator[Miss]:
             return
         memory, registers = Memory(debugger.memory), debugger.registers()
         cpu, request = int(stop[1], 16) - 1, registers[RSI]
-        per_cpu = [memory.pointer(offsets + 8 * number) for number in range(trial.shape.vcpus)]
-        zones = tuple(Kernel(numbers, per_cpu).zones(memory, request, cpu))
+        # Where they are does not change.
+        kernel = kernel or Kernel(
+            numbers, [memory.pointer(offsets + 8 * other) for other in range(trial.shape.vcpus)]
+        )
+        zones = tuple(kernel.zones(memory, request, cpu))
         flags = memory.number(request + numbers["request_alloc_flags"], 4)
         yield Miss(
             registers[RIP] == places[1],
@@ -331,6 +336,9 @@ def main() -> int:
     for line in summary(misses, numbers):
         print(line)
     agree = sum(miss.counted == miss.found for miss in misses)
+    counters = parse(log).counters or {}
+    of_clock = ", ".join(f"{counters.get(f'direct_reclaim_miss_{name}', 0)} {name}" for name in CLASSES)
+    print(f"of the first attempts, the kernel's counters have in the workload's own time: {of_clock}")
     print(f"{trial.arm}:{trial.seed}: class as counted at {agree} of {len(misses)} misses")
     digest, published = hashlib.sha256(log).hexdigest(), expected(wanted.experiment, trial)
     if published:

@@ -120,9 +120,9 @@ def test_a_list_without_an_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_zones_of_a_request_are_read() -> None:
-    names = """request_ac request_alloc_flags ac_nodemask ac_preferred_zoneref ac_migratetype
-        ac_highest_zoneidx zoneref_zone zoneref_idx zone_watermark zone_boost zone_lowmem_reserve zone_free
-        zone_pcp zone_highatomic zone_node""".split()
+    names = ["request_ac", "request_alloc_flags", "ac_nodemask", "ac_preferred_zoneref", "ac_migratetype"]
+    names += ["ac_highest_zoneidx", "zoneref_zone", "zoneref_idx", "zone_watermark", "zone_boost"]
+    names += ["zone_lowmem_reserve", "zone_free", "zone_pcp", "zone_highatomic", "zone_node"]
     numbers = {**FLAGS, **{name: 64 * at for at, name in enumerate(names)}, "pcp_count": 4, "pcp_lists": 8}
     numbers["zoneref_size"] = 1024
     made, request, context, references = Made(), 0x10000, 0x20000, 0x30000
