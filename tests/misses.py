@@ -305,15 +305,15 @@ def summary(misses: Sequence[Miss], numbers: Numbers) -> Iterator[str]:
         )
         yield f"  medians in the preferred zone: {', '.join(medians)}"
         for key, name in (
-            ("own_list", "own list"),
-            ("own_cpu", "own CPU's lists"),
-            ("all_cpus", "all CPUs'"),
+            ("own_list", "the own list"),
+            ("own_cpu", "the own CPU's lists"),
+            ("all_cpus", "all CPUs' lists"),
         ):
             count = sum(
                 any(passes(zone, miss.alloc_flags, numbers, getattr(zone, key)) for zone in miss.zones)
                 for miss in of_these
             )
-            yield f"  would pass if the {name} counted as free: {count} ({count / len(of_these):.1%})"
+            yield f"  would pass if {name} counted as free: {count} ({count / len(of_these):.1%})"
 
 
 def main() -> int:
@@ -341,8 +341,8 @@ def main() -> int:
     print(f"of the first attempts, the kernel's counters have in the workload's own time: {of_clock}")
     print(f"{trial.arm}:{trial.seed}: class as counted at {agree} of {len(misses)} misses")
     digest, published = hashlib.sha256(log).hexdigest(), expected(wanted.experiment, trial)
-    if published:
-        print(f"the log is {'that' if digest == published else 'NOT that'} of the manifest: {digest}")
+    manifest = "" if published is None else f", {'' if digest == published else 'NOT '}that of the manifest"
+    print(f"sha256 of the log: {digest}{manifest}")
     return 0 if misses and agree == len(misses) and published in (None, digest) else 1
 
 

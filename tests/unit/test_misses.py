@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from tests.debugger import RIP, Debugger, packed
-from tests.misses import BLOCK, Kernel, Memory, Zone, classify, numbers_of, passes
+from tests.misses import BLOCK, Kernel, Memory, Miss, Zone, classify, numbers_of, passes, rows, summary
 
 # As in Linux 6.12, but for the offsets, which are made up.
 FLAGS = {
@@ -74,6 +74,26 @@ def test_pages_that_were_to_count_are_added() -> None:
 )
 def test_the_class_is_that_of_all_zones(zones: tuple[Zone, ...], found: str) -> None:
     assert classify(zones, 0, FLAGS) == found
+
+
+def test_the_summary_tells_the_attempts_apart() -> None:
+    few = with_(free=600, own_list=0)
+    misses = [
+        Miss(False, 6, "pcp", 0, (ZONE, few), "pcp"),
+        Miss(False, 1, "watermark", 0, (few,), "watermark"),
+        Miss(True, 1, "empty", 0, (with_(free=701),), "empty"),
+    ]
+    lines = list(summary(misses, FLAGS))
+    assert lines[:5] == [
+        "first attempt: 2 misses: 1 pcp, 1 watermark, 0 empty",
+        "  medians in the preferred zone: free 650, min 700, own list 1.5, all CPUs' lists 200",
+        "  would pass if the own list counted as free: 1 (50.0%)",
+        "  would pass if the own CPU's lists counted as free: 1 (50.0%)",
+        "  would pass if all CPUs' lists counted as free: 2 (100.0%)",
+    ]
+    assert lines[5] == "after the drain: 1 misses: 0 pcp, 0 watermark, 1 empty"
+    # The first has a row for each of its zones.
+    assert rows(misses).row_count == 4
 
 
 # --- memory ---------------------------------------------------------------------------------------------
