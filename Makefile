@@ -12,8 +12,8 @@ PYTEST = .venv/bin/pytest --numprocesses auto --dist worksteal
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat selfcheck test fire soak chaos lint unit docs-check doctor dist setup setup-dev lock \
-	clean
+.PHONY: compare lines verify bench repeat misses selfcheck test fire soak chaos lint unit docs-check doctor dist setup \
+	setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
 	@$(RUN) compare $(EXPERIMENT) $(ARGS)
@@ -29,6 +29,9 @@ bench: setup ## The noise of every metric in both modes, and what a trial costs
 
 repeat: setup ## One trial 30 times, and 10 shapes of guests 5 times each: the same bytes?
 	@.venv/bin/python -m tests.repeat
+
+misses: setup ## Each miss of a published trial, read from outside the guest: is its class right?
+	@.venv/bin/python -m tests.misses $(EXPERIMENT) $(ARGS)
 
 selfcheck: setup ## How often comparisons that have nothing to find find something
 	@$(RUN) selfcheck $(ARGS)

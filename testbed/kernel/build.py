@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Container, Mapping, Sequence
@@ -295,6 +296,34 @@ def compiled(plan: Plan) -> frozenset[str]:
         for word in command.read_text(errors="replace").split()
         if word.startswith(top)
     )
+
+
+def assembly(plan: Plan, text: str) -> str:
+    """What the compiler makes of a text in C, as if it were a file of mm/ in a plan's kernel.
+
+    For numbers that only the compiler knows. Raises BuildError where no kernel of the family has been built,
+    or when the text does not compile.
+    """
+    work = _work(plan)
+    try:
+        noted = (work / "obj/mm/.page_alloc.o.cmd").read_text()
+        patched = json.loads((work / "state.json").read_text())["patched"]
+    except (OSError, ValueError) as absent:
+        raise BuildError(f"{work}: no kernel was built there: {absent}") from absent
+    first, _, _ = noted.partition("\n")[0].partition(" := ")[2].partition(" ; ")
+    words = shlex.split(first)
+    compiler = words[words.index("gcc") : words.index("-c")]
+    flags = [word for word in compiler[1:] if not word.startswith("-Wp,-M")]
+    with owned.directory() as over:
+        # What is there may be another kernel of the family by now.
+        for path in {*patched, *plan.files}:
+            data = plan.files[path] if path in plan.files else plan.source.read(path)
+            if path.endswith(".h") and data is not None:
+                put(over / path, data)
+        first_of_all = [f"-I{over / 'mm'}", f"-I{over / 'include'}", f"-I{work / 'src' / 'mm'}"]
+        argv = [compiler[0], *first_of_all, *flags, "-S", "-o", "-", "-x", "c", "-"]
+        done = process.run(argv, timeout=CONFIGURE_SECONDS, cwd=work / "obj", stdin=text.encode())
+    return done.stdout.decode()
 
 
 def command(plan: Plan) -> list[str]:

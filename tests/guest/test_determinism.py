@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from testbed.trials import debug, prepare
 from testbed.trials import trial as trials
 from testbed.trials.debug import GdbStub
 from testbed.trials.trial import Trial
+from tests.debugger import RIP, RSP, Debugger
 from tests.guest.conftest import BUILDS, PUBLISHED, Lab
 from tests.guest.test_experiment import experiment, workload
 from tests.helpers import children_of, cpu_seconds
@@ -311,27 +311,6 @@ def test_a_bundle_needs_no_compiler_no_source_and_no_cache(
 # --- under gdb ---------------------------------------------------------------------------------------
 
 
-class Debugger:
-    """As much of gdb as it takes."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("localhost", port), timeout=120)
-        self._pending = b""
-
-    def ask(self, packet: str) -> str:
-        data = packet.encode()
-        self._socket.sendall(b"$%b#%02x" % (data, sum(data) % 256))
-        while not (match := re.search(rb"\$([^#]*)#..", self._pending)):
-            data = self._socket.recv(65536)
-            assert data, "the stub hung up"
-            self._pending += data
-        self._pending = self._pending[match.end() :]
-        return match[1].decode()
-
-    def close(self) -> None:
-        self._socket.close()
-
-
 def test_a_look_at_a_miss_does_not_change_the_run(lab: Lab, tmp_path: Path) -> None:
     chosen = trial(lab, tmp_path, workload=workload(seconds=0.5))
     _, undisturbed = run(chosen)
@@ -341,21 +320,18 @@ def test_a_look_at_a_miss_does_not_change_the_run(lab: Lab, tmp_path: Path) -> N
     with GdbStub(chosen, miss=3) as stub:
         serving = threading.Thread(target=lambda: logs.append(stub.serve()))
         serving.start()
-        debugger = Debugger(stub.port)
         try:
-            assert debugger.ask("?").startswith("T05")
-            assert debugger.ask("c").startswith("T05")
-            registers = bytes.fromhex(debugger.ask("g"))
-            address = int.from_bytes(registers[16 * 8 : 17 * 8], "little")
-            assert address == debug.symbol(chosen, debug.MISS)
-            # The stack has the way back into the allocator, and the counter two of the three misses.
-            stack = int.from_bytes(registers[7 * 8 : 8 * 8], "little")
-            caller = int.from_bytes(bytes.fromhex(debugger.ask(f"m{stack:x},8")), "little")
-            assert caller >> 32 == 0xFFFFFFFF
-            assert debugger.ask("mdead,4") == "E14"
-            assert debugger.ask("M1000,1:00") == "E01"
-            assert debugger.ask("c") == "W00"
+            with Debugger(stub.port) as debugger:
+                assert debugger.ask("?").startswith("T05")
+                assert debugger.ask("c").startswith("T05")
+                registers = debugger.registers()
+                assert registers[RIP] == debug.symbol(chosen, debug.MISS)
+                # The stack has the way back into the allocator.
+                caller = int.from_bytes(debugger.memory(registers[RSP], 8), "little")
+                assert caller >> 32 == 0xFFFFFFFF
+                assert debugger.ask("mdead,4") == "E14"
+                assert debugger.ask("M1000,1:00") == "E01"
+                assert debugger.ask("c") == "W00"
         finally:
-            debugger.close()
             serving.join()
     assert logs == [undisturbed]
