@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from tests.chaos import checks, kernel
-from tests.chaos.children import PATIENCE_SECONDS, Child, Command, Ended, Home, marked, run
+from tests.chaos.children import Child, Command, Ended, Home, marked, run
 from tests.chaos.scenes import BISECT, COMPARE, REAL, REPLAY, REPORT, Scene, Stage, Undisturbed, real_plans
 from tests.unit.recorded import REPOSITORY
 
@@ -311,7 +311,7 @@ def two_at_once(case: Case) -> None:
     children = [Child(case.scene.command(), case.home)]
     case.sleep(case.rng.choice((0.0, 0.9)))
     children.append(Child(case.scene.command(), second))
-    ended = [case.judge(child.wait(PATIENCE_SECONDS)) for child in children]
+    ended = [case.judge(child.wait()) for child in children]
     if not any(each.status == case.scene.status for each in ended):
         case.lost.append(f"neither came to its end: {[each.err.strip()[-200:] for each in ended]}")
 

@@ -27,7 +27,7 @@ from testbed.kernel import build
 from testbed.trials import prepare
 from testbed.trials.commits import CommitTester
 from tests.chaos import checks
-from tests.chaos.children import Command, Ended, Home, run
+from tests.chaos.children import PATIENCE_WITH_GUESTS_SECONDS, Command, Ended, Home, run
 from tests.unit.recorded import EXPERIMENT, REPOSITORY
 
 FAKE = REPOSITORY / "tests" / "fake_qemu.py"
@@ -55,8 +55,9 @@ class Scene:
 
     def command(self, **different: Any) -> Command:
         """What is run."""
-        environment = {OVERRIDE: ""} if self.real else {}
-        return Command(self.words, environment, **different)
+        if self.real:
+            different |= {"environment": {OVERRIDE: ""}, "patience": PATIENCE_WITH_GUESTS_SECONDS}
+        return Command(self.words, **different)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,7 @@ def test_an_empty_directory_without_any_room_is_full_and_has_room_again(tmp_path
     [
         (Ended(3, "", "Traceback (most recent call last):\n  File\nValueError: 7\n", 1), "ValueError: 7"),
         (Ended(-11, "", "", 1), "signal 11"),
-        (Ended(-9, "", "", 1, late=True), "did not end within"),
+        (Ended(-9, "", "", 1, late=120), "did not end within 120 s"),
     ],
 )
 def test_how_no_command_may_end_is_noticed(ended: Ended, said: str) -> None:
