@@ -12,7 +12,7 @@ from testbed.analysis import costs, episodes
 from testbed.analysis.costs import EXCEEDANCES
 from testbed.analysis.histogram import bucket, quantile
 from testbed.analysis.parse import Measurement
-from testbed.analysis.requests import FATES, Fate
+from testbed.analysis.requests import Fate
 from testbed.analysis.views import (
     Counted,
     Counts,
@@ -307,12 +307,12 @@ def _of_the_patch() -> Iterator[Metric]:
     rejected = every("reclaim_capture_reject")
     yield _count("captures_rejected", "pages not captured", "neither", rejected, **told)
     used, failed, tries = map(counter, ("reclaim_capture_used", MISSES, TRIES))
-    handed = ratio(beyond(used, failed), tries)
-    yield _share(
-        "handed_over", "page given before lists are asked", "neither", handed, kernels="with reclaim-capture"
-    )
+    kernels, source = "with reclaim-capture", "vmstat: captured pages used beyond failures, of tries"
+    handed = Counted(ratio(beyond(used, failed), tries), extensive=False)
+    title = "page given before lists are asked"
+    yield Metric("handed_over", title, "ratio", "neither", "rate", handed, source, "more", kernels)
     age, source = Whole(costs.captured_age), "trace: age_ns, of captured=1"
-    title, kernels = "captured page's age when used", "with reclaim-capture"
+    title = "captured page's age when used"
     yield Metric("capture_age", title, "us", "neither", "rate", age, source, "more", kernels)
 
 
@@ -376,13 +376,14 @@ def _of_costs() -> Iterator[Metric]:
         yield told(f"slow_{name}", f"slow path {name}", "us", view, "slow_ns", kind="tail")
     view = costs.longest(costs.wait)
     yield told("wait_max", "from reclaim to page, max", "us", view, source, kind="tail")
-    for fate in FATES:
-        view, said = costs.mean(costs.wait, fate), f"{source}; {_FATES[fate]}"
-        yield told(f"wait_mean_{fate}", f"from reclaim to page: {_FATES[fate]}", "us", view, said)
-        view, title = costs.median(costs.wait, fate), f"from reclaim to page: {_FATES[fate]}, median"
-        yield told(f"wait_median_{fate}", title, "us", view, said)
-        view, said = costs.share(costs.wait, fate), f"{of_tasks}; {_FATES[fate]}"
-        yield told(f"wait_share_{fate}", f"{of_all}: {_FATES[fate]}", "ratio", view, said)
+    for fate, said in _FATES.items():
+        of_fate = f"fate {fate}"
+        view, title = costs.mean(costs.wait, fate), f"from reclaim to page: {said}"
+        yield told(f"wait_mean_{fate}", title, "us", view, f"{source}; {of_fate}")
+        view, title = costs.median(costs.wait, fate), f"median wait: {said}"
+        yield told(f"wait_median_{fate}", title, "us", view, f"{source}; {of_fate}")
+        view, title = costs.share(costs.wait, fate), f"wait, of all time: {said}"
+        yield told(f"wait_share_{fate}", title, "ratio", view, f"{of_tasks}; {of_fate}")
     yield told("slow_share", "time in the slow path", "ratio", costs.share(costs.slow), "slow_ns; tasks: ns")
     queue, source = Whole(costs.queue_share), "vmstat: direct_reclaim_wait_ns; tasks: ns"
     title, kernels = "time in line for direct reclaim", "with limit-reclaimers"
@@ -395,7 +396,7 @@ def _of_costs() -> Iterator[Metric]:
     yield told("all_stolen", "requests robbed of all they freed", "ratio", view, source)
     view, source = Whole(costs.freed_per_request), "freed / requests"
     yield told("freed_per_request", "freed until a task had its page", "pages", view, source)
-    view, source = Whole(costs.freed_for_others), f"freed; tasks: ops; {_PAGEWISE}"
+    view, source = Whole(costs.freed_for_others), "freed; tasks: ops; as freed_for_others"
     yield told("freed_beyond", "freed beyond one's own part (records)", "ratio", view, source)
     lost, source = Whole(lambda m: m.unrecorded), "direct_reclaim_try of vmstat, less the records"
     yield told("records_lost", "lost records", "count", lost, source, kind="count")

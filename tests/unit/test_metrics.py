@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -191,6 +192,7 @@ def paid(trace: str, tasks: Sequence[Any]) -> dict[str, object]:
         of_fate = [wait for this, _, wait, _ in found if this == fate]
         known[f"wait_share_{fate}"] = sum(of_fate) / took
         known[f"wait_mean_{fate}"] = sum(of_fate) / len(of_fate) / 1e3 if of_fate else None
+        known[f"wait_median_{fate}"] = statistics.median(of_fate) / 1e3 if of_fate else None
     freed = {task["pid"]: 0 for task in tasks}
     for _, pid, _, said in found:
         freed[pid] += int(said["freed"])
