@@ -233,8 +233,9 @@ class Measurement:
     # What the guest counted of tracepoints: images/src/tally.c. None if it was not asked to.
     tally: Mapping[str, int] | None = None
     episodes: Episodes | None = None
-    # Of an instrumented kernel, direct reclaims one by one.
+    # Of an instrumented kernel, direct reclaims one by one; `traced` if their frame came whole.
     requests: tuple[Request, ...] = ()
+    traced: bool = False
     # How memory was to change, and whether it did.
     targets: tuple[Target, ...] = ()
     kills: tuple[Kill, ...] = ()
@@ -266,9 +267,9 @@ class Measurement:
 
     @property
     def unrecorded(self) -> int | None:
-        """How many direct reclaims were counted and left no record; None where they are not counted."""
+        """How many direct reclaims were counted and left no record; None where that is not known."""
         tries = (self.counters or {}).get(INSTRUMENTED)
-        return None if tries is None else max(0, tries - len(self.requests))
+        return max(0, tries - len(self.requests)) if self.traced and tries is not None else None
 
     @cached_property
     def chains(self) -> tuple[Chain, ...] | None:
@@ -351,6 +352,7 @@ def parse(log: bytes) -> Measurement:
         episodes=reader.read("episodes", _episodes),
         targets=reader.read("held", targets) or (),
         requests=requests(frames.contents.get("trace", b"").decode("utf-8", "replace")),
+        traced="trace" in frames.contents,
         kills=_timed(kills(frames.between), samples),
         output=frames.contents.get("output", b"").decode("utf-8", "replace"),
         files={

@@ -130,7 +130,7 @@ def measured(
     reading = Reading(dict.fromkeys(counted, 0), counted)
     told = {"workload": "mmap_test", "seed": 1, "clock_ns": 1, "facts": {}, "tasks": tuple(tasks)}
     workload = Workload.model_validate(told)
-    return Measurement(workload=workload, vmstat=reading, requests=tuple(records))
+    return Measurement(workload=workload, vmstat=reading, requests=tuple(records), traced=True)
 
 
 RECORDS = [
