@@ -36,7 +36,7 @@ def mean(cost: Cost, fate: Fate | None = None) -> Whole:
     """The mean of all requests, or of those with one fate, in microseconds."""
 
     def value(m: Measurement) -> float | None:
-        costs = [cost(chain) for chain in m.chains or () if fate in (None, chain.fate)]
+        costs = _costs(m, cost, fate)
         return sum(costs) / len(costs) / 1e3 if costs else None
 
     return Whole(value)
@@ -49,7 +49,7 @@ def median(cost: Cost, fate: Fate) -> Whole:
     """
 
     def value(m: Measurement) -> float | None:
-        costs = [cost(chain) for chain in m.chains or () if chain.fate == fate]
+        costs = _costs(m, cost, fate)
         return statistics.median(costs) / 1e3 if costs else None
 
     return Whole(value)
@@ -59,7 +59,7 @@ def quantile(cost: Cost, q: float) -> Whole:
     """The nearest rank of all requests, in microseconds; None unless EXCEEDANCES took longer."""
 
     def value(m: Measurement) -> float | None:
-        costs = sorted(cost(chain) for chain in m.chains or ())
+        costs = sorted(_costs(m, cost))
         rank = math.ceil(q * len(costs))
         return costs[rank - 1] / 1e3 if len(costs) - rank >= EXCEEDANCES else None
 
@@ -68,14 +68,14 @@ def quantile(cost: Cost, q: float) -> Whole:
 
 def longest(cost: Cost) -> Whole:
     """The most that a request paid, in microseconds."""
-    return Whole(lambda m: max((cost(chain) / 1e3 for chain in m.chains or ()), default=None))
+    return Whole(lambda m: max((ns / 1e3 for ns in _costs(m, cost)), default=None))
 
 
 def share(cost: Cost, fate: Fate | None = None) -> Whole:
     """What the workload's tasks paid, of all their time."""
 
     def value(m: Measurement) -> float | None:
-        paid, took = _paid(m, cost, fate), sum(task.ns for task in m.workload.tasks) if m.workload else 0
+        paid, took = _paid(m, cost, fate), _time(m)
         return sum(paid.values()) / took if paid is not None and took else None
 
     return Whole(value)
@@ -105,6 +105,16 @@ def shared(cost: Cost, index: Callable[[Sequence[int]], float | None]) -> Whole:
     return Whole(value)
 
 
+def _costs(m: Measurement, cost: Cost, fate: Fate | None = None) -> list[int]:
+    """What each request paid, or each with one fate, in ns; nothing unless all have their records."""
+    return [cost(chain) for chain in m.chains or () if fate in (None, chain.fate)]
+
+
+def _time(m: Measurement) -> int:
+    """All time of the workload's tasks, in ns."""
+    return sum(task.ns for task in m.workload.tasks) if m.workload else 0
+
+
 def _paid(m: Measurement, cost: Cost, fate: Fate | None = None) -> dict[int, int] | None:
     """What each task of the workload paid, in ns."""
     if m.workload is None or m.chains is None:
@@ -119,7 +129,7 @@ def _paid(m: Measurement, cost: Cost, fate: Fate | None = None) -> dict[int, int
 def queue_share(m: Measurement) -> float | None:
     """What tasks waited until others had left direct reclaim, of the time of the workload's."""
     waited = (m.counters or {}).get("direct_reclaim_wait_ns")
-    took = sum(task.ns for task in m.workload.tasks) if m.workload else 0
+    took = _time(m)
     return waited / took if waited is not None and took else None
 
 

@@ -16,10 +16,9 @@ from testbed.report import words
 from testbed.report.document import ComparisonReport
 from testbed.report.remarks import KINDS
 
-VERDICTS = (
-    *("improved", "regressed", "changed", "equivalent", "small", "construction"),
-    *("inconclusive", "none", "undecided"),
-)
+# As conditions have them, where a verdict is of more words than one.
+_LONGER = {"small": "different but small", "construction": "by construction"}
+VERDICTS = ("improved", "regressed", "changed", "equivalent", *_LONGER, "inconclusive", "none", "undecided")
 _CONDITION = re.compile(r"\s*(any primary|any|[a-z0-9_.-]+)\s+([a-z]+)\s*")
 
 
@@ -70,9 +69,6 @@ def failures(report: ComparisonReport, conditions: Sequence[Condition]) -> Itera
         for one in primary_alone if wanted.of == "any primary" else all_of_them:
             if wanted.of in ("any", "any primary", one.metric) and _meets(one.decision, wanted.verdict):
                 yield f"{wanted}: {one.arm}: {words.said(one)}"
-
-
-_LONGER = {"small": "different but small", "construction": "by construction"}
 
 
 def _meets(decision: Decision, verdict: str) -> bool:

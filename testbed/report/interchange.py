@@ -19,8 +19,10 @@ from testbed.report.escape import visible
 
 Result = Literal["ok", "failure", "skipped", "error"]
 _RESULTS: dict[Verdict, Result] = {
-    **{"regressed": "failure", "none": "error"},
-    **dict.fromkeys(("inconclusive", "by construction"), "skipped"),
+    "regressed": "failure",
+    "inconclusive": "skipped",
+    "by construction": "skipped",
+    "none": "error",
 }
 
 

@@ -64,20 +64,22 @@ def _same(experiment: Experiment, kernels: Mapping[str, KernelFacts]) -> Iterato
 
 def _missed(arms: Mapping[str, Arm]) -> Iterator[str]:
     """Where memory was not what its schedule says: then the condition is not the one that is named."""
-    for name, arm in arms.items():
-        missed = arm.values.get("memory_missed", {}).values()
-        if any(missed):
-            trials, share = f"{sum(map(bool, missed))} of {len(missed)} trials of {name}", max(missed)
-            yield f"memory did not follow its schedule: {trials} missed up to {share:.0%} of its changes"
+    for trials, share in _lacking(arms, "memory_missed"):
+        yield f"memory did not follow its schedule: {trials} missed up to {share:.0%} of its changes"
 
 
 def _unrecorded(arms: Mapping[str, Arm]) -> Iterator[str]:
     """Where the guest's buffer was too small: then nothing is known of what direct reclaim cost."""
+    for trials, most in _lacking(arms, "records_lost"):
+        yield f"direct reclaims without a record: {trials} lost up to {most:,.0f}, and have no costs"
+
+
+def _lacking(arms: Mapping[str, Arm], metric: str) -> Iterator[tuple[str, float]]:
+    """Of each arm with trials in which a metric is not 0: how many these are, in words, and its highest."""
     for name, arm in arms.items():
-        lost = arm.values.get("records_lost", {}).values()
-        if any(lost):
-            trials, most = f"{sum(map(bool, lost))} of {len(lost)} trials of {name}", max(lost)
-            yield f"direct reclaims without a record: {trials} lost up to {most:,.0f}, and have no costs"
+        values = arm.values.get(metric, {}).values()
+        if any(values):
+            yield f"{sum(map(bool, values))} of {len(values)} trials of {name}", max(values)
 
 
 def _unlike(arms: Mapping[str, Arm]) -> Iterator[str]:
