@@ -39,9 +39,7 @@ def explain(request: ExperimentRequest, lab: Lab, watch: Watch) -> Iterator[str]
 
 def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) -> Iterator[str]:
     first = cells[0].experiment
-    each = len(first.arms) * first.seeds
-    total = f" in each of {len(cells)} cells, {each * len(cells)} in all" if len(cells) > 1 else ""
-    yield f"{first.name}: {len(first.arms)} arms x {first.seeds} seeds = {each} trials{total}"
+    yield f"{first.name}: {_extent(first, len(cells))}"
     unbuilt: set[str] = set()
     told: frozenset[str] = frozenset()
     seconds = 0.0
@@ -60,6 +58,17 @@ def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) 
     yield f"time: about {duration(seconds)} on this machine" + (
         f", {len(unbuilt)} kernels to be built among it" if unbuilt else ", all kernels are built"
     )
+
+
+def _extent(experiment: Experiment, cells: int) -> str:
+    """How many trials it has."""
+    arms, seeds = len(experiment.arms), experiment.seeds
+    if experiment.minutes:
+        each = f" in each of {cells} cells" if cells > 1 else ""
+        within = duration(experiment.minutes * 60)
+        return f"{arms} arms x as many seeds as begin within {within}{each}, {seeds} at most"
+    total = f" in each of {cells} cells, {arms * seeds * cells} in all" if cells > 1 else ""
+    return f"{arms} arms x {seeds} seeds = {arms * seeds} trials{total}"
 
 
 def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> Iterator[str]:
@@ -122,4 +131,5 @@ def trials_seconds(experiment: Experiment) -> float:
     rounds = -(-arms * experiment.seeds // jobs)
     boots = -(-arms * min(experiment.boots or experiment.seeds, experiment.seeds) // jobs)
     beside = BOOT_SECONDS * boots if deterministic else 0.0
-    return rounds * (each + BESIDE_SECONDS[experiment.mode]) + beside
+    seconds = rounds * (each + BESIDE_SECONDS[experiment.mode]) + beside
+    return min(seconds, experiment.minutes * 60) if experiment.minutes else seconds

@@ -111,8 +111,9 @@ class Stage:
         return Home(self.top / "homes" / mark, mark)
 
     def clear(self, kind: str, number: int) -> None:
-        """Remove a home."""
-        shutil.rmtree(self._home(kind, number).top)
+        """Remove a case's home, if it had one."""
+        if (top := self._home(kind, number).top).exists():
+            shutil.rmtree(top)
 
     def set(self, scene: Scene, kind: str, number: int) -> Home:
         """A home in which a scene can begin, of a case of a kind: a fresh copy of what is set up."""

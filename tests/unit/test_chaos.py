@@ -105,6 +105,15 @@ def test_a_campaign_that_is_killed_ends_what_it_has_started(campaign: str, stage
     assert left == []
 
 
+def test_a_parser_is_fuzzed(stage: Stage) -> None:
+    words = ["--only", "fuzzed frames", "--fuzz", "0.1", "--jobs", "1", "--into", str(stage.top / "fuzzed")]
+    command = [sys.executable, "-m", "tests.chaos", *words]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    tried, survived, lost, left, _ = rows(ran.stdout)["fuzzed frames"]
+    assert int(tried.replace(",", "")) > 1
+    assert (ran.returncode, survived, lost, left, ran.stderr) == (0, tried, "0", "0", "")
+
+
 # --- what is wrong is noticed -----------------------------------------------------------------------
 
 

@@ -212,6 +212,15 @@ def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds:
     assert explain.trials_seconds(experiment) == rounds * each + 2 * explain.BOOT_SECONDS
 
 
+def test_so_much_time_is_what_it_takes(built: set[str]) -> None:
+    told = lines(minutes=10)
+    assert told[0].endswith(": 2 arms x as many seeds as begin within 10 min 00 s, 200 at most")
+    kernels = 2 * explain.CORE_SECONDS_PER_KERNEL / CORES
+    assert seconds(told) == pytest.approx(600 + kernels, abs=60)
+    # Few seeds are through before.
+    assert explain.trials_seconds(load(EXPERIMENT, {"seeds": 2, "minutes": 600})) < 600
+
+
 def test_real_time_takes_its_own_time(built: set[str]) -> None:
     experiment = load(EXPERIMENT, {"mode": "realtime", "seeds": 2})
     assert explain.trials_seconds(experiment) == 2 * (
