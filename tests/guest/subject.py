@@ -76,6 +76,7 @@ class Mutant(enum.IntFlag):
     FIRST = 64
     # No check: captures out of what any other reclaim frees, too.
     OTHERS = 128
+    RESERVED = 256
 
 
 def tree(line: Line) -> Source:

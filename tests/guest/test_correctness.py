@@ -297,6 +297,31 @@ def test_a_page_of_the_latest_batch_is_kept(hotplug_mutant: Subject) -> None:
         assert hotplug_mutant.request(500, *words)["bad_age"] > 0
 
 
+def kept_for_atomic_requests(guest: Subject) -> tuple[int, int]:
+    """Pages of blocks that are kept for high-order atomic requests: before requests that the free lists give
+    nothing to at first, and after them."""
+    guest.sysctl("reclaim_capture", FALLBACK)
+    guest.sysctl("drop_caches", 1)
+    guest.fill_cache(64)
+    before = guest.request(0, "reserve")["highatomic"]
+    result = guest.request(100, "direct", "highmem", "movable", "miss")
+    assert (result["captured"] > 50, bad(result)) == (True, {})
+    return before, result["highatomic"]
+
+
+def test_a_miss_gives_back_what_is_kept_for_atomic_requests(hotplug: Subject) -> None:
+    before, after = kept_for_atomic_requests(hotplug)
+    # One block is always left.
+    assert 0 < after < before
+    hotplug.require_sound()
+
+
+def test_without_that_it_stays(hotplug_mutant: Subject) -> None:
+    with hotplug_mutant.without(Mutant.RESERVED):
+        before, after = kept_for_atomic_requests(hotplug_mutant)
+    assert after == before > 0
+
+
 def test_the_preferred_zone_may_go_meanwhile(hotplug: Subject) -> None:
     hotplug.sysctl("reclaim_capture", EARLY)
     hotplug.fill_cache(CACHED)
