@@ -133,6 +133,15 @@ def queue_share(m: Measurement) -> float | None:
     return waited / took if waited is not None and took else None
 
 
+def wait_and_queue_share(m: Measurement) -> float | None:
+    """What tasks waited after their own reclaim, and in line before it, of all their time.
+
+    A kernel without a line has nobody wait in one.
+    """
+    waited = share(wait).value(m)
+    return None if waited is None else waited + (queue_share(m) or 0.0)
+
+
 def gini(shares: Sequence[int]) -> float | None:
     """The Gini coefficient: from 0 (all have the same) to 1 - 1/n (one has all).
 

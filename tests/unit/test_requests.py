@@ -186,6 +186,14 @@ def test_time_in_line_is_of_what_the_kernel_counts() -> None:
     assert METRIC["queue_share"].value(measured(RECORDS)) is None
 
 
+def test_who_waits_in_line_does_not_wait_less() -> None:
+    both, without = METRIC["wait_and_queue_share"].value, (10 + 200 + 1 + 350) * 1_000 / 2e9
+    assert both(measured(RECORDS)) == pytest.approx(without)
+    assert both(measured(RECORDS, direct_reclaim_wait_ns=10**8)) == pytest.approx(without + 0.05)
+    # Of some of the records alone nothing follows.
+    assert both(measured(RECORDS, tries=99, direct_reclaim_wait_ns=10**8)) is None
+
+
 def test_parts_of_the_cost_add_up_to_it() -> None:
     whole = parse(UNPATCHED)
     value = {name: metric.value(whole) for name, metric in METRIC.items()}
