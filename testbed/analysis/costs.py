@@ -133,7 +133,7 @@ def queue_share(m: Measurement) -> float | None:
     return waited / took if waited is not None and took else None
 
 
-def wait_and_queue_share(m: Measurement) -> float | None:
+def waiting_share(m: Measurement) -> float | None:
     """What tasks waited after their own reclaim, and in line before it, of all their time.
 
     A kernel without a line has nobody wait in one.

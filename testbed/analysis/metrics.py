@@ -388,9 +388,9 @@ def _of_costs() -> Iterator[Metric]:
     queue, source = Whole(costs.queue_share), "vmstat: direct_reclaim_wait_ns; tasks: ns"
     title, kernels = "time in line for direct reclaim", "with limit-reclaimers"
     yield Metric("queue_share", title, "ratio", "lower", "rate", queue, source, kernels=kernels)
-    view, title = Whole(costs.wait_and_queue_share), "tasks' time in line, and from reclaim to page"
+    view, title = Whole(costs.waiting_share), "tasks' time in line, and from reclaim to page"
     source = "wait_ns, slow_ns; tasks: ns; direct_reclaim_wait_ns"
-    yield told("wait_and_queue_share", title, "ratio", view, source)
+    yield told("waiting_share", title, "ratio", view, source)
     index, source = costs.shared(costs.wait, jain), "wait_ns, slow_ns; tasks: group main"
     fair: _More = {"better": "higher", "kind": "fairness", "level": "main"}
     yield told("wait_fairness", "Jain's fairness of the wait", "index", index, source, **fair)

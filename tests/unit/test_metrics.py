@@ -182,7 +182,7 @@ def paid(trace: str, tasks: Sequence[Any]) -> dict[str, object]:
     mine = [sum(wait for _, pid, wait, _ in found if pid == task["pid"]) for task in tasks]
     known: dict[str, Any] = {"records_lost": 0, "wait_max": values["wait"][-1] / 1e3}
     known |= {f"{kind}_share": sum(each) / took for kind, each in values.items()}
-    known["wait_and_queue_share"] = known["wait_share"]
+    known["waiting_share"] = known["wait_share"]
     known["wait_mean"] = sum(values["wait"]) / n / 1e3
     known["wait_share_worst"] = max(wait / task["ns"] for wait, task in zip(mine, tasks, strict=True))
     known |= {"wait_fairness": jain(mine), "wait_gini": gini(mine)}

@@ -187,7 +187,7 @@ def test_time_in_line_is_of_what_the_kernel_counts() -> None:
 
 
 def test_who_waits_in_line_does_not_wait_less() -> None:
-    both, without = METRIC["wait_and_queue_share"].value, (10 + 200 + 1 + 350) * 1_000 / 2e9
+    both, without = METRIC["waiting_share"].value, (10 + 200 + 1 + 350) * 1_000 / 2e9
     assert both(measured(RECORDS)) == pytest.approx(without)
     assert both(measured(RECORDS, direct_reclaim_wait_ns=10**8)) == pytest.approx(without + 0.05)
     # Of some of the records alone nothing follows.
