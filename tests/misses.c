@@ -7,6 +7,10 @@
 #include <linux/mm.h>
 #include <linux/mmzone.h>
 #include "internal.h"
+/* Since Linux 7.3 the allocator has a header of its own. */
+#if __has_include("page_alloc.h")
+#include "page_alloc.h"
+#endif
 
 #if defined(CONFIG_CMA) || defined(CONFIG_CPUSETS) || MAX_NUMNODES > 64
 #error tests/misses.py knows nothing of CMA, cpusets and more than 64 nodes

@@ -538,7 +538,7 @@ def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, 
 
 
 @pytest.mark.parametrize(
-    ("line", "lines"), [("", [None]), ("6.12", ["6.12"]), ("all", ["6.1", "6.12", "7.2"])]
+    ("line", "lines"), [("", [None]), ("6.12", ["6.12"]), ("all", ["6.1", "6.12", "7.2", "7.3"])]
 )
 def test_options_are_those_of_compare(
     prepare: Any, tmp_path: Path, line: str, lines: list[str | None], capsys: pytest.CaptureFixture[str]

@@ -111,7 +111,13 @@ def test_an_amendment_that_is_not_well_formed_is_refused_with_its_place(tmp_path
 
 @pytest.mark.parametrize(
     ("version", "model"),
-    [("6.1.192", "VOLUNTARY"), ("6.12.117", "VOLUNTARY"), ("7.0", "LAZY"), ("7.2.13", "LAZY")],
+    [
+        ("6.1.192", "VOLUNTARY"),
+        ("6.12.117", "VOLUNTARY"),
+        ("7.0", "LAZY"),
+        ("7.2.13", "LAZY"),
+        ("7.3.4", "LAZY"),
+    ],
 )
 def test_the_fragments_of_the_repository_are_well_formed(version: str, model: str) -> None:
     names = sorted(path.stem for path in kconfig.FRAGMENTS.glob("*.config"))

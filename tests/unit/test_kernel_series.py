@@ -67,7 +67,7 @@ def test_the_version_of_the_kernel_chooses_the_line(patches: Path, version: str,
 def test_every_line_of_the_repository_has_the_same_events_and_controls(name: str) -> None:
     """What is compared between kernels, and what turns it on, must not depend on the kernel."""
     interfaces = set()
-    for version in ("6.1.192", "6.12.117", "7.2.13"):
+    for version in ("6.1.192", "6.12.117", "7.2.13", "7.3.4"):
         (patch,) = series.load([name], version)
         added = "".join(
             line[1:] for line in patch.data.decode().splitlines(True) if line[:2] != "+++" and line[0] == "+"

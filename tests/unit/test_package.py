@@ -221,7 +221,10 @@ def test_what_needs_no_kernel_works_from_the_first_word(installed: Installed, tm
     assert done.returncode == 0 and "`pages_per_second`" in done.stdout
     # It comes as far as the line of patches/, which it reads.
     done = installed.testbed("compare", "experiment.yaml", "--line", "5.4", cwd=tmp_path, env=env)
-    assert (done.returncode, done.stderr) == (2, "testbed: there is no kernel line `5.4`: 6.1, 6.12, 7.2\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "testbed: there is no kernel line `5.4`: 6.1, 6.12, 7.2, 7.3\n",
+    )
 
 
 def test_what_an_experiment_comes_to_is_explained(installed: Installed, tmp_path: Path) -> None:
