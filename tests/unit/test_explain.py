@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from testbed.experiment import Experiment, load
+from testbed.guest.shape import by_hand
 from testbed.host.errors import SpecError
 from testbed.kernel import build
 from testbed.kernel.patch import Change, Patch
@@ -210,6 +212,17 @@ def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds:
     each = experiment.workload.length * explain.WALL_PER_VIRTUAL + explain.BESIDE_SECONDS["deterministic"]
     # Three kernels boot once each.
     assert explain.trials_seconds(experiment) == rounds * each + 2 * explain.BOOT_SECONDS
+
+
+@pytest.mark.parametrize("mode", ["deterministic", "realtime"])
+def test_a_guest_has_no_disk_and_no_network(mode: str) -> None:
+    shape = dataclasses.replace(prepare.shape_of(load(EXPERIMENT, {"mode": mode})), accel="tcg")
+    words = by_hand(shape, "qemu", Path("vmlinux"), Path("initramfs"))
+    assert words[words.index("-nic") + 1] == "none"
+    assert {"-nodefaults", "-no-user-config"} <= set(words)
+    devices = {words[n + 1].split(",")[0] for n, word in enumerate(words) if word == "-device"}
+    assert devices == {"virtio-balloon-pci"}
+    assert not {"-drive", "-blockdev", "-hda", "-cdrom", "-virtfs", "-fsdev", "-netdev", "-net"} & set(words)
 
 
 def test_so_much_time_is_what_it_takes(built: set[str]) -> None:

@@ -224,6 +224,13 @@ def test_no_line_is_wider_than_110_columns(page: str) -> None:
     assert wide == []
 
 
+def test_what_cannot_happen_is_tried_by_tests_that_are_there() -> None:
+    known = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("*/test_*.py"))
+    named = re.findall(r"`(test_\w+)`", TEXTS["docs/security.md"])
+    assert len(named) >= 6
+    assert [name for name in named if f"def {name}(" not in known] == []
+
+
 def test_the_readme_takes_two_minutes() -> None:
     assert TEXTS["README.md"].count("\n") <= 170
 
