@@ -166,14 +166,18 @@ def _phases(
     return by_metric
 
 
+# What nobody comes to who was given a page already, by the metric that says of how many that is so.
+_BEFORE = {"handed_over": "the free lists are asked", "spared_drain": "lists are drained"}
+
+
 def by_construction(metric: Metric, first: Arm, arm: Arm) -> str:
     """Why one of the arms has fewer of what the metric counts, whatever else it does; empty if it need not.
 
-    Where a page is given before the free lists are asked, nothing can fail there. So it is decided if even
-    failures of all attempts that are left would be fewer, per try, than the other arm has.
+    Where a page is given before the free lists are asked, or before the drain, nothing can fail there. So it
+    is decided if even failures of all attempts that are left would be fewer, per try, than the other arm has.
     """
-    for one, other in ((first, arm), (arm, first)) if metric.unasked else ():
-        given, tries = one.values.get("handed_over", {}), other.values.get("tries", {})
+    for one, other in ((first, arm), (arm, first)) if metric.spared else ():
+        given, tries = one.values.get(metric.spared, {}), other.values.get("tries", {})
         failed = {
             seed: value / (tries[seed] if metric.kind == "count" else 1)
             for seed, value in other.values[metric.name].items()
@@ -182,7 +186,7 @@ def by_construction(metric: Metric, first: Arm, arm: Arm) -> str:
         seeds = given.keys() & failed.keys()
         if seeds and sum(1 - given[seed] for seed in seeds) < sum(failed[seed] for seed in seeds):
             share = sum(given[seed] for seed in seeds) / len(seeds)
-            return f"{one.name} gives a page to {share:.0%} of its tries before the free lists are asked"
+            return f"{one.name} gives a page to {share:.0%} of its tries before {_BEFORE[metric.spared]}"
     return ""
 
 

@@ -171,9 +171,8 @@ class Metric:
     # Whether trials whose workload failed have it, too, and would be missed if they were left out.
     of_failures: bool = False
     titles: Mapping[str, str] = field(default_factory=dict)
-    # Whether it counts what attempts at the free lists meet, of which there are the fewer the more pages are
-    # handed over before these are asked.
-    unasked: bool = False
+    # The metric that says how many tries are handed a page before they come to what this one counts.
+    spared: str = ""
 
     def value(self, m: Measurement) -> float | None:
         """Of the whole workload; None where the kernel or the log does not tell it."""
@@ -206,10 +205,10 @@ def _count(
     unit: str = "count",
     level: Level = "more",
     kernels: str = "",
-    unasked: bool = False,
+    spared: str = "",
 ) -> Metric:
     view, source = Counted(expression, extensive=True), f"vmstat: {expression.text}"
-    return Metric(name, title, unit, better, "count", view, source, level, kernels, unasked=unasked)
+    return Metric(name, title, unit, better, "count", view, source, level, kernels, spared=spared)
 
 
 def _share(
@@ -221,10 +220,10 @@ def _share(
     source: str = "vmstat",
     level: Level = "more",
     kernels: str = "",
-    unasked: bool = False,
+    spared: str = "",
 ) -> Metric:
     view, source = Counted(expression, extensive=False), f"{source}: {expression.text}"
-    return Metric(name, title, "ratio", better, "rate", view, source, level, kernels, unasked=unasked)
+    return Metric(name, title, "ratio", better, "rate", view, source, level, kernels, spared=spared)
 
 
 class _Told(TypedDict, total=False):
@@ -311,9 +310,22 @@ def _of_the_patch() -> Iterator[Metric]:
     handed = Counted(ratio(beyond(used, failed), tries), extensive=False)
     title = "page given before lists are asked"
     yield Metric("handed_over", title, "ratio", "neither", "rate", handed, source, "more", kernels)
+    spared, source = Whole(_spared_drain), "vmstat: tries without a drain, if captured pages were used"
+    title = "no drain, since pages are captured"
+    yield Metric("spared_drain", title, "ratio", "neither", "rate", spared, source, "more", kernels)
     age, source = Whole(costs.captured_age), "trace: age_ns, of captured=1"
     title = "captured page's age when used"
     yield Metric("capture_age", title, "us", "neither", "rate", age, source, "more", kernels)
+
+
+def _spared_drain(m: Measurement) -> float | None:
+    """Of the tries, those that came to no drain; 0 where no captured page was used in place of one."""
+    counts = m.counters or {}
+    names = (TRIES, "direct_reclaim_drain", "direct_reclaim_drain_busy", "reclaim_capture_used")
+    tries, ran, busy, used = (counts.get(name) for name in names)
+    if not tries or ran is None or busy is None or used is None:
+        return None
+    return (tries - ran - busy) / tries if used else 0.0
 
 
 # How the first attempt after reclaim failed, and that after the drain.
@@ -328,17 +340,16 @@ def _of_attempts() -> Iterator[Metric]:
     tries, misses, repeats = counter(TRIES), counter(MISSES), counter("direct_reclaim_repeat")
     yield _count("tries", "order-0 tries", "neither", tries, **main)
     yield _count("repeats", "repeated reclaims", "lower", repeats, **main)
-    for name, title, more, event in (
-        ("misses", "failed at first", " after reclaim", MISSES),
-        ("misses_drained", "failed after the drain", ", too", DRAINED),
+    for name, title, more, event, spared in (
+        ("misses", "failed at first", " after reclaim", MISSES, "handed_over"),
+        ("misses_drained", "failed after the drain", ", too", DRAINED, "spared_drain"),
     ):
-        yield _count(name, title + more, "lower", counter(event), **main, unasked=True)
+        yield _count(name, title + more, "lower", counter(event), **main, spared=spared)
         for how, said in _FAILURES.items():
             count = counter(f"{event}_{how}")
-            yield _count(f"{name}_{how}", f"{title}: {said}", "lower", count, **told, unasked=True)
-    yield _share(
-        "misses_per_try", "failed at first, of all tries", "lower", ratio(misses, tries), **main, unasked=True
-    )
+            yield _count(f"{name}_{how}", f"{title}: {said}", "lower", count, **told, spared=spared)
+    rate, title = ratio(misses, tries), "failed at first, of all tries"
+    yield _share("misses_per_try", title, "lower", rate, **main, spared="handed_over")
     drains, busy = counter("direct_reclaim_drain"), counter("direct_reclaim_drain_busy")
     yield _count("drains", "drains that ran", "lower", drains, **told)
     yield _count("drains_busy", "drains that did not run", "lower", busy, **told)

@@ -287,6 +287,9 @@ def test_metrics_are_those_of_the_raw_counters(arm: str) -> None:
     expected["stolen"] = delta["direct_reclaim_stolen"]
     expected["stolen_share"] = delta["direct_reclaim_stolen"] / delta["direct_reclaim_freed"]
     expected["handed_over"] = {"unpatched": 0, "patched": 1}[arm]
+    came = delta["direct_reclaim_drain"] + delta["direct_reclaim_drain_busy"]
+    tries = delta["direct_reclaim_try"]
+    expected["spared_drain"] = {"unpatched": 0, "patched": (tries - came) / tries}[arm]
     expected |= paid(body("trace"), tasks)
     # Nothing was sampled, and no events tallied.
     assert {name: value(WHOLE[arm]) for name, value in VALUE.items()} == expected
