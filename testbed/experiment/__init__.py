@@ -1,7 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What an experiment file may say, typed, and what it says."""
 
-from testbed.experiment.file import PATCH_SUFFIXES, RANGE, Cell, expand, is_path, load, read, schema
+from testbed.experiment.file import (
+    PATCH_SUFFIXES,
+    RANGE,
+    Cell,
+    expand,
+    is_path,
+    load,
+    matches,
+    read,
+    repathed,
+    schema,
+)
 from testbed.experiment.model import (
     ALPHA,
     LEAST_SEEDS,
@@ -51,7 +62,9 @@ __all__ = [
     "format_size",
     "is_path",
     "load",
+    "matches",
     "parse_size",
     "read",
+    "repathed",
     "schema",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import hashlib
 import itertools
 import math
@@ -21,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from testbed.experiment.model import DEBIAN, SHA256, Experiment, SourceSpec
+from testbed.experiment.model import DEBIAN, SHA256, ArmSpec, Experiment, SourceSpec
 from testbed.experiment.values import (
     MOST_DEPTH,
     NAME,
@@ -35,7 +36,7 @@ from testbed.experiment.values import (
 )
 from testbed.host import files
 from testbed.host.errors import SpecError
-from testbed.host.paths import data_directory, joined_file, split_file
+from testbed.host.paths import absolute, data_directory, joined_file, split_file
 
 # What ends so is a file with patches; what begins so is a range of commits.
 PATCH_SUFFIXES = tuple(
@@ -239,53 +240,63 @@ def _where(line: str, ats: Sequence[Mapping[str, Any]], total: int) -> str:
 def _anchored(experiment: Experiment, file: Path) -> Experiment:
     """Make every relative path absolute, so that the experiment means the same from anywhere."""
 
-    def anchor(text: str) -> str:
+    def anchor(text: str, *, as_written: bool = False) -> str:
         try:
-            return str((file.parent / Path(text).expanduser()).resolve())
-        except (OSError, RuntimeError) as nowhere:
+            path = file.parent / Path(text).expanduser()
+            leads_to = path.resolve()
+            # With its links, as messages name it: without, /proc/self is a number.
+            written = absolute(path)
+            return str(written if as_written and written.resolve() == leads_to else leads_to)
+        except (OSError, RuntimeError, ValueError) as nowhere:
             raise SpecError(f"{file}: `{text}` leads nowhere: {nowhere}") from nowhere
 
-    def anchor_pair(text: str) -> str:
-        here, there = split_file(text)
-        return joined_file(anchor(here), there)
+    as_written = functools.partial(anchor, as_written=True)
+    return repathed(experiment, anchor, as_written, lambda word, spec: _patches(word, file, spec, as_written))
 
-    def anchor_source(spec: S) -> S:
+
+def repathed(
+    experiment: Experiment,
+    source: Callable[[str], str],
+    file: Callable[[str], str],
+    patches: Callable[[str, SourceSpec], Sequence[str]],
+) -> Experiment:
+    """An experiment with other paths: of its sources, of its files, and of a word among an arm's patches.
+
+    Such a word may come to several; it is told with the arm's source.
+    """
+
+    def pair(text: str) -> str:
+        here, there = split_file(text)
+        return joined_file(file(here), there)
+
+    def changed(spec: S) -> S:
         if spec.tree is not None:
-            return spec.model_copy(update={"tree": Path(anchor(str(spec.tree)))})
+            return spec.model_copy(update={"tree": Path(source(str(spec.tree)))})
         # As git has it: with a colon before any slash it is a URL or HOST:PATH.
         if spec.git is not None and not re.match(r"[^/]+:", spec.git.repository):
-            git = spec.git.model_copy(update={"repository": anchor(spec.git.repository)})
+            git = spec.git.model_copy(update={"repository": source(spec.git.repository)})
             return spec.model_copy(update={"git": git})
         if spec.tarball is not None and "://" not in spec.tarball.url:
-            tarball = spec.tarball.model_copy(update={"url": anchor(spec.tarball.url)})
+            tarball = spec.tarball.model_copy(update={"url": source(spec.tarball.url)})
             return spec.model_copy(update={"tarball": tarball})
         return spec
 
-    def anchor_all(words: Sequence[str]) -> tuple[str, ...]:
-        return tuple(anchor(word) if is_path(word) else word for word in words)
+    def fragments(words: Sequence[str]) -> tuple[str, ...]:
+        return tuple(file(word) if is_path(word) else word for word in words)
 
-    def anchor_patches(words: Sequence[str], spec: SourceSpec) -> tuple[str, ...]:
-        return tuple(one for word in words for one in _patches(word, file, spec, anchor))
+    def arm_of(arm: ArmSpec) -> ArmSpec:
+        spec = arm.kernel and changed(arm.kernel)
+        words = tuple(one for word in arm.patches for one in patches(word, spec or kernel))
+        return arm.model_copy(update={"kernel": spec, "config": fragments(arm.config), "patches": words})
 
-    kernel = anchor_source(experiment.kernel)
+    kernel = changed(experiment.kernel)
     workload = experiment.workload
     if workload.files:
-        files = tuple(anchor_pair(text) for text in workload.files)
-        workload = workload.model_copy(update={"files": files})
-    arms = {
-        name: arm.model_copy(
-            update={
-                "kernel": arm.kernel and anchor_source(arm.kernel),
-                "config": anchor_all(arm.config),
-                "patches": anchor_patches(arm.patches, anchor_source(arm.kernel or kernel)),
-            }
-        )
-        for name, arm in experiment.arms.items()
-    }
+        workload = workload.model_copy(update={"files": tuple(map(pair, workload.files))})
     return experiment.model_copy(
         update={
-            "kernel": kernel.model_copy(update={"config": anchor_all(kernel.config)}),
-            "arms": arms,
+            "kernel": kernel.model_copy(update={"config": fragments(kernel.config)}),
+            "arms": {name: arm_of(arm) for name, arm in experiment.arms.items()},
             "workload": workload,
         }
     )
@@ -299,7 +310,7 @@ def _patches(word: str, file: Path, spec: SourceSpec, anchor: Callable[[str], st
         return [f"{RANGE}{here}:{which}" if here else word]
     try:
         exists = (file.parent / word).exists()
-        found = [] if exists else _matches(word, file.parent)
+        found = [] if exists else matches(word, file.parent)
     except (OSError, ValueError) as bad:
         raise SpecError(f"{file}: `{word}` names no patches: {bad}") from bad
     if found:
@@ -309,8 +320,11 @@ def _patches(word: str, file: Path, spec: SourceSpec, anchor: Callable[[str], st
     return [anchor(word) if exists or is_path(word) else word]
 
 
-def _matches(word: str, top: Path) -> list[str]:
-    """The files that a pattern such as `patches/*.patch` stands for, sorted; none if it is no pattern."""
+def matches(word: str, top: Path) -> list[str]:
+    """The files that a pattern such as `patches/*.patch` stands for, sorted; none if it is no pattern.
+
+    Raises ValueError, OSError where it stands for nothing.
+    """
     parts = Path(word).expanduser().parts
     plain = next((n for n, part in enumerate(parts) if set(part) & WILD), len(parts))
     if plain == len(parts):
@@ -388,6 +402,10 @@ def _read(text: str, path: Path) -> tuple[yaml.Node | None, Any]:
     except _TooMuchError as much:
         raise SpecError(f"{path}:{_line_of(much)}: {much.problem}") from much
     except yaml.MarkedYAMLError as bad:
+        if bad.problem == "but found another document":
+            raise SpecError(
+                f"{path}:{_line_of(bad)}: has several documents; an experiment file has one"
+            ) from bad
         raise SpecError(f"{path}:{_line_of(bad)}: not YAML: {bad.problem}") from bad
     except yaml.YAMLError as bad:
         raise SpecError(f"{path}: not YAML: {' '.join(str(bad).split())}") from bad

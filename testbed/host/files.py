@@ -36,9 +36,16 @@ def read(path: Path, most: int) -> bytes:
     """
     # Who opens a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        known = os.fstat(file.fileno())
+        if not stat.S_ISREG(known.st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(path))
-        return at_most(file, most, path)
+        try:
+            return at_most(file, most, path)
+        except OSError as failed:
+            # What the kernel makes up, as /proc/self/mem, has no size.
+            if known.st_size or failed.errno == errno.EFBIG:
+                raise
+            raise OSError(errno.EINVAL, "is not a regular file", str(path)) from failed
 
 
 def unpacked(data: bytes, most: int, path: Path) -> bytes:

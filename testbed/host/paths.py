@@ -64,6 +64,11 @@ def checked(directory: Path, variable: str) -> Path:
     return directory
 
 
+def absolute(path: Path) -> Path:
+    """A path from the root, as it is written: without `.` and `..`, and with its links."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
+
+
 def sha256(file: Path) -> str:
     """The hash of a file's content, in hexadecimal."""
     with file.open("rb") as stream:

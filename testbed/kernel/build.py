@@ -148,6 +148,13 @@ def plan(
     return Plan(key, source, patches, files, config, tools, cache.resolve())
 
 
+def check(fragments: Sequence[str], arm: ArmSpec) -> None:
+    """Raise SpecError for patches and fragments that are of no use whatever the source is."""
+    for word in arm.patches:
+        series.check(word)
+    kconfig.merge(kconfig.load(fragments, kconfig.OLDEST))
+
+
 def _where_it_applies(arm: ArmSpec, source: Source, cache: Path) -> str:
     """The versions of sources that are at hand to which all of an arm's patches apply; empty if none."""
     fitting: dict[str, None] = {}

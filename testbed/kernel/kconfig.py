@@ -17,6 +17,8 @@ from testbed.kernel.series import ordinal
 FRAGMENTS = data_directory() / "kconfigs"
 # Of a fragment. All options of a kernel are a fourth of that.
 MOST_BYTES = files.MiB
+# A version that gets no amendments.
+OLDEST = "0"
 
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 _SET = re.compile(r'(CONFIG_\w+)=(y|m|n|-?\d+|0[xX][0-9a-fA-F]+|"(?:[^"\\]|\\.)*")')

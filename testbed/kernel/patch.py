@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from testbed.experiment import RANGE
 from testbed.host import owned
 from testbed.host.errors import SpecError
 from testbed.kernel import commits, hunks, source
@@ -19,7 +20,6 @@ from testbed.kernel.mail import NO_REPOSITORY, Mail
 PATCH_SECONDS = 60.0
 # Leading directories of a path that a diff may have: git's a/ is one.
 LEVELS = range(6)
-IN_ALREADY = "it is in there already: leave it out"
 
 Read = Callable[[str], bytes | None]
 
@@ -263,7 +263,8 @@ def apply(patches: Sequence[Patch], read: Read) -> dict[str, bytes | None]:
                     _write(scratch / path, pristine[path])
             done = _git_apply(patch.diff, patch.strip, cwd=scratch)
             if done.returncode != 0:
-                raise _misfit(patch, scratch, done)
+                whole = patch is patches[0] and _are_in_already(patches, read)
+                raise _misfit(patch, scratch, done, in_already=whole)
         after = {path: _content(scratch / path) for path in pristine}
     return {path: data for path, data in after.items() if data != pristine[path]}
 
@@ -310,14 +311,16 @@ def _remedy(complaint: str) -> str:
     return "`git format-patch`, `git diff` and `diff -ruN old new` make what git can read"
 
 
-def _misfit(patch: Patch, scratch: Path, done: subprocess.CompletedProcess[bytes]) -> Misfit:
+def _misfit(
+    patch: Patch, scratch: Path, done: subprocess.CompletedProcess[bytes], *, in_already: bool
+) -> Misfit:
     """Which hunk does not fit, what is there instead, and what would help."""
+    if in_already or _applies(patch, scratch, "--reverse"):
+        return Misfit(f"{patch.where}: does not apply: it is in there already", _instead(patch))
     said = done.stderr.decode(errors="replace")
     failed = re.findall(r"^error: patch failed: (.*):(\d+)$", said, re.MULTILINE)
     if not failed:
-        return Misfit(
-            f"{patch.where}: does not apply: {_complaint(done, patch.diff)}", _absent(patch, scratch)
-        )
+        return Misfit(f"{patch.where}: does not apply: {_complaint(done, patch.diff)}", _absent(patch))
     file, line = failed[0][0], int(failed[0][1])
     content = _content(scratch / file) or b""
     own = [hunk for change in patch.changes if file in change.paths for hunk in change.hunks]
@@ -339,8 +342,6 @@ def _applies(patch: Patch, scratch: Path, *options: str) -> bool:
 
 def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
     """The one thing that would, tried in the order of how harmless it is."""
-    if _applies(patch, scratch, "--reverse"):
-        return IN_ALREADY
     if _applies(patch, scratch, "--ignore-whitespace"):
         ends = (b"\r\n" in content) != (b"\r\n" in patch.diff)
         what = "ends of lines (CRLF)" if ends else "tabs and spaces, which a mail program changes"
@@ -356,9 +357,29 @@ def _would_help(patch: Patch, scratch: Path, content: bytes) -> str:
     return "it would not with fuzz, either: rebase it, or name a source that it was made for"
 
 
-def _absent(patch: Patch, scratch: Path) -> str:
+def _absent(patch: Patch) -> str:
     """What to do where a file is not there, or should not be."""
-    if _applies(patch, scratch, "--reverse"):
-        return IN_ALREADY
     level = f" Its paths were taken to be of -p{patch.strip}." if patch.strip != 1 else ""
     return f"is it made for another source, or is a patch missing before it?{level}"
+
+
+def _are_in_already(patches: Sequence[Patch], read: Read) -> bool:
+    """Whether a whole series can be taken back: a later patch may have changed what an earlier one has."""
+    with owned.directory() as scratch:
+        for path in {path for patch in patches for path in patch.files}:
+            _write(scratch / path, read(path))
+        return all(
+            _git_apply(patch.diff, patch.strip, "--reverse", cwd=scratch).returncode == 0
+            for patch in reversed(patches)
+        )
+
+
+def _instead(patch: Patch) -> str:
+    """What to do about what is in a source already."""
+    word = str(patch.path)
+    if not word.startswith(RANGE):
+        return "leave it out"
+    where, _, which = word.removeprefix(RANGE).rpartition(":")
+    base, _, head = which.rpartition("..") if ".." in which else (f"{which}^", "", which)
+    head = f" --head {head}" if head not in ("", "HEAD") else ""
+    return f"`--tree {where} --base {base.rstrip('.') or 'HEAD'}{head}` compares it with what was before"

@@ -17,7 +17,7 @@ from testbed.host.paths import data_directory
 from testbed.kernel import mail, source
 from testbed.kernel.patch import Letter, Misfit, Patch, Read, apply, parse
 
-__all__ = ["Line", "Misfit", "Patch", "apply", "line", "lines", "load", "names", "ordinal", "read"]
+__all__ = ["Line", "Misfit", "Patch", "apply", "check", "line", "lines", "load", "names", "ordinal", "read"]
 
 PATCHES = data_directory() / "patches"
 
@@ -98,6 +98,20 @@ def read(word: str, data: bytes | None = None, pristine: Read | None = None) -> 
     return load([word if is_path(word) else f"./{word}"], "", pristine=pristine)
 
 
+def check(word: str, patches: Path = PATCHES) -> None:
+    """Raise SpecError unless a word names patches that can be read, whichever source they are for."""
+    if is_path(word):
+        parse(_letters(word))
+        return
+    known = {name for line in lines(patches) for name in _series(line.first, patches)}
+    if word not in known:
+        near = difflib.get_close_matches(word, sorted(known), n=1)
+        raise SpecError(
+            f"{word}: no such file, and no series of patches/",
+            f"did you mean `{near[0]}`?" if near else f"the series are {', '.join(sorted(known)) or 'none'}",
+        )
+
+
 def names(version: str, patches: Path = PATCHES) -> tuple[str, ...]:
     """All the series that there are for a kernel of this version, by number. They need not go together."""
     return tuple(_series(version, patches))
@@ -110,14 +124,14 @@ def _named(name: str, version: str, patches: Path) -> list[Letter]:
     """The patches of a series in patches/."""
     table = lines(patches)
     if not any(version in line for line in table):
-        raise SpecError(
+        raise Misfit(
             f"series `{name}`: there are no patches for Linux {version}",
             f"there are for {', '.join(map(str, table))}; a patch can also be given as a path",
         )
     found = _series(version, patches)
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
-        raise SpecError(
+        raise Misfit(
             f"series `{name}`: there is none for Linux {version}",
             f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(sorted(found)) or 'none'}",
         )
@@ -181,7 +195,7 @@ def _content(path: Path) -> bytes:
     try:
         return files.read(path, mail.MOST_BYTES)
     except OSError as unreadable:
-        raise SpecError(f"{path}: {unreadable.strerror}", "arms.*.patches names it") from unreadable
+        raise SpecError(f"{path}: {unreadable.strerror}") from unreadable
 
 
 def _split(name: str, path: Path, data: bytes, strip: int | None = None) -> list[Letter]:

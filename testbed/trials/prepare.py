@@ -53,25 +53,35 @@ class Campaign:
 def plans(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, build.Plan]:
     """What every arm's kernel is to be made of. Raises SpecError naming the key.
 
-    All arms are checked before any is built, so that a patch that does not apply costs nothing. What dead
-    processes left in the cache goes first.
+    All arms are checked before any is built, so that a patch that does not apply costs nothing, and what is
+    wrong in any source before one is fetched. What dead processes left in the cache goes first.
     """
     for room in cache.glob("*/"):
         owned.remove_left(room)
+    for name, arm in experiment.arms.items():
+        with _of_arm(name):
+            build.check(experiment.fragments(name), arm)
     planned = {}
     resolved: dict[SourceSpec, Source] = {}
     if experiment.kernel.is_given and any(arm.kernel is None for arm in experiment.arms.values()):
         resolved[experiment.kernel] = source.resolve(experiment.kernel, cache, progress)
     for name, arm in experiment.arms.items():
         spec = experiment.source(name)
-        try:
+        with _of_arm(name):
             if spec not in resolved:
                 resolved[spec] = source.resolve(spec, cache, progress)
             planned[name] = build.plan(resolved[spec], experiment.fragments(name), arm, cache)
-        except SpecError as bad:
-            bad.message = f"arms.{name}: {bad.message}"
-            raise
     return planned
+
+
+@contextlib.contextmanager
+def _of_arm(name: str) -> Iterator[None]:
+    """Say whose kernel it is that something is wrong with."""
+    try:
+        yield
+    except SpecError as bad:
+        bad.message = f"arms.{name}: {bad.message}"
+        raise
 
 
 def kernels(experiment: Experiment, cache: Path, progress: Callable[[str], None]) -> dict[str, Kernel]:
