@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,14 +78,19 @@ def fetch(package: str, cache: Path, progress: Callable[[str], None]) -> Path:
     return newest
 
 
-def versions(package: str, cache: Path) -> list[str]:
-    """The versions of a package in all suites, the newest first. Raises HostError when there is no mirror."""
-    apt = _apt(cache, package)
-    with files.locked(cache / "debian" / "lock"):
+def versions(
+    packages: Sequence[str], cache: Path, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, list[str]]:
+    """The versions of packages in all suites, the newest first. Raises HostError when there is no mirror."""
+    apt = _apt(cache, ", ".join(packages))
+    with files.locked(cache / "debian" / "lock", progress):
         process.run(["apt-get", *apt, "update"], timeout=FETCH_SECONDS, error=HostError, check=False)
-        told = process.run(["apt-cache", *apt, "madison", package], timeout=FETCH_SECONDS, error=HostError)
-    rows = [line.split("|") for line in told.stdout.decode().splitlines()]
-    return list(dict.fromkeys(row[1].strip() for row in rows if len(row) > 1))
+        told = process.run(["apt-cache", *apt, "madison", *packages], timeout=FETCH_SECONDS, error=HostError)
+    found: dict[str, dict[str, None]] = {package: {} for package in packages}
+    for row in (line.split("|") for line in told.stdout.decode().splitlines()):
+        if len(row) > 1:
+            found.setdefault(row[0].strip(), {})[row[1].strip()] = None
+    return {package: list(known) for package, known in found.items()}
 
 
 def _apt(cache: Path, package: str) -> list[str]:

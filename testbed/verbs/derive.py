@@ -9,29 +9,30 @@ my.patch series.mbox        the template's first arm, and the same with patches
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
 import re
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeGuard
 
-from testbed.experiment import RANGE, read
-from testbed.host import debian, files
+from testbed.experiment import read
+from testbed.host import debian
 from testbed.host.errors import HostError, SpecError
 from testbed.host.paths import data_directory, sha256
-from testbed.kernel import mail, series, source
+from testbed.kernel import series, source
+from testbed.kernel.series import Misfit
 from testbed.trials import prepare
-from testbed.verbs.request import ExperimentRequest
+from testbed.verbs import given
+from testbed.verbs.given import Given, slug
+from testbed.verbs.request import AFTER, BEFORE, ExperimentRequest
 
 EXPERIMENTS = data_directory() / "experiments"
 # Of words alone, and where nothing is said.
 DEFAULT, PUBLISHED = "anon", "reclaim-capture"
-BEFORE, AFTER = "unpatched", "patched"
-STANDARD_INPUT = "-"
 _VERSION = re.compile(r"(\d+\.\d+)(\.\d+)?(-\S+)?")
 # As they come out of a YAML file.
 Data = Mapping[str, object]
@@ -84,17 +85,63 @@ def derive(
     Where patches do not apply to its kernel, that of another kernel line is taken to which they do. Raises
     SpecError, HostError.
     """
-    derived = changed(request, words, cache)
+    derived = changed(request, words, cache, note)
     if words.patches and request.line is None and not (words.tree or words.kernels):
         return _where_it_applies(derived, cache, note)
     return derived
 
 
-def changed(request: ExperimentRequest, words: Words, cache: Path) -> ExperimentRequest:
-    """The same, without a look at whether patches apply. Raises SpecError."""
-    made = _Derivation(read(request.file), words, cache).changes()
-    named = (Path(word).expanduser() for word in (*words.patches, words.tree or "", *words.kernels) if word)
-    return replace(request, changes=made, origin=next((path for path in named if path.exists()), None))
+def changed(
+    request: ExperimentRequest,
+    words: Words,
+    cache: Path,
+    note: Callable[[str], None] = source.silent,
+) -> ExperimentRequest:
+    """The same, without a look at whether patches apply. Raises SpecError, HostError.
+
+    What is wrong with the words themselves is found before anything is fetched.
+    """
+    _refuse_twice(words)
+    data = read(request.file)
+    trees = [Path(word).expanduser() for word in words.kernels]
+    named_tree = next((path for path in trees if path.is_dir()), None)
+    repository = words.tree or named_tree or _own_repository(data, request.file)
+    patches = tuple(each for word in words.patches for each in given.patches(word, cache, repository))
+    made = _Derivation(data, words, patches, cache, note)
+    named = (Path(word).expanduser() for word in (words.tree or "", *words.kernels) if word)
+    places = (*(each.origin for each in patches if each.origin), *named)
+    return replace(
+        request,
+        changes=made.changes(),
+        origin=next((path for path in places if path.exists()), None),
+        asked=made.asked(),
+    )
+
+
+def _refuse_twice(words: Words) -> None:
+    """Raise SpecError where the same is said twice, before anything is asked of anybody."""
+    settings = (values.split(",") for _, _, values in (word.partition("=") for word in words.sysctl))
+    options = (values.split(",") for _, _, values in (word.partition("=") for word in words.options))
+    for group in (words.kernels, words.sysctl, words.arguments, words.options, *settings, *options):
+        word, times = Counter(group).most_common(1)[0] if group else ("", 0)
+        if times > 1:
+            raise _itself(word)
+    word, times = Counter(words.patches).most_common(1)[0] if words.patches else ("", 0)
+    if times > 1:
+        raise SpecError(f"{word}: is named twice", "a patch can be applied once")
+
+
+def _itself(name: str) -> SpecError:
+    return SpecError(f"{name}: is to be compared with itself", "name each kernel and each value once")
+
+
+def _own_repository(data: Data, file: Path) -> Path | None:
+    """The tree or repository that a template's kernel is from, if it is here."""
+    kernel = data.get("kernel")
+    git = kernel.get("git") if _has(kernel) else None
+    where = git.get("repository") if _has(git) else kernel.get("tree") if _has(kernel) else None
+    path = (file.parent / Path(where).expanduser()) if isinstance(where, str) else None
+    return path.resolve() if path is not None and path.is_dir() else None
 
 
 def _where_it_applies(
@@ -105,26 +152,28 @@ def _where_it_applies(
     if spec.debian is None:
         return request
     others = [line.source for line in series.lines() if line.source != spec.debian]
-    failures: list[SpecError] = []
+    misfits: list[Misfit] = []
+    absent: list[HostError] = []
     for package in (spec.debian, *others):
         kernel = {"debian": package, "config": spec.config}
         there = replace(request, changes={**request.changes, "kernel": kernel})
         try:
-            prepare.plans(there.first(), cache, note)
-        except SpecError as bad:
-            failures.append(bad)
+            with there.named():
+                prepare.plans(there.first(), cache, note)
+        except Misfit as misfit:
+            misfits.append(misfit)
         except HostError as lacking:
             note(f"not looked at: {package}: {lacking.message}")
+            absent.append(lacking)
         else:
-            if failures:
+            if misfits:
                 note(f"the patches apply to {package}, and not to {spec.debian}")
             return there
-    failures[0].hint = "\n  ".join(
-        filter(
-            None, [failures[0].hint, f"nor does it fit {', '.join(others)}; --kernel or --tree name another"]
-        )
-    )
-    raise failures[0]
+    if not misfits:
+        raise absent[0]
+    nor = f"nor does it fit {', '.join(others)}; --kernel or --tree name another"
+    misfits[0].hint = "\n  ".join(filter(None, [misfits[0].hint, nor]))
+    raise misfits[0]
 
 
 @dataclass(frozen=True)
@@ -133,7 +182,9 @@ class _Derivation:
 
     data: Data
     words: Words
+    patches: Sequence[Given]
     cache: Path
+    note: Callable[[str], None]
 
     def changes(self) -> dict[str, object]:
         """The keys that are other than the template's."""
@@ -141,7 +192,7 @@ class _Derivation:
         if not isinstance(arms, dict) or not arms:
             raise SpecError("--experiment: has no arms to begin with")
         first = next(iter(arms.values())) or {}
-        sources, axes = list(self._sources()), list(self._axes())
+        axes, sources = list(self._axes()), list(self._sources())
         if len(sources) == 1 and not (axes or self.words.patches):
             return self._changes(arms, sources)
         if len(sources) < 2 and not self.words.patches:
@@ -155,7 +206,7 @@ class _Derivation:
         return self._changes({BEFORE: base, AFTER: self._patched(base)}, sources, matrix)
 
     def _patched(self, arm: Data) -> dict[str, object]:
-        return _merged(arm, {"patches": [_patch(word, self.cache) for word in self.words.patches]})
+        return _merged(arm, {"patches": [patch.entry for patch in self.patches]})
 
     def _changes(
         self,
@@ -175,32 +226,26 @@ class _Derivation:
     def _name(self) -> str:
         words = self.words
         parts = [
-            *(Path(word).stem for word in words.patches[:1]),
-            *([f"and-{len(words.patches) - 1}-more"] if words.patches[1:] else []),
+            *given.name(self.patches),
             *([words.tree.resolve().name] if words.tree else []),
             *filter(None, [words.base, words.head]),
-            *words.kernels,
-            *(setting.partition("=")[0].rpartition(".")[2] for setting in words.sysctl),
+            *map(_called, words.kernels),
+            *words.sysctl,
             *words.arguments,
-            *(option.partition("=")[0].removeprefix("CONFIG_") for option in words.options),
+            *(option.removeprefix("CONFIG_") for option in words.options),
         ]
         return slug("-".join([str(self.data.get("name", "")), *parts]))
 
     def _description(self) -> str:
+        return f"{self.data.get('name')}, with {_typed(self.words, self.words.patches)}"
+
+    def asked(self) -> str:
+        """The words as they mean the same from anywhere: another question has others."""
         words = self.words
-        told = {
-            "": words.patches,
-            "--tree": (str(words.tree),) if words.tree else (),
-            "--base": (words.base,) if words.base else (),
-            "--head": (words.head,) if words.head else (),
-            "--kernel": words.kernels,
-            "--sysctl": words.sysctl,
-            "--command-line": words.arguments,
-            "--config": words.options,
-        }
-        return f"{self.data.get('name')}, with " + " ".join(
-            f"{option} {word}".strip() for option, values in told.items() for word in values
-        )
+        tree = words.tree.resolve() if words.tree else None
+        kernels = tuple(map(_from_anywhere, words.kernels))
+        entries = [patch.entry if patch.origin else patch.name for patch in self.patches]
+        return _typed(replace(words, tree=tree, kernels=kernels), entries)
 
     # --- kernels -----------------------------------------------------------------------------------
 
@@ -211,7 +256,7 @@ class _Derivation:
             if words.base or words.head:
                 raise SpecError("--kernel: and --base or --head both say what to compare")
             for kernel in words.kernels:
-                yield slug(Path(kernel).name), self._kernel(kernel)
+                yield slug(_called(kernel)), self._kernel(kernel)
         elif words.tree is None:
             if words.base or words.head:
                 raise SpecError("--base, --head: are revisions of a tree; name it by --tree DIR")
@@ -259,12 +304,20 @@ class _Derivation:
 
     def _package(self, package: str, version: str) -> str:
         """The newest package of a version of Linux, as in 6.1.176."""
-        there = debian.versions(package, self.cache)
+        there = self._versions.get(package, [])
         fitting = [each for each in there if each == version or each.startswith(f"{version}-")]
         if not fitting:
             known = ", ".join(there[:8]) or "none"
             raise SpecError(f"--kernel: Debian has no {package} of version {version}", f"it has {known}")
         return fitting[0]
+
+    @functools.cached_property
+    def _versions(self) -> dict[str, list[str]]:
+        """The versions that the mirror has of all packages that are asked for. It is asked once."""
+        asked = (_VERSION.fullmatch(word) for word in self.words.kernels)
+        packages = sorted({f"linux-source-{match[1]}" for match in asked if match})
+        self.note("asking the mirror for its versions")
+        return debian.versions(packages, self.cache, self.note)
 
     def _axes(self) -> Iterator[_Axis]:
         """What is set, an axis an option."""
@@ -325,7 +378,7 @@ def _distinct(arms: Iterable[tuple[str, Data]]) -> dict[str, Data]:
     named: dict[str, Data] = {}
     for name, arm in arms:
         if arm in named.values():
-            raise SpecError(f"{name}: is to be compared with itself", "name each kernel and each value once")
+            raise _itself(name)
         numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
         named[next(f"{name}{number}" for number in numbers if f"{name}{number}" not in named)] = arm
     return named
@@ -335,9 +388,30 @@ def _has(data: object) -> TypeGuard[Mapping[str, object]]:
     return isinstance(data, dict)
 
 
-def slug(text: str) -> str:
-    """A text as the name of an arm or experiment."""
-    return re.sub(r"[^a-z0-9.-]+", "-", text.lower().replace("_", "-")).strip("-.")[:60] or "x"
+def _called(kernel: str) -> str:
+    """What a kernel is called after: a path by its last part."""
+    path = Path(kernel).expanduser()
+    return path.resolve().name if path.exists() else path.name
+
+
+def _from_anywhere(kernel: str) -> str:
+    path = Path(kernel).expanduser()
+    return str(path.resolve()) if path.exists() else kernel
+
+
+def _typed(words: Words, patches: Sequence[str]) -> str:
+    """Words as they are typed, in one line."""
+    told = {
+        "": patches,
+        "--tree": (str(words.tree),) if words.tree else (),
+        "--base": (words.base,) if words.base else (),
+        "--head": (words.head,) if words.head else (),
+        "--kernel": words.kernels,
+        "--sysctl": words.sysctl,
+        "--command-line": words.arguments,
+        "--config": words.options,
+    }
+    return " ".join(f"{option} {word}".strip() for option, values in told.items() for word in values)
 
 
 def _merged(arm: Data, *deltas: Data) -> dict[str, object]:
@@ -363,27 +437,6 @@ def _pair(option: str, word: str) -> tuple[str, str]:
 
 def _number(text: str) -> int | str:
     return int(text) if re.fullmatch(r"-?\d{1,18}", text) else text
-
-
-def _patch(word: str, cache: Path) -> str:
-    """A patch as an experiment names it, from anywhere: files and directories by their whole path."""
-    if word == STANDARD_INPUT:
-        # Kept, since it cannot be read again.
-        try:
-            data = files.at_most(sys.stdin.buffer, mail.MOST_BYTES, Path(STANDARD_INPUT))
-        except OSError as unreadable:
-            raise SpecError(f"-: {unreadable.strerror}") from unreadable
-        if not data.strip():
-            raise SpecError("-: there is nothing on standard input")
-        kept = cache / "patches" / f"{hashlib.sha256(data).hexdigest()[:16]}.patch"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        files.write(kept, data)
-        return str(kept)
-    path = Path(word).expanduser()
-    is_series = re.fullmatch(r"[a-z0-9-]+", word) and not path.exists()
-    if word.startswith(RANGE) or is_series:
-        return word
-    return str(path.absolute())
 
 
 def _repository(tree: Path) -> Path:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 QUICK_SEEDS = 3
 # However much time there is.
 MOST_IN_TIME = 200
+# The arms that patches make which are given as words. Nobody has written these names.
+BEFORE, AFTER = "unpatched", "patched"
+_OF_AN_ARM = re.compile(rf"arms\.(?:(?:{BEFORE}|{AFTER}): )?")
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class ExperimentRequest:
     Mode `auto` is in real time under KVM, and deterministic where KVM does not boot the kernel. `accel`
     implies real time. `line` is a line of patches/ in place of the experiment's source. With `minutes`, as
     many seeds as fit; `quick` ones are few. `changes` has keys of the file with what they are instead;
-    `origin` is the file that those are of, if not `file`.
+    `origin` is the file that those are of, if not `file`, and `asked` the words that they come of.
     """
 
     file: Path
@@ -42,6 +46,7 @@ class ExperimentRequest:
     quick: bool = False
     changes: Mapping[str, object] = field(default_factory=dict)
     origin: Path | None = None
+    asked: str = ""
 
     def cells(self) -> list[Cell]:
         """The experiment, expanded: one cell, or those of its matrix. Raises SpecError."""
@@ -64,11 +69,16 @@ class ExperimentRequest:
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Name the file in what is found wrong with the experiment when its kernels are made."""
+        """Name the file in what is found wrong with the experiment when its kernels are made.
+
+        Who has given words has written none of the file's keys.
+        """
         try:
             yield
         except SpecError as bad:
-            if not self.changes and not bad.message.startswith(str(self.file)):
+            if self.changes:
+                bad.message = _OF_AN_ARM.sub("", bad.message, count=1)
+            elif not bad.message.startswith(str(self.file)):
                 bad.message = f"{self.file}: {bad.message}"
             raise
 
@@ -82,7 +92,7 @@ class ExperimentRequest:
     def _extent(self) -> dict[str, object]:
         """How many seeds, and for how long."""
         if self.quick:
-            return {"seeds": self.seeds or QUICK_SEEDS, "sequential": False}
+            return {"seeds": self.seeds or QUICK_SEEDS, "minutes": self.minutes, "sequential": False}
         if self.minutes is None:
             return {"seeds": self.seeds}
         return {"seeds": self.seeds or MOST_IN_TIME, "minutes": self.minutes, "sequential": True}

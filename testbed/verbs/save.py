@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
 
-from testbed.experiment import Experiment, read
+from testbed.experiment import RANGE, Experiment, SourceSpec, is_path, read, repathed
 from testbed.verbs.init import create
 from testbed.verbs.request import ExperimentRequest
 
@@ -24,7 +25,7 @@ def save(request: ExperimentRequest, file: Path) -> Path:
 
     Raises SpecError when there is such a file: it may be somebody's work.
     """
-    experiment = request.first()
+    experiment = _relative(request.first(), file.absolute().parent)
     data = {**read(request.file), **request.options()}
     known = experiment.model_dump(mode="json", exclude_defaults=True, include=set(_WITH_PATHS))
     data |= {key: value for key, value in known.items() if key in data or key == "kernel"}
@@ -32,6 +33,27 @@ def save(request: ExperimentRequest, file: Path) -> Path:
     if experiment.workload.files and isinstance(workload, dict):
         data["workload"] = {**workload, "files": list(experiment.workload.files)}
     return create(file, "\n".join(_lines(data)), "name another file", "--save: ")
+
+
+def _relative(experiment: Experiment, home: Path) -> Experiment:
+    """With paths from `home` on for what is in there or where we are: it all may move together."""
+    near = [home.resolve(), Path.cwd()]
+
+    def path(text: str) -> str:
+        whole = Path(text)
+        if not any(whole.is_relative_to(top) or whole.resolve().is_relative_to(top) for top in near):
+            return text
+        relative = os.path.relpath(whole.resolve(), near[0])
+        # A word without a slash may be a name.
+        return relative if "/" in relative else f"./{relative}"
+
+    def patch(word: str, _: SourceSpec) -> list[str]:
+        if not word.startswith(RANGE):
+            return [path(word) if is_path(word) else word]
+        where, _colon, which = word.removeprefix(RANGE).rpartition(":")
+        return [f"{RANGE}{path(where)}:{which}"]
+
+    return repathed(experiment, path, path, patch)
 
 
 def _lines(data: Mapping[str, object]) -> Iterator[str]:

@@ -37,6 +37,8 @@ from testbed.trials.trial import Trial
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY / "tests" / "data"
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
+# A patch that can be read.
+DIFF = "--- a/mm/vmscan.c\n+++ b/mm/vmscan.c\n@@ -1 +1 @@\n-one\n+two\n"
 
 # 6.1.192 under TCG, 16 tasks, 128 MiB, 3 s. After 269 of 401 direct reclaims there was no page at first in
 # one, after none in the other. That kernel had records of these alone. All others, and the fields and

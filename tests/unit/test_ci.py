@@ -27,7 +27,7 @@ from testbed.terminal.arguments import parser
 from testbed.verbs import compare, derive
 from testbed.verbs.compare import Compared, CompareRequest
 from testbed.verbs.request import ExperimentRequest
-from tests.unit.recorded import EXPERIMENT, REPOSITORY
+from tests.unit.recorded import DIFF, EXPERIMENT, REPOSITORY
 
 ACTION = REPOSITORY / "action.yml"
 GITLAB = REPOSITORY / "ci" / "gitlab.yml"
@@ -274,7 +274,7 @@ def act(directory: Path, given: Mapping[str, str], fake: Mapping[str, Any]) -> J
 def patched(tmp_path: Path) -> dict[str, str]:
     """The inputs of somebody with a patch."""
     (tmp_path / "workspace").mkdir()
-    (tmp_path / "workspace" / "my.patch").write_text("--- a/mm/vmscan.c\n+++ b/mm/vmscan.c\n")
+    (tmp_path / "workspace" / "my.patch").write_text(DIFF)
     return {"experiment": "reclaim-capture", "patches": "my.patch", "fail-on": "any primary regressed"}
 
 
@@ -447,7 +447,7 @@ def test_an_experiment_alone_is_taken_as_it_is(prepare: Any, tmp_path: Path) -> 
 
 def test_patches_are_compared_with_the_first_arm_as_it_is(prepare: Any, tmp_path: Path) -> None:
     for name in ("0001-a.patch", "0002-b.patch", "other.patch"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(DIFF)
     made = prepare(experiment="reclaim-capture", patches="other.patch 000*.patch")
     files = [str(tmp_path / name) for name in ("other.patch", "0001-a.patch", "0002-b.patch")]
     assert {name: list(arm.patches) for name, arm in made.arms.items()} == {
@@ -494,7 +494,7 @@ def test_a_tree_alone_stands_in_for_the_source(prepare: Any, linux: Path, tmp_pa
     made = prepare(experiment="reclaim-capture", tree="linux")
     assert made.kernel == KernelSpec(tree=linux)
     assert made.arms == load(EXPERIMENT).arms
-    (tmp_path / "my.patch").touch()
+    (tmp_path / "my.patch").write_text(DIFF)
     made = prepare(experiment="reclaim-capture", tree="linux", patches="my.patch")
     assert made.kernel.tree == linux and list(made.arms) == ["unpatched", "patched"]
 
@@ -509,7 +509,7 @@ def test_what_cannot_be_compared_is_refused(prepare: Any, linux: Path) -> None:
 
 
 def test_what_people_compare_by_words_is_what_a_job_compares(prepare: Any, tmp_path: Path) -> None:
-    (tmp_path / "my.patch").touch()
+    (tmp_path / "my.patch").write_text(DIFF)
     made = prepare(experiment="reclaim-capture", patches="my.patch")
     words = derive.Words(patches=(str(tmp_path / "my.patch"),))
     said = derive.changed(ExperimentRequest(EXPERIMENT), words, tmp_path / "cache").first()
@@ -526,7 +526,7 @@ def test_paths_and_a_matrix_in_the_experiment_stay_what_they_were(prepare: Any, 
     said["primary"] = {}
     said["matrix"] = {"guest.memory": ["96M", "128M"]}
     (home / "mine.yaml").write_text(yaml.safe_dump(said))
-    (tmp_path / "my.patch").touch()
+    (tmp_path / "my.patch").write_text(DIFF)
     prepare(experiment="mine/mine.yaml", patches="my.patch")
     cells = expand(tmp_path / "testbed-ci" / "experiment.yaml")
     assert [cell.label for cell in cells] == ["memory=96M", "memory=128M"]
@@ -576,7 +576,7 @@ def test_the_key_of_a_cache_is_of_what_goes_into_it(
     prepare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "outputs"))
-    (tmp_path / "my.patch").write_text("one")
+    (tmp_path / "my.patch").write_text(DIFF)
 
     def key(**given: str) -> str:
         (tmp_path / "outputs").write_text("")
@@ -590,7 +590,7 @@ def test_the_key_of_a_cache_is_of_what_goes_into_it(
     # Neither is in any kernel or image.
     assert key(experiment="mglru", patches="my.patch", seeds="3", fail_on="any regressed") == first
     assert key(experiment="modes", patches="my.patch") != first
-    (tmp_path / "my.patch").write_text("two")
+    (tmp_path / "my.patch").write_text(DIFF.replace("two", "three"))
     assert key(experiment="mglru", patches="my.patch") != first
 
 
@@ -715,7 +715,7 @@ def test_all_of_it_in_one(tmp_path: Path) -> None:
     """ci/all, which GitLab runs, ends as its last step does."""
     workspace = tmp_path / "workspace"
     workspace.mkdir()
-    (workspace / "my.patch").touch()
+    (workspace / "my.patch").write_text(DIFF)
     stubs(tmp_path / "bin")
     environment = {
         **os.environ,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +12,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from testbed.experiment import Experiment, load
 from testbed.host import debian
 from testbed.host.errors import HostError, SpecError
+from testbed.kernel.series import Misfit
 from testbed.trials import prepare
 from testbed.verbs import derive, save
 from testbed.verbs.derive import Words, sort, template
 from testbed.verbs.request import MOST_IN_TIME, ExperimentRequest
+from tests.unit.recorded import DIFF
 
 Derive = Callable[..., Experiment]
 
 
 @pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def looked_at() -> list[str]:
+    """The packages whose source was looked at, or fetched."""
+    return []
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch, looked_at: list[str]) -> set[str]:
     """The packages to which every patch applies."""
     packages = {"linux-source-6.1"}
 
@@ -32,8 +42,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         package = experiment.kernel.debian or ""
         if package == "linux-source-7.2":
             raise HostError(f"{package} is not to be had")
+        looked_at.append(package)
         if package not in packages:
-            raise SpecError(f"arms.patched: x.patch: does not apply to {package}")
+            raise Misfit(f"arms.patched: x.patch: does not apply to {package}")
         return {}
 
     monkeypatch.setattr(prepare, "plans", plans)
@@ -57,7 +68,7 @@ def made(fits: set[str], notes: list[str], tmp_path: Path) -> Derive:
 @pytest.fixture
 def patch(tmp_path: Path) -> Path:
     path = tmp_path / "my_Idea.patch"
-    path.write_text("a patch")
+    path.write_text(DIFF)
     return path
 
 
@@ -73,7 +84,7 @@ def test_patches_make_an_arm_beside_the_one_without(made: Derive, patch: Path, n
 
 def test_they_come_after_those_of_a_template(made: Derive, patch: Path) -> None:
     experiment = made("reclaim-capture", patches=(str(patch), "reclaim-capture"))
-    assert experiment.name == "reclaim-capture-my-idea-and-1-more"
+    assert re.fullmatch(r"reclaim-capture-my-idea-and-1-more-[0-9a-f]{8}", experiment.name)
     assert [arm.patches for arm in experiment.arms.values()] == [
         ("instrumentation",),
         ("instrumentation", str(patch), "reclaim-capture"),
@@ -90,7 +101,7 @@ def test_the_kernel_line_is_the_one_they_apply_to(
     assert notes == ["the patches apply to linux-source-6.12, and not to linux-source-6.1"]
     fits.clear()
     with pytest.raises(
-        SpecError, match=r"does not apply to linux-source-6.1\n.*nor does it fit linux-source"
+        SpecError, match=r"^x.patch: does not apply to linux-source-6.1\n.*nor does it fit linux-source"
     ):
         made(patches=(str(patch),))
     # Whoever names a kernel gets no other.
@@ -98,9 +109,9 @@ def test_the_kernel_line_is_the_one_they_apply_to(
 
 
 def test_standard_input_is_kept(made: Derive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"a patch")))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(DIFF.encode())))
     (path,) = made(patches=("-",)).arms["patched"].patches
-    assert Path(path).read_bytes() == b"a patch" and Path(path).is_relative_to(tmp_path / "cache")
+    assert Path(path).read_text() == DIFF and Path(path).is_relative_to(tmp_path / "cache")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b" \n")))
     with pytest.raises(SpecError, match="nothing on standard input"):
         made(patches=("-",))
@@ -116,7 +127,7 @@ def test_settings_make_an_arm_each(made: Derive) -> None:
         "swappiness-10": {"vm.swappiness": 10},
         "swappiness-60": {"vm.swappiness": 60},
     }
-    assert experiment.name == "anon-swappiness"
+    assert experiment.name == "anon-vm.swappiness-10-60"
     assert list(made(sysctl=("vm.a=1,2", "vm.b=3,x")).arms) == ["a-1-b-3", "a-1-b-x", "a-2-b-3", "a-2-b-x"]
 
 
@@ -153,7 +164,8 @@ def test_beside_patches_settings_are_for_all_arms_or_make_a_matrix(
 
 
 def test_two_kernels_are_two_arms(made: Derive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(debian, "versions", lambda *_: ["6.1.176-1", "6.1.170-2", "6.1.17-1"])
+    known = {"linux-source-6.1": ["6.1.176-1", "6.1.170-2", "6.1.17-1"]}
+    monkeypatch.setattr(debian, "versions", lambda *_: known)
     (tmp_path / "linux").mkdir()
     experiment = made(kernels=("6.1.17", "linux-source-6.1", "6.12", str(tmp_path / "linux")))
     sources = {name: experiment.source(name) for name in experiment.arms}
@@ -169,6 +181,21 @@ def test_two_kernels_are_two_arms(made: Derive, monkeypatch: pytest.MonkeyPatch,
         made(kernels=("6.1.18",))
     with pytest.raises(SpecError, match="--kernel: nonsense: no version, package"):
         made(kernels=("nonsense",))
+
+
+def test_the_mirror_is_asked_once_and_that_is_said(
+    made: Derive, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def versions(packages: list[str], *_: object) -> dict[str, list[str]]:
+        asked.append(packages)
+        return {"linux-source-6.1": ["6.1.192-1", "6.1.176-1"], "linux-source-6.12": ["6.12.9-1"]}
+
+    monkeypatch.setattr(debian, "versions", versions)
+    made(kernels=("6.1.176", "6.1.192", "6.12.9"))
+    assert asked == [["linux-source-6.1", "linux-source-6.12"]]
+    assert notes == ["asking the mirror for its versions"]
 
 
 def test_one_kernel_alone_gets_the_arms_of_the_template(tmp_path: Path) -> None:
@@ -193,9 +220,15 @@ def test_trees_of_one_name_are_two_arms(made: Derive, tmp_path: Path) -> None:
         {"kernels": ("6.1", "6.1")},
         {"kernels": ("6.1", "6.12", "linux-source-6.1")},
         {"sysctl": ("vm.swappiness=10,10",)},
+        {"kernels": ("6.1.192", "6.1.192")},
+        {"kernels": ("6.1.176", "6.1.192"), "sysctl": ("vm.swappiness=10,10",)},
+        {"kernels": ("6.1.176", "6.1.192"), "options": ("CONFIG_X=y", "CONFIG_X=y")},
     ],
 )
-def test_nothing_is_compared_with_itself(made: Derive, words: dict[str, Any]) -> None:
+def test_nothing_is_compared_with_itself(
+    made: Derive, words: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian, "versions", lambda *_: pytest.fail("the mirror was asked"))
     with pytest.raises(SpecError, match="is to be compared with itself"):
         made(**words)
 
@@ -269,6 +302,8 @@ def test_a_quick_look_has_few_seeds_and_a_limited_one_as_many_as_fit(made: Deriv
     assert (quick.seeds, quick.sequential) == (3, False)
     timed = made(asked={"minutes": 10.0}, sysctl=("vm.swappiness=1",))
     assert (timed.seeds, timed.minutes, timed.sequential) == (MOST_IN_TIME, 10, True)
+    both = made(asked={"quick": True, "minutes": 10.0}, sysctl=("vm.swappiness=1",))
+    assert (both.seeds, both.minutes, both.sequential) == (3, 10, False)
 
 
 def test_what_is_saved_is_what_is_run(fits: set[str], patch: Path, tmp_path: Path) -> None:
@@ -283,6 +318,23 @@ def test_what_is_saved_is_what_is_run(fits: set[str], patch: Path, tmp_path: Pat
     assert "order: random" in text and "tasks: 8" in text
     with pytest.raises(SpecError, match=r"--save: .*saved\.yaml: File exists"):
         save.save(request, file)
+
+
+def test_what_is_saved_has_paths_from_the_file_on(
+    fits: set[str], patch: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = Words(patches=(str(patch), f"git:{tree}:v1..topic"), tree=tree)
+    request = derive.derive(ExperimentRequest(template("anon")), words, tmp_path / "cache", lambda _: None)
+    file = save.save(request, Path("there/saved.yaml"))
+    saved = yaml.safe_load(file.read_text())
+    assert saved["arms"]["patched"]["patches"] == ["../my_Idea.patch", "git:../linux:v1..topic"]
+    assert saved["kernel"]["tree"] == "../linux"
+    assert ExperimentRequest(file).first() == request.first()
+    # What is neither beside the file nor here is named by its whole path.
+    monkeypatch.chdir(tree)
+    saved = yaml.safe_load(save.save(request, tmp_path / "far" / "saved.yaml").read_text())
+    assert saved["arms"]["patched"]["patches"] == [str(patch), "git:../linux:v1..topic"]
 
 
 def test_a_file_of_ones_own_may_be_the_template() -> None:

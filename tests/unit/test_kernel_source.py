@@ -12,11 +12,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from testbed.experiment import GitSource, KernelSpec, TarballSource
-from testbed.host import debian
+from testbed.host import debian, process
 from testbed.host.errors import HostError, SpecError
 from testbed.kernel import source
 from testbed.kernel.source import Source
@@ -228,6 +229,27 @@ def test_a_debian_package_is_its_tarball_and_its_version(
     tarball.rename(tmp_path / "linux-source-6.1.tar.xz")
     found = source.resolve(KernelSpec(debian="linux-source-6.1"), cache)
     assert (found.label, found.version) == ("linux-source-6.1 6.1.192-2", "6.1.192")
+
+
+def test_the_versions_of_all_packages_take_one_look_at_the_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        asked.append(words[-1] if words[0] == "apt-get" else " ".join(words))
+        rows = b"l-6.1 | 6.1.192-1 | m\nl-6.12 | 6.12.9-1 | m\nl-6.1 | 6.1.176-1 | m\nl-6.1 | 6.1.192-1 | n\n"
+        return SimpleNamespace(stdout=rows)
+
+    monkeypatch.setattr(debian, "_apt", lambda *_: [])
+    monkeypatch.setattr(process, "run", run)
+    (tmp_path / "debian").mkdir()
+    assert debian.versions(["l-6.1", "l-6.12", "l-9"], tmp_path) == {
+        "l-6.1": ["6.1.192-1", "6.1.176-1"],
+        "l-6.12": ["6.12.9-1"],
+        "l-9": [],
+    }
+    assert asked == ["update", "apt-cache madison l-6.1 l-6.12 l-9"]
 
 
 def test_another_version_of_a_debian_package_is_fetched_once(
