@@ -21,7 +21,7 @@ from testbed.host.paths import cache_directory
 from testbed.host.process import end_on_signals
 from testbed.report.escape import visible
 from testbed.report.gate import Condition
-from testbed.terminal.arguments import parser
+from testbed.terminal.arguments import parser, question
 from testbed.terminal.completion import complete
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import (
@@ -128,16 +128,7 @@ def _experiment_request(arguments: argparse.Namespace, lab: Lab, watch: Watch) -
     file, patches = derive.sort(arguments.words)
     if file and arguments.experiment:
         raise SpecError(f"--experiment: and {file} are two experiments")
-    words = derive.Words(
-        patches,
-        arguments.tree,
-        arguments.base,
-        arguments.head,
-        tuple(arguments.kernel),
-        tuple(arguments.sysctl),
-        tuple(arguments.command_line),
-        tuple(arguments.config),
-    )
+    words = question(arguments, patches)
     name = arguments.experiment or (derive.DEFAULT if words.anything else derive.PUBLISHED)
     request = ExperimentRequest(
         file or derive.template(name),
@@ -307,7 +298,9 @@ def _replay(arguments: argparse.Namespace, lab: Lab) -> int:
 
 def _explain(arguments: argparse.Namespace, lab: Lab) -> int:
     with Watcher() as watcher:
-        for line in explain.explain(_experiment_request(arguments, lab, watcher), lab, watcher):
+        experiment = _experiment_request(arguments, lab, watcher)
+        request = explain.ExplainRequest(experiment, arguments.commands)
+        for line in explain.explain(request, lab, watcher):
             watcher.result(line)
     return FINE
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from testbed.analysis.compare import Arm
 from testbed.experiment import Experiment, Model
@@ -30,7 +30,7 @@ def remarks(plan: Plan, arms: Mapping[str, Arm]) -> Iterator[Remark]:
         compared = "the program's own numbers and no more" if plan.experiment.metrics else "nothing"
         text = f"nothing was reclaimed in any trial: this compares {compared}"
         yield Remark(kind="nothing reclaimed", text=text)
-    for text in _same(plan.experiment, plan.provenance.kernels):
+    for text in same_kernels(plan.experiment, of_facts(plan.provenance.kernels)):
         yield Remark(kind="same kernel", text=text)
     for text in _unlike(arms):
         yield Remark(kind="outcomes differ", text=text)
@@ -46,11 +46,23 @@ def _idle(arms: Sequence[Arm]) -> bool:
     return any(counts) and not any(map(any, counts)) and not killed
 
 
-def _same(experiment: Experiment, kernels: Mapping[str, KernelFacts]) -> Iterator[str]:
+class Identity(NamedTuple):
+    """What tells one kernel from another, and what its patches are: their hashes by name."""
+
+    kernel: str
+    patches: Mapping[str, str]
+
+
+def of_facts(kernels: Mapping[str, KernelFacts]) -> dict[str, Identity]:
+    """Of kernels that are built: by what they are."""
+    return {arm: Identity(one.vmlinux_sha256, one.patches_sha256) for arm, one in kernels.items()}
+
+
+def same_kernels(experiment: Experiment, kernels: Mapping[str, Identity]) -> Iterator[str]:
     """Arms of one kernel, bit for bit, although their patches differ; and arms that differ in nothing."""
     groups: dict[str, list[str]] = {}
-    for arm, kernel in kernels.items():
-        groups.setdefault(kernel.vmlinux_sha256, []).append(arm)
+    for arm, identity in kernels.items():
+        groups.setdefault(identity.kernel, []).append(arm)
     for arms in groups.values():
         first, *others = arms
         told = {arm: experiment.arms[arm].model_dump(exclude={"patches", "kernel", "config"}) for arm in arms}
@@ -58,7 +70,7 @@ def _same(experiment: Experiment, kernels: Mapping[str, KernelFacts]) -> Iterato
             alike = [one for one in arms[: arms.index(arm)] if told[one] == told[arm]]
             if alike:
                 yield f"{alike[0]} and {arm} are the same kernel, bit for bit, with the same settings"
-            elif kernels[arm].patches_sha256 != kernels[first].patches_sha256:
+            elif kernels[arm].patches != kernels[first].patches:
                 yield f"{first} and {arm} are the same kernel, bit for bit, although their patches differ"
 
 

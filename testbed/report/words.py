@@ -34,6 +34,11 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} s"
 
 
+def counted(count: int, thing: str) -> str:
+    """As in `1 arm` or `2 arms`."""
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
 def number(value: float) -> str:
     """Three significant digits, or all of an integer; never with an exponent."""
     if value == int(value) or abs(value) >= 100:

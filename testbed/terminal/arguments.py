@@ -11,6 +11,8 @@ from typing import Protocol
 
 from testbed.host.paths import data_directory
 from testbed.ledger.record import FAILURES
+from testbed.verbs.catalog import RESULTS
+from testbed.verbs.derive import Words
 from testbed.verbs.request import EVERY_FAILURE
 
 SELFCHECK = data_directory() / "experiments" / "selfcheck.yaml"
@@ -49,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     _add_bisect_verb(verb)
     verb("experiments", "list the repository's own experiments: what each is about, how long it takes here")
     sub = verb("list", "list the results here: what each says, and how old it is")
-    sub.add_argument("directory", nargs="?", type=Path, default=Path("results"), metavar="DIR")
+    sub.add_argument("directory", nargs="?", type=Path, default=RESULTS, metavar="DIR")
     sub = verb("init", "write an example experiment, with all of it explained, to begin with")
     sub.add_argument("target", nargs="?", type=Path, default=Path(), metavar="DIR|FILE.yaml")
     sub = verb("schema", "print the JSON Schema of experiment files, for editors to complete")
@@ -73,7 +75,7 @@ def _add_experiment_verbs(verb: Verb) -> None:
         ("run", "run what is missing of an experiment"),
         (
             "explain",
-            "say what an experiment comes to, without running it: kernels, commands, about how long",
+            "say what an experiment comes to, without running it: kernels, patches, about how long",
         ),
         ("build", "build the kernels of an experiment and print where they are"),
         ("boot", "boot an arm's kernel and give a shell in the guest"),
@@ -104,6 +106,10 @@ def _add_experiment_verbs(verb: Verb) -> None:
         if name == "compare":
             sub.add_argument("--json", action="store_true", help="print the JSON document")
             _add_report_options(sub)
+        if name == "explain":
+            sub.add_argument(
+                "--commands", action="store_true", help="also what builds kernels and starts guests"
+            )
         if name == "boot":
             sub.add_argument("--arm", help="default: the first")
 
@@ -146,6 +152,20 @@ def _add_question(sub: argparse.ArgumentParser, *, results: bool) -> None:
     ):
         add(option, action="append", default=[], metavar=metavar, help=meaning)
     add("--save", type=Path, metavar="FILE", help="write the experiment, with comments, to go on from there")
+
+
+def question(arguments: argparse.Namespace, patches: tuple[str, ...]) -> Words:
+    """What is to be compared, of what was read."""
+    return Words(
+        patches,
+        arguments.tree,
+        arguments.base,
+        arguments.head,
+        tuple(arguments.kernel),
+        tuple(arguments.sysctl),
+        tuple(arguments.command_line),
+        tuple(arguments.config),
+    )
 
 
 def _add_selfcheck_verb(verb: Verb) -> None:

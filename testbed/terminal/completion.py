@@ -10,10 +10,8 @@ from pathlib import Path
 from testbed.host.errors import TestbedError
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
 from testbed.verbs import catalog
+from testbed.verbs.catalog import RESULTS
 from testbed.verbs.derive import EXPERIMENTS
-
-# Where results are, unless somebody says otherwise.
-RESULTS = Path("results")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:

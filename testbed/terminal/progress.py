@@ -39,6 +39,7 @@ class Watcher:
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._told: set[tuple[str, str]] = set()
+        self._noted: set[str] = set()
         self._planned = self._ended = self._already = self._lost = 0
 
     def __enter__(self) -> Watcher:
@@ -51,9 +52,14 @@ class Watcher:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Something has begun or was found. May be called from any thread."""
+        """Something has begun or was found. May be called from any thread.
+
+        While trials are prepared, what was said of a source for one is not said for the next.
+        """
         with self._lock:
-            self._print(text)
+            if text not in self._noted:
+                self._print(text)
+            self._noted.add(text)
             self._show(visible(text).split("\n", maxsplit=1)[0][:60], total=None)
 
     @contextlib.contextmanager
@@ -73,6 +79,7 @@ class Watcher:
 
     def started(self, total: int, done: int, jobs: int) -> None:
         self._planned, self._already, self._ended = total, done, 0
+        self._noted.clear()
         self._began = time.monotonic()
         side = f", {jobs} at a time" if jobs > 1 else ""
         reused = f"{done} already there, " if done else ""

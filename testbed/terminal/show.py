@@ -79,7 +79,11 @@ def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = 
 def show_experiments(offered: Iterable[Offered]) -> None:
     """Print what experiments there are."""
     rows = [[one.name, words.duration(one.seconds), one.description] for one in offered]
-    print_rendered(Table(["experiment", "takes about", "what"], rows, frozenset({0, 2})).terminal())
+    print_rendered(
+        Table(
+            ["experiment", "takes about, once kernels are built", "what"], rows, frozenset({0, 2})
+        ).terminal()
+    )
 
 
 def show_results(directory: Path, stored: Sequence[Stored]) -> None:

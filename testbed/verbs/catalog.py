@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.analysis.metrics import METRICS
-from testbed.host.errors import TestbedError
+from testbed.host.errors import SpecError, TestbedError
 from testbed.ledger import document
 from testbed.ledger.ledger import LEDGER, MATRIX, Ledger
 from testbed.report import text, words
@@ -20,6 +20,8 @@ from testbed.verbs.reports import FORMS
 from testbed.verbs.request import ExperimentRequest
 
 REPORT, _ = FORMS["json"]
+# Where results are, unless somebody says otherwise.
+RESULTS = Path("results")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ def metrics() -> list[str]:
 
 
 def stored(home: Path) -> list[Stored]:
-    """The results in a directory, the newest first."""
+    """The results in a directory, the newest first. Raises SpecError for a directory that is not there.
+
+    Where results are by default there may be none yet.
+    """
+    if home != RESULTS and not home.is_dir():
+        raise SpecError(f"{home}: no such directory")
     now = time.time()
     found = [
         Stored(path, _said(path), now - newest(path))

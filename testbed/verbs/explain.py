@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from testbed.experiment import Cell, Experiment
@@ -15,7 +16,8 @@ from testbed.host.process import pasteable
 from testbed.kernel import build
 from testbed.kernel.build import Plan
 from testbed.kernel.series import Patch
-from testbed.report.words import duration
+from testbed.report import remarks
+from testbed.report.words import counted, duration
 from testbed.trials import pool, prepare
 from testbed.trials.lab import Lab, Watch
 from testbed.verbs.request import ExperimentRequest
@@ -31,13 +33,23 @@ CORE_SECONDS_PER_KERNEL = 260.0
 FILES_SHOWN = 3
 
 
-def explain(request: ExperimentRequest, lab: Lab, watch: Watch) -> Iterator[str]:
+@dataclass(frozen=True)
+class ExplainRequest:
+    """An experiment to be explained, on request with the `commands` that build kernels and start guests."""
+
+    experiment: ExperimentRequest
+    commands: bool = False
+
+
+def explain(request: ExplainRequest, lab: Lab, watch: Watch) -> Iterator[str]:
     """Lines for a person; a source that is not here yet is fetched. Raises SpecError, HostError."""
-    with request.named():
-        yield from _cells(request.cells(), lab.cache, watch.note)
+    with request.experiment.named():
+        yield from _cells(request.experiment.cells(), request.commands, lab.cache, watch.note)
 
 
-def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) -> Iterator[str]:
+def _cells(
+    cells: Sequence[Cell], commands: bool, cache: Path, progress: Callable[[str], None]
+) -> Iterator[str]:
     first = cells[0].experiment
     yield f"{first.name}: {_extent(first, len(cells))}"
     unbuilt: set[str] = set()
@@ -51,27 +63,45 @@ def _cells(cells: Sequence[Cell], cache: Path, progress: Callable[[str], None]) 
         missing = {plan.key for plan in plans.values() if build.published(plan) is None}
         seconds += build_seconds(missing - unbuilt) + trials_seconds(cell.experiment)
         unbuilt |= missing
-        lines = [*_cell(cell.experiment, plans, missing), *(f"  {line}" for line in crowding)]
+        lines = [
+            *_cell(cell.experiment, plans, missing, commands),
+            *(f"  {line}" for line in (*_same(cell.experiment, plans), *crowding)),
+        ]
         # Of further cells what is not so in the first.
         yield from (line for line in lines if line not in told)
         told = told or frozenset(lines)
+    if len(first.arms) == 1:
+        yield "one arm, and nothing to compare it with: a patch, --base REV or a second --kernel makes two"
     yield f"time: about {duration(seconds)} on this machine" + (
-        f", {len(unbuilt)} kernels to be built among it" if unbuilt else ", all kernels are built"
+        f", {counted(len(unbuilt), 'kernel')} to be built among it" if unbuilt else ", all kernels are built"
     )
 
 
 def _extent(experiment: Experiment, cells: int) -> str:
     """How many trials it has."""
     arms, seeds = len(experiment.arms), experiment.seeds
+    each_arm = counted(arms, "arm")
     if experiment.minutes:
         each = f" in each of {cells} cells" if cells > 1 else ""
         within = duration(experiment.minutes * 60)
-        return f"{arms} arms x as many seeds as begin within {within}{each}, {seeds} at most"
+        return f"{each_arm} x as many seeds as begin within {within}{each}, {seeds} at most"
     total = f" in each of {cells} cells, {arms * seeds * cells} in all" if cells > 1 else ""
-    return f"{arms} arms x {seeds} seeds = {arms * seeds} trials{total}"
+    return f"{each_arm} x {counted(seeds, 'seed')} = {counted(arms * seeds, 'trial')}{total}"
 
 
-def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> Iterator[str]:
+def _same(experiment: Experiment, plans: dict[str, Plan]) -> Iterator[str]:
+    """Which arms do not differ, as far as that is known before they are built."""
+    kernels = {
+        arm: remarks.Identity(
+            plan.key, {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches}
+        )
+        for arm, plan in plans.items()
+    }
+    for text in remarks.same_kernels(experiment, kernels):
+        yield f"note: {text}"
+
+
+def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str], commands: bool) -> Iterator[str]:
     made_of = {
         arm: f"{plan.source.label}, fragments {' '.join(experiment.fragments(arm))}"
         for arm, plan in plans.items()
@@ -85,15 +115,16 @@ def _cell(experiment: Experiment, plans: dict[str, Plan], missing: set[str]) -> 
             yield f"    source: {made_of[arm]}"
         yield from (f"    patch: {applied(patch)}" for patch in plan.patches)
         if plan.key in missing:
-            yield f"    to be built: {pasteable(build.command(plan))}"
+            yield f"    to be built{f': {pasteable(build.command(plan))}' if commands else ''}"
         else:
             yield f"    built: {plan.directory / 'vmlinux'}"
         if words := experiment.arms[arm].command_line:
             yield f"    kernel: {' '.join(words)}"
         yield from (f"    guest: {line}" for line in prepare.guest_commands(experiment, arm))
-    vmlinux = next(iter(plans.values())).directory / "vmlinux"
-    shape = prepare.with_arguments(_shape(experiment), experiment, next(iter(experiment.arms)))
-    yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
+    if commands:
+        vmlinux = next(iter(plans.values())).directory / "vmlinux"
+        shape = prepare.with_arguments(_shape(experiment), experiment, next(iter(experiment.arms)))
+        yield f"  machine: {pasteable(by_hand(shape, QEMU, vmlinux, Path('INITRAMFS')))}"
 
 
 def applied(patch: Patch) -> str:
@@ -106,10 +137,8 @@ def applied(patch: Patch) -> str:
         changed += f" and {len(files) - FILES_SHOWN} more"
     level = f", by -p{patch.strip}" if patch.strip != 1 else ""
     idle = "" if patch.compiled else "; changes nothing that is compiled"
-    return (
-        f"{patch.subject or patch.label} ({changed}: {hunks} hunk{'s' * (hunks != 1)}, "
-        f"+{added} -{removed}{level}){idle}"
-    )
+    size = f"{counted(hunks, 'hunk')}, +{added} -{removed}{level}"
+    return f"{patch.subject or patch.label} ({changed}: {size}){idle}"
 
 
 def _shape(experiment: Experiment) -> Shape:

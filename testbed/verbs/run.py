@@ -17,7 +17,7 @@ from testbed.ledger import matrix
 from testbed.ledger.ledger import Ledger, set_aside
 from testbed.ledger.plan import Plan
 from testbed.ledger.record import FAILURES, Record, final, hopeless
-from testbed.report import words
+from testbed.report import remarks, words
 from testbed.trials import effective
 from testbed.trials.lab import Lab, Watch
 from testbed.trials.prepare import Campaign
@@ -82,15 +82,23 @@ def make_room(directory: Path, watch: Watch) -> None:
 
 
 def _claim(directory: Path, request: ExperimentRequest) -> None:
-    """Note whose result this is. Raises SpecError if it is that of another file, which is still there."""
+    """Note whose result this is: of which file, and of which words.
+
+    Raises SpecError if it is that of another file, which is still there, or of other words.
+    """
     note, origin = directory / ORIGIN, str((request.origin or request.file).resolve())
-    owner = os.fsdecode(files.read(note, MOST_PATH)).strip() if note.exists() else origin
-    if owner != origin and Path(owner).exists():
+    said = os.fsdecode(files.read(note, MOST_PATH)) if note.exists() else f"{origin}\n{request.asked}"
+    owner, asked = (*map(str.strip, said.split("\n")), "")[:2]
+    other = owner if owner != origin and Path(owner).exists() else ""
+    # Of an older testbed no words are noted.
+    if owner == origin and asked and request.asked and asked != request.asked:
+        other = f"`{asked}`"
+    if other:
         raise SpecError(
-            f"{directory}: has the result of {owner}, which is of the same name",
+            f"{directory}: has the result of {other}, which is of the same name",
             "give one of them another `name`, or this one another directory with --results DIR",
         )
-    files.write(note, os.fsencode(f"{origin}\n"))
+    files.write(note, os.fsencode(f"{origin}\n{request.asked}\n"))
 
 
 def _known_settings(ledger: Ledger, plan: Plan) -> dict[str, dict[str, str]]:
@@ -120,6 +128,9 @@ class _Runs:
     def one(self, experiment: Experiment, directory: Path, *, fresh: bool = False) -> None:
         """Run what is missing of one comparison."""
         ready = self._prepared(experiment)
+        kernels = remarks.of_facts(ready.plan.provenance.kernels)
+        for text in remarks.same_kernels(ready.plan.experiment, kernels):
+            self.watch.note(text)
         # Only now: an experiment that cannot run moves nothing.
         if fresh:
             make_room(directory, self.watch)

@@ -7,14 +7,23 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from testbed import cli
-from testbed.verbs import catalog, compare
+from testbed.experiment import Experiment
+from testbed.host.errors import HostError, SpecError
+from testbed.terminal.progress import Watcher
+from testbed.trials.prepare import Campaign
+from testbed.verbs import catalog, compare, run
+from testbed.verbs.request import ExperimentRequest, RunRequest
 from tests.recorded_lab import RecordedLab
-from tests.unit.recorded import EXPERIMENT, pair, plan, record, write_result
+from tests.unit.recorded import EXPERIMENT, edited, pair, plan, record, write_result
 
 LAB = RecordedLab({"unpatched": [100, 101, 99], "patched": [50, 51, 49]})
 
@@ -47,8 +56,62 @@ def test_results_are_listed_with_what_they_say_the_newest_first(
     assert "improved" in " ".join(lines) and lines.index(new) < len(lines) - 1
     (listed,) = (line for line in lines if "results/old" in line)
     assert "2 h" in listed and "1 of 4 trials" in listed
+    (here / "elsewhere").mkdir()
     assert cli.main(["list", "elsewhere"]) == 0
     assert capsys.readouterr().err == "elsewhere: no results\n"
+    assert cli.main(["list", "/no/such/dir"]) == 2
+    assert capsys.readouterr().err == "testbed: /no/such/dir: no such directory\n"
+
+
+def test_where_nothing_has_run_yet_there_are_no_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    assert capsys.readouterr().err == "results: no results\n"
+
+
+def test_the_time_of_an_experiment_is_said_to_be_without_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["experiments"]) == 0
+    assert "takes about, once kernels are built" in capsys.readouterr().out
+
+
+def test_arms_that_do_not_differ_are_named_before_they_run(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alike(experiment: Experiment, note: Callable[[str], None]) -> Campaign:
+        made = RecordedLab.prepare(LAB, experiment, note)
+
+        def change(data: Any) -> None:
+            for kernel in data["provenance"]["kernels"].values():
+                kernel["vmlinux_sha256"] = "the same"
+            for arm in data["experiment"]["arms"].values():
+                arm["patches"] = []
+
+        return replace(made, plan=edited(made.plan, change))
+
+    lab = SimpleNamespace(prepare=alike, run=stopped, cache=here)
+    assert cli.main(["run", str(EXPERIMENT)], lab) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "unpatched and patched are the same kernel, bit for bit, with the same settings",
+        "testbed: stopped",
+    ]
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise HostError("stopped")
+
+
+def test_other_words_of_the_same_name_do_not_get_the_result(here: Path) -> None:
+    def asked(words: str) -> None:
+        changes = {"name": "x"}
+        request = RunRequest(ExperimentRequest(EXPERIMENT, changes=changes, asked=words))
+        run.run(request, LAB, Watcher())
+
+    asked("--sysctl vm.swappiness=10")
+    asked("--sysctl vm.swappiness=10")
+    with pytest.raises(
+        SpecError, match=r"results/x: has the result of `--sysctl vm.swappiness=10`, which is"
+    ):
+        asked("--sysctl vm.swappiness=20")
 
 
 def test_another_file_of_the_same_name_does_not_get_the_result(

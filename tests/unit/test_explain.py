@@ -79,8 +79,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return keys
 
 
-def lines(path: Path = EXPERIMENT, **options: Any) -> list[str]:
-    request = ExperimentRequest(path, **options)
+def lines(path: Path = EXPERIMENT, *, commands: bool = False, **options: Any) -> list[str]:
+    request = explain.ExplainRequest(ExperimentRequest(path, **options), commands)
     return list(explain.explain(request, ThisMachine(Path("/cache")), Watcher()))
 
 
@@ -92,12 +92,15 @@ def test_the_experiment_of_the_repository(built: set[str]) -> None:
         "  arm unpatched: instrumentation",
         "  arm patched: instrumentation, reclaim-capture",
     ]
-    assert "    to be built: make KEY=linux-source-6.1+instrumentation" in told
+    assert told.count("    to be built") == 2
+    assert not any("make KEY" in line or "qemu-system" in line for line in told)
     experiment = load(EXPERIMENT)
     for arm in experiment.arms:
         for command in prepare.guest_commands(experiment, arm):
             assert f"    guest: {command}" in told
     assert sum("set /proc/sys/vm/reclaim_capture" in line for line in told) == 1
+    told = lines(commands=True)
+    assert "    to be built: make KEY=linux-source-6.1+instrumentation" in told
     machine = next(line for line in told if line.startswith("  machine: "))
     assert "-smp 8 -m 512M" in machine and "/cache/kernels/instrumentation/vmlinux" in machine
     assert "icount" in machine
@@ -138,7 +141,7 @@ def test_what_an_arms_kernel_is_told_is_shown(built: set[str], tmp_path: Path) -
     said["arms"]["unpatched"]["command_line"] = ["transparent_hugepage=always", "quiet"]
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(said, sort_keys=False))
-    told = lines(path)
+    told = lines(path, commands=True)
     assert [line for line in told if line.startswith("    kernel: ")] == [
         "    kernel: transparent_hugepage=always quiet"
     ]
@@ -206,6 +209,28 @@ def test_two_arms_of_one_kernel_are_built_once(built: set[str]) -> None:
     assert seconds(missing) == pytest.approx(trials + kernels, abs=60)
 
 
+def with_arms(tmp_path: Path, arms: dict[str, Any], **more: Any) -> Path:
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({**experiment_data(), "arms": arms, **more}, sort_keys=False))
+    return path
+
+
+def test_arms_that_do_not_differ_are_named(built: set[str], tmp_path: Path) -> None:
+    said = "  note: old and placebo are the same kernel, bit for bit, with the same settings"
+    arms = {"old": {}, "new": {"sysctl": {"vm.swappiness": 1}}, "placebo": {}}
+    told = lines(with_arms(tmp_path, arms))
+    assert [line for line in told if line.startswith("  note:")] == [said]
+    assert told[-1].endswith(", 1 kernel to be built among it")
+    assert not any(line.startswith("  note:") for line in lines())
+
+
+def test_one_arm_has_nothing_to_be_compared_with(built: set[str], tmp_path: Path) -> None:
+    told = lines(with_arms(tmp_path, {"only": {}}, seeds=1))
+    assert told[0] == "reclaim-capture: 1 arm x 1 seed = 1 trial"
+    assert told[-2].startswith("one arm, and nothing to compare it with: a patch, --base REV ")
+    assert not any(line.startswith("one arm") for line in lines())
+
+
 @pytest.mark.parametrize(("seeds", "rounds"), [(1, 2), (2, 3), (3, 5)])
 def test_an_unfinished_round_takes_as_long_as_a_full_one(built: set[str], seeds: int, rounds: int) -> None:
     experiment = load(THREE_ARMS, {"seeds": seeds, "boots": 1})
@@ -239,7 +264,7 @@ def test_real_time_takes_its_own_time(built: set[str]) -> None:
     assert explain.trials_seconds(experiment) == 2 * (
         experiment.workload.length + explain.BESIDE_SECONDS["realtime"]
     )
-    told = lines(mode="realtime", seeds=2)
+    told = lines(mode="realtime", seeds=2, commands=True)
     assert told[0].endswith("2 arms x 2 seeds = 4 trials")
     machine = next(line for line in told if line.startswith("  machine: "))
     assert "tcg" in machine and "icount" not in machine
@@ -253,7 +278,7 @@ def matrix(tmp_path: Path, axes: dict[str, list[Any]]) -> Path:
 
 def test_a_matrix_says_its_cells_and_only_what_differs(built: set[str], tmp_path: Path) -> None:
     path = matrix(tmp_path, {"guest.vcpus": [8, 4], "workload.mmap_test.tasks": [16, 4]})
-    told = lines(path)
+    told = lines(path, commands=True)
     assert told[0] == "reclaim-capture: 2 arms x 8 seeds = 16 trials in each of 4 cells, 64 in all"
     headings = [line for line in told if line.startswith("with ")]
     assert headings == [f"with vcpus={n}, tasks={m}:" for n in (8, 4) for m in (16, 4)]

@@ -233,9 +233,8 @@ def test_what_an_experiment_comes_to_is_explained(installed: Installed, tmp_path
     tree.mkdir()
     (tree / "Makefile").write_text("VERSION = 6\nPATCHLEVEL = 1\nSUBLEVEL = 192\n")
     (tmp_path / "x.yaml").write_text("name: x\nkernel: {tree: linux}\narms: {a: {}}\n")
-    done = installed.testbed(
-        "explain", "x.yaml", cwd=tmp_path, env={"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    )
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = installed.testbed("explain", "x.yaml", "--commands", cwd=tmp_path, env=home)
     assert done.returncode == 0, done.stderr
     assert "fragments guest reclaim\n" in done.stdout and "to be built: " in done.stdout
 

@@ -54,6 +54,21 @@ def test_a_line_to_be_pasted_is_not_wrapped_at_a_terminal(
     assert line in capsys.readouterr().out
 
 
+def test_what_was_said_of_a_source_is_not_said_again_before_trials_run(clock: Clock) -> None:
+    def story(watcher: Watcher) -> None:
+        for _ in range(2):
+            watcher.note("the source is linux-source-6.1")
+        watcher.started(4, 0, 2)
+        for _ in range(2):
+            watcher.note("decided after 4 seeds")
+            watcher.started(4, 4, 2)
+
+    told = lines(story)
+    assert told.count("the source is linux-source-6.1") == 1
+    # Of one cell after the other.
+    assert told.count("decided after 4 seeds") == 2
+
+
 def test_a_line_for_each_event(clock: Clock) -> None:
     def story(watcher: Watcher) -> None:
         watcher.note("unpatched: compiling Linux 6.1.192")
