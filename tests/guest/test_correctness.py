@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -64,7 +65,7 @@ DIMM = (
     *("-device", "pc-dimm,memdev=dimm,addr=0x100000000"),
 )
 BLOCK = f"/sys/devices/system/memory/memory{(1 << 32) // (128 * MiB)}/state"
-# Loads under which a block goes offline, until reclaim meets one that is isolated.
+# How often something is tried that need not come about the first time.
 ROUNDS = 5
 # What a debug kernel says of the mistakes that it can be told to make. The first of them that
 # is about memory is lockdep's end.
@@ -473,9 +474,12 @@ def ask_for_low_memory_over_the_soft_limit(guest: Subject, mib: int) -> None:
     """
     limited = limit_softly(guest, mib)
     before = free_high_pages(guest)
-    assert bad(guest.request(200, "direct", "movable", "dma32")) == {}
-    # That there was soft-limit reclaim shows above 4 GiB. Each request has 32 pages freed, on its node: of
-    # two nodes, a third of them there.
+    # That there was soft-limit reclaim shows above 4 GiB. How far a group is over its limit is known to it
+    # only after a good many charges on each CPU.
+    for _ in range(ROUNDS):
+        assert bad(guest.request(200, "direct", "movable", "dma32")) == {}
+        if free_high_pages(guest) > before + 1000:
+            break
     assert (free_high_pages(guest) > before + 1000) == limited
     guest.require_sound()
 
@@ -487,17 +491,20 @@ def free_high_pages(guest: Subject) -> int:
     return sum(int(n) for n in re.findall(r"(?m)^ +(?:pages free|count:) +(\d+)", "".join(zones)))
 
 
-def ask_for_the_kernel(guest: Subject) -> tuple[Mapping[str, int], Mapping[str, int]]:
+def ask_for_the_kernel(guest: Subject) -> tuple[Counter[str], Counter[str]]:
     """The kernel's own requests, while reclaim frees pages of the CMA area and of movable blocks: what came
     of them, and what the counters of captures say of them."""
     guest.sysctl("reclaim_capture", EARLY)
-    guest.fill_cache(FULL)
-    before = guest.counters()
-    # So many free all of that: the pages of the CMA area are the last that were filled.
-    result = guest.request(10 * FULL, "direct", "hold")
+    before, given = guest.counters(), Counter[str]()
+    # The page that is kept is one of the node that comes last. So many free all that there is: the pages of
+    # the CMA area are the last that were filled.
+    for node in (0, 1):
+        guest.fill_cache(FULL)
+        given += Counter(guest.request(8 * FULL, "direct", "hold", f"nid={node}"))
+        guest.request(0)
     after = guest.counters()
-    guest.request(0)
-    return result, {name: after[name] - before[name] for name in after if name.startswith("reclaim_capture")}
+    counts = {name: after[name] - before[name] for name in after if name.startswith("reclaim_capture")}
+    return given, Counter(counts)
 
 
 def test_memory_that_has_to_stay_movable_does(two_nodes: Subject) -> None:
@@ -538,9 +545,14 @@ def test_memory_can_be_taken_offline(hotplug: Subject, mode: str) -> None:
     # Requests that may have pages of ZONE_MOVABLE. Others have been seen to be given one from the free lists,
     # when zonelists were made anew while they reclaimed.
     prefix = f"ask 50,direct,highmem,movable,zero toggle {BLOCK}=offline {BLOCK}=online_movable"
-    said = hotplug.load("file", 5, prefix=prefix)
-    output = subject.numbers(said)
-    assert (output["done"] > 0, bad(output)) == (True, {}), said
+    # On a busy host the block may not be offline before the load ends.
+    for _ in range(ROUNDS):
+        said = hotplug.load("file", 5, prefix=prefix)
+        output = subject.numbers(said)
+        assert bad(output) == {}, said
+        if output["done"] > 0:
+            break
+    assert output["done"] > 0, said
     # The rest has little room for anonymous pages: with these it may take for ever, in mode `off` as well.
     # What is reclaimed meanwhile is on isolated blocks, or not: some loads meet none.
     for seed in range(1, ROUNDS + 1):
