@@ -495,16 +495,18 @@ def ask_for_the_kernel(guest: Subject) -> tuple[Counter[str], Counter[str]]:
     """The kernel's own requests, while reclaim frees pages of the CMA area and of movable blocks: what came
     of them, and what the counters of captures say of them."""
     guest.sysctl("reclaim_capture", EARLY)
-    before, given = guest.counters(), Counter[str]()
+    given, counts = Counter[str](), Counter[str]()
     # The page that is kept is one of the node that comes last. So many free all that there is: the pages of
     # the CMA area are the last that were filled.
     for node in (0, 1):
         guest.fill_cache(FULL)
+        before = guest.counters()
         given += Counter(guest.request(8 * FULL, "direct", "hold", f"nid={node}"))
+        after = guest.counters()
         guest.request(0)
-    after = guest.counters()
-    counts = {name: after[name] - before[name] for name in after if name.startswith("reclaim_capture")}
-    return given, Counter(counts)
+        names = [name for name in after if name.startswith("reclaim_capture")]
+        counts += Counter({name: after[name] - before[name] for name in names})
+    return given, counts
 
 
 def test_memory_that_has_to_stay_movable_does(two_nodes: Subject) -> None:
