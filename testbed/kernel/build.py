@@ -92,6 +92,11 @@ class Plan:
         return tuple(dict.fromkeys(patch.label for patch in self.patches))
 
     @property
+    def patches_sha256(self) -> dict[str, str]:
+        """The hashes of its patches, by name."""
+        return {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in self.patches}
+
+    @property
     def label(self) -> str:
         return " + ".join([self.source.label, *self.patched])
 
@@ -390,7 +395,7 @@ def _publish(plan: Plan, work: Path, seconds: float) -> None:
         facts = {
             "schema": SCHEMA,
             "source": {"label": plan.source.label, "identity": plan.source.identity},
-            "patches": {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+            "patches": plan.patches_sha256,
             "tools": plan.tools,
             "release": (obj / "include/config/kernel.release").read_text().strip(),
             "vmlinux_sha256": sha256(draft / "vmlinux"),

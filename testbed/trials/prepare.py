@@ -315,7 +315,7 @@ def kernel_facts(kernel: Kernel, plan: build.Plan) -> KernelFacts:
         release=kernel.release,
         patches=tuple(kernel.patches),
         diffstat={patch.name: dict(patch.diffstat) for patch in plan.patches},
-        patches_sha256={patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches},
+        patches_sha256=plan.patches_sha256,
         config_sha256=hashlib.sha256(kernel.config.read_bytes()).hexdigest(),
         build_key=kernel.key,
         vmlinux_sha256=kernel.vmlinux_sha256,

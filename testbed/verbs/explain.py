@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,12 +90,7 @@ def _extent(experiment: Experiment, cells: int) -> str:
 
 def _same(experiment: Experiment, plans: dict[str, Plan]) -> Iterator[str]:
     """Which arms do not differ, as far as that is known before they are built."""
-    kernels = {
-        arm: remarks.Identity(
-            plan.key, {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in plan.patches}
-        )
-        for arm, plan in plans.items()
-    }
+    kernels = {arm: remarks.Identity(plan.key, plan.patches_sha256) for arm, plan in plans.items()}
     for text in remarks.same_kernels(experiment, kernels):
         yield f"note: {text}"
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class Plan:
     @property
     def patched(self) -> tuple[str, ...]:
         return tuple(patch.label for patch in self.patches)
+
+    @property
+    def patches_sha256(self) -> dict[str, str]:
+        return {patch.name: hashlib.sha256(patch.data).hexdigest() for patch in self.patches}
 
 
 def patch(name: str, **other: Any) -> Patch:

@@ -39,7 +39,7 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepare:
         key="key",
         tools=(),
     )
-    plan = SimpleNamespace(source=SimpleNamespace(identity="s"), patches=())
+    plan = SimpleNamespace(source=SimpleNamespace(identity="s"), patches=(), patches_sha256={})
     monkeypatch.setattr(prepare, "plans", lambda e, *_: dict.fromkeys(e.arms, plan))
     monkeypatch.setattr(build, "build", lambda *_, **__: kernel)
     monkeypatch.setattr(prepare, "initramfs", lambda *_: Image(Path("/initramfs"), "i"))
