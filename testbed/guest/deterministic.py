@@ -30,7 +30,7 @@ from typing import Protocol
 from testbed.guest.guest import Guest
 from testbed.guest.qemu import QEMU
 from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
-from testbed.guest.shape import Shape, Wiring
+from testbed.guest.shape import Plugin, Shape, Wiring
 from testbed.host import owned, space
 from testbed.host.errors import GuestLost
 from testbed.host.process import Deadline
@@ -50,6 +50,8 @@ class DeterministicGuest(Guest):
     """
 
     incoming = False
+    # Plugins of others'.
+    beside: tuple[Plugin, ...] = ()
 
     def __init__(
         self,
@@ -79,9 +81,8 @@ class DeterministicGuest(Guest):
         self._clock = GuestClock(clock_fd)
         self.rendezvous = Rendezvous(meeting, self._clock, self.check_cancelled)
         with plugged:
-            yield Wiring(
-                qmp_fd, paths, self._plugin, plugged.fileno(), clock_fd, self.incoming, self._writable
-            )
+            rendezvous = Plugin(self._plugin, {"fd": plugged.fileno(), "clock": clock_fd})
+            yield Wiring(qmp_fd, paths, (rendezvous, *self.beside), self.incoming, self._writable)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -171,7 +172,10 @@ class Onlooker(Protocol):
 
 
 class ResumedGuest(DeterministicGuest):
-    """A guest that goes on from a snapshot; an `onlooker` is told where it stands on its way."""
+    """A guest that goes on from a snapshot; an `onlooker` is told where it stands on its way.
+
+    Plugins that are `beside` the rendezvous see every instruction, and must change nothing.
+    """
 
     incoming = True
 
@@ -185,6 +189,7 @@ class ResumedGuest(DeterministicGuest):
         plugin: Path,
         snapshot: Path,
         onlooker: Onlooker | None = None,
+        beside: tuple[Plugin, ...] = (),
         qemu: str = QEMU,
         cancel: threading.Event | None = None,
     ) -> None:
@@ -198,7 +203,7 @@ class ResumedGuest(DeterministicGuest):
             cancel=cancel,
             writable=(onlooker.scratch,) if onlooker else (),
         )
-        self._snapshot, self._onlooker = snapshot, onlooker
+        self._snapshot, self._onlooker, self.beside = snapshot, onlooker, beside
 
     def resume(self, seconds: float) -> None:
         """Let the guest of the snapshot go on."""

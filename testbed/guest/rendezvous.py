@@ -7,9 +7,7 @@ The other half is a QEMU plugin, rendezvous.c, which says why.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 import socket
 import struct
 import threading
@@ -17,14 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from testbed.guest.shape import file_option
-from testbed.host import files, process
-from testbed.host.errors import GuestLost, Hang, HostError
+from testbed.host import process
+from testbed.host.errors import GuestLost, Hang
 from testbed.host.process import Deadline
 
 SOURCE = Path(__file__).with_suffix(".c")
-CFLAGS = ("-shared", "-fPIC", "-O2", "-pthread", "-Wall", "-Wextra")
-COMPILE_SECONDS = 60.0
 # The plugin in a bundle. Raise the number when host and plugin come to say other things to each other.
 BUNDLED = "rendezvous.2.so"
 _SLICE_SECONDS = 0.25
@@ -158,32 +153,3 @@ def wait_until_quiet(pid: int, seconds: float) -> None:
         if deadline.expired:
             raise GuestLost(f"QEMU's main loop did not get quiet within {seconds:.0f} s")
         time.sleep(0.002)
-
-
-def plugin(qemu: str, version: str, cache: Path) -> Path:
-    """The plugin for a QEMU (`version` is what it says of itself), compiled unless it is in the cache.
-
-    Raises HostError when it has no plugins, BuildError when the source does not compile.
-    """
-    parts = [SOURCE.read_bytes(), version.encode(), " ".join(CFLAGS).encode()]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
-    path = cache / "plugins" / f"{key}.so"
-    return files.once(path, lambda draft: _compile(draft, _oldest_api(qemu, draft.parent)))
-
-
-def _oldest_api(qemu: str, scratch: Path) -> int:
-    """The oldest version of the plugin interface that a QEMU takes; it says so when given an older one."""
-    probe = scratch / "probe.so"
-    _compile(probe, 0)
-    words = [qemu, "-nodefaults", "-display", "none", "-machine", "none", "-plugin", file_option(probe)]
-    done = process.run(words, timeout=20, error=HostError, check=False)
-    output = (done.stderr + done.stdout).decode(errors="replace")
-    match = re.search(r"minimum version of (\d+)", output)
-    if match is None:
-        raise HostError(f"{qemu}: takes no plugins: {output.strip() or 'it says nothing'}")
-    return int(match[1])
-
-
-def _compile(target: Path, api: int) -> None:
-    words = ["gcc", *CFLAGS, f"-DAPI={api}", "-o", str(target), SOURCE.name]
-    process.run(words, cwd=SOURCE.parent, timeout=COMPILE_SECONDS)

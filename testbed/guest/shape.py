@@ -57,26 +57,31 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Plugin:
+    """A plugin of QEMU's, and what it is told: open files, by name."""
+
+    path: Path
+    fds: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Wiring:
     """What QEMU is connected to on our side.
 
-    `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `plugin` is told of the socket
-    `plugin_fd` and of the memory `clock_fd`; `incoming` is whether the machine waits for a snapshot to be
-    loaded; beneath `writable` is where QEMU may write.
+    `given` are files that the guest finds in fw_cfg as opt/testbed/NAME; `incoming` is whether the machine
+    waits for a snapshot to be loaded; beneath `writable` is where QEMU may write.
     """
 
     qmp_fd: int
     given: Mapping[str, Path] = field(default_factory=dict)
-    plugin: Path | None = None
-    plugin_fd: int = -1
-    clock_fd: int = -1
+    plugins: tuple[Plugin, ...] = ()
     incoming: bool = False
     writable: tuple[Path, ...] = ()
 
     @property
     def fds(self) -> tuple[int, ...]:
         """What QEMU has to have open."""
-        return (self.qmp_fd, self.plugin_fd, self.clock_fd) if self.plugin else (self.qmp_fd,)
+        return (self.qmp_fd, *(fd for plugin in self.plugins for fd in plugin.fds.values()))
 
 
 def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring) -> list[str]:
@@ -93,9 +98,9 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
     ]
     for name, path in wiring.given.items():
         words += ["-fw_cfg", f"name=opt/testbed/{name},{file_option(path)}"]
-    if wiring.plugin:
-        told = f"fd={wiring.plugin_fd},clock={wiring.clock_fd}"
-        words += ["-plugin", f"{file_option(wiring.plugin)},{told}"]
+    for plugin in wiring.plugins:
+        told = [f"{name}={fd}" for name, fd in plugin.fds.items()]
+        words += ["-plugin", ",".join([file_option(plugin.path), *told])]
     if wiring.incoming:
         words += ["-incoming", "defer"]
     return words

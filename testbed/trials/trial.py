@@ -19,11 +19,11 @@ from testbed.analysis.lacking import lacking
 from testbed.analysis.parse import Measurement, parse
 from testbed.experiment import Deadlines
 from testbed.experiment.script import Script
-from testbed.guest import rendezvous, snapshot
+from testbed.guest import plugin, rendezvous, snapshot
 from testbed.guest.deterministic import Onlooker, ResumedGuest
 from testbed.guest.live import LiveGuest
 from testbed.guest.qemu import Qemu
-from testbed.guest.shape import Shape, identity
+from testbed.guest.shape import Plugin, Shape, identity
 from testbed.guest.snapshot import Start
 from testbed.host.errors import GuestError, GuestFailed, GuestLost, OutOfMemory
 from testbed.ledger.record import LOST, MEASURED, Record
@@ -81,7 +81,11 @@ class Trial:
 
     def plugin(self) -> Path:
         """The rendezvous plugin for its QEMU."""
-        return self.compiled_plugin or rendezvous.plugin(self.qemu.program, self.qemu.version, self.cache)
+        return self.compiled_plugin or self.compiled(rendezvous.SOURCE)
+
+    def compiled(self, source: Path) -> Path:
+        """A plugin for its QEMU, of a source of ours."""
+        return plugin.compiled(source, self.qemu.program, self.qemu.version, self.cache)
 
     @property
     def start(self) -> Start:
@@ -180,11 +184,15 @@ def up_to_the_end(log: bytes) -> bytes:
 
 
 def guest(
-    trial: Trial, cancel: threading.Event, course: Course, onlooker: Onlooker | None = None
+    trial: Trial,
+    cancel: threading.Event,
+    course: Course,
+    onlooker: Onlooker | None = None,
+    beside: tuple[Plugin, ...] = (),
 ) -> LiveGuest | ResumedGuest:
     """The guest of a trial, not yet running; a snapshot to start from is taken if need be.
 
-    An `onlooker` may look at a deterministic one on its way.
+    An `onlooker` may look at a deterministic one on its way, and so may plugins `beside` the rendezvous.
     """
     if not trial.deterministic:
         return LiveGuest(trial.shape, trial.vmlinux, trial.initramfs, qemu=trial.qemu.program, cancel=cancel)
@@ -198,6 +206,7 @@ def guest(
         plugin=trial.plugin(),
         snapshot=path,
         onlooker=onlooker,
+        beside=beside,
         qemu=trial.qemu.program,
         cancel=cancel,
     )

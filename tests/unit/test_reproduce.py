@@ -29,7 +29,7 @@ from testbed.guest.deterministic import _HOST_TIME, _without_host_time
 from testbed.guest.image import Image
 from testbed.guest.qemu import Qemu
 from testbed.guest.rendezvous import GuestClock, Rendezvous, wait_until_quiet
-from testbed.guest.shape import Shape, Wiring, argv
+from testbed.guest.shape import Plugin, Shape, Wiring, argv
 from testbed.guest.snapshot import KEEP, RUN_BYTES, Start, _forget_old
 from testbed.host import debian
 from testbed.host.debian import Package
@@ -176,7 +176,9 @@ def test_a_package_that_is_not_the_pinned_one_is_refused(
 
 def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
     shape = Shape("icount", 8, 512 * MiB)
-    wiring = Wiring(3, {"run": Path("/r")}, Path("/p.so"), 4, incoming=True)
+    beside = Plugin(Path("/a,b.so"), {"in": 5, "out": 6})
+    wiring = Wiring(3, {"run": Path("/r")}, (Plugin(Path("/p.so"), {"fd": 4}), beside), incoming=True)
+    assert wiring.fds == (3, 4, 5, 6)
     words = " ".join(argv(shape, "qemu", Path("/k"), Path("/i"), wiring))
     for part in (
         "tcg,thread=single -icount shift=0,sleep=off",
@@ -184,7 +186,7 @@ def test_nothing_asynchronous_reaches_an_icount_guest() -> None:
         "ioeventfd=off",
         "maxcpus=1 idle=poll nokaslr",
         "-fw_cfg name=opt/testbed/run,file=/r",
-        "-plugin file=/p.so,fd=4",
+        "-plugin file=/p.so,fd=4 -plugin file=/a,,b.so,in=5,out=6",
         "-incoming defer",
     ):
         assert part in words
