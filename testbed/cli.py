@@ -21,7 +21,7 @@ from testbed.host.paths import cache_directory
 from testbed.host.process import end_on_signals
 from testbed.report.escape import visible
 from testbed.report.gate import Condition
-from testbed.terminal.arguments import parser, question
+from testbed.terminal.arguments import RUNNING_OPTIONS, parser, question
 from testbed.terminal.completion import complete
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import (
@@ -35,6 +35,7 @@ from testbed.terminal.show import (
     show_cleaned,
     show_examined,
     show_experiments,
+    show_profile,
     show_results,
     tell,
 )
@@ -52,6 +53,7 @@ from testbed.verbs import (
     kernels,
     log,
     parse,
+    profile,
     replay,
     run,
     save,
@@ -62,11 +64,6 @@ from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failur
 
 # Of --line.
 EVERY_LINE = "all"
-# Of `compare`, what says how trials are to run.
-RUNNING_OPTIONS = (
-    *("mode", "accel", "seeds", "quick", "time", "line", "save"),
-    *("results", "fresh", "jobs", "again"),
-)
 
 
 def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
@@ -296,6 +293,14 @@ def _replay(arguments: argparse.Namespace, lab: Lab) -> int:
     return exit_status(debugged)
 
 
+def _profile(arguments: argparse.Namespace, lab: Lab) -> int:
+    request = profile.ProfileRequest(arguments.path, arguments.trial, arguments.seeds, arguments.blocks)
+    with Watcher() as watcher:
+        shown = profile.profile(request, lab, watcher)
+    show_profile(shown, arguments.form, arguments.by, arguments.most)
+    return FINE
+
+
 def _explain(arguments: argparse.Namespace, lab: Lab) -> int:
     with Watcher() as watcher:
         experiment = _experiment_request(arguments, lab, watcher)
@@ -424,6 +429,7 @@ VERBS: dict[str, Callable[[argparse.Namespace, Lab], int]] = {
     "history": _history,
     "verify": _verify,
     "bundle": _bundle,
+    "profile": _profile,
     "replay": _replay,
     "check": _check,
     "bisect": _bisect,

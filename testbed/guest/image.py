@@ -165,11 +165,20 @@ def _padded(data: bytes) -> bytes:
     return data + b"\0" * (-len(data) % 4)
 
 
-def _compile(source: Path, scratch: Path) -> bytes:
+def with_symbols(name: str, scratch: Path) -> bytes | None:
+    """A program of the image's with its symbols, which an image has not; None if it has no such program.
+
+    Its code is the same. Raises BuildError.
+    """
+    source = next((source for source in _sources() if source.stem == name), None)
+    return _compile(source, scratch, tuple(flag for flag in CFLAGS if flag != "-s")) if source else None
+
+
+def _compile(source: Path, scratch: Path, flags: Sequence[str] = CFLAGS) -> bytes:
     binary = scratch / source.stem
     # Run in the source's directory: a path would end up in __FILE__ and in messages.
     common = IMAGES / "lib"
-    words = ["gcc", *CFLAGS, f"-I{os.path.relpath(common, source.parent)}", "-o", str(binary), source.name]
+    words = ["gcc", *flags, f"-I{os.path.relpath(common, source.parent)}", "-o", str(binary), source.name]
     words += [os.path.relpath(path, source.parent) for path in sorted(common.glob("*.c"))]
     process.run(words, cwd=source.parent, timeout=COMPILE_SECONDS)
     return binary.read_bytes()

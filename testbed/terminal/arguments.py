@@ -29,6 +29,11 @@ exit status:
   130  interrupted
 
 `testbed VERB --help` says more of each."""
+# Of `compare`, what says how trials are to run.
+RUNNING_OPTIONS = (
+    *("mode", "accel", "seeds", "quick", "time", "line", "save"),
+    *("results", "fresh", "jobs", "again"),
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _add_selfcheck_verb(verb)
     _add_result_verbs(verb)
     _add_log_verb(verb)
+    _add_profile_verb(verb)
     _add_bisect_verb(verb)
     verb("experiments", "list the repository's own experiments: what each is about, how long it takes here")
     sub = verb("list", "list the results here: what each says, and how old it is")
@@ -219,6 +225,26 @@ def _add_result_verbs(verb: Verb) -> None:
     sub.add_argument("--trial", metavar="ID", help="this one only: an id, or ARM:SEED")
     sub.add_argument("--gdb", action="store_true", help="wait for gdb before the trial's first instruction")
     sub.add_argument("--break-at-miss", type=positive, metavar="N", help="and stop at its Nth reclaim miss")
+
+
+def _add_profile_verb(verb: Verb) -> None:
+    sub = verb("profile", "count what a deterministic guest executes, and say what two arms differ in")
+    sub.add_argument("path", type=Path, metavar="RESULT|MANIFEST", help="a directory, or hashes")
+    chosen = sub.add_mutually_exclusive_group()
+    chosen.add_argument("--trial", metavar="ARM:SEED", help="this one only; or a trial's id")
+    chosen.add_argument(
+        "--seeds", type=positive, default=1, metavar="N", help="so many of every arm; default: 1"
+    )
+    sub.add_argument("--by", choices=["task", "cpu", "phase"], help="of one trial also who executed how much")
+    sub.add_argument("--blocks", action="store_true", help="of one trial blocks of code, without their calls")
+    sub.add_argument("--most", type=positive, default=25, metavar="N", help="rows; default: 25")
+    form = sub.add_mutually_exclusive_group()
+    for name, about in (
+        ("folded", "stacks, for flame graph programs"),
+        ("speedscope", "a file for speedscope.app"),
+    ):
+        form.add_argument(f"--{name}", dest="form", action="store_const", const=name, help=f"print {about}")
+    sub.set_defaults(form="text")
 
 
 def _add_log_verb(verb: Verb) -> None:

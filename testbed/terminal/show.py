@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from testbed.verbs.catalog import Offered, Stored
 from testbed.verbs.clean import Cleaned
 from testbed.verbs.compare import Compared, ComparedMatrix
 from testbed.verbs.doctor import Examined
+from testbed.verbs.profile import By, Profiled
 from testbed.verbs.status import exit_status
 
 PIPE_COLUMNS = 120
@@ -74,6 +76,18 @@ def show_bisection(outcome: bisection.Bisected, as_json: bool, *, write: bool = 
         if not as_json:
             tell(f"also in {outcome.directory}: report.html, report.md, report.json, pictures/; logs/")
     return exit_status(outcome)
+
+
+def show_profile(shown: Sequence[Profiled], form: str, by: By | None, most: int) -> None:
+    """Print profiles in one form."""
+    from testbed.report import profile  # noqa: PLC0415  (slow, with scipy)
+
+    if form == "folded":
+        put(profile.folded(shown))
+    elif form == "speedscope":
+        put(json.dumps(profile.speedscope(shown)) + "\n")
+    else:
+        print_rendered(profile.render(shown, by, most))
 
 
 def show_experiments(offered: Iterable[Offered]) -> None:

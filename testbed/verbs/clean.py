@@ -21,6 +21,7 @@ ROOMS = {
     "debian": ("kernel sources, packed", True),
     "apt": ("lists of packages", False),
     "snapshots": ("booted guests", False),
+    "profiles": ("what trials executed", True),
     "images": ("initramfs images", True),
     "qemu": ("private QEMUs", True),
     "plugins": ("plugins of QEMU", True),

@@ -34,7 +34,7 @@ def experiment(directory: Path, arms: Sequence[str] = ("unpatched", "early"), **
     # What is asked of few seeds, one boot can answer.
     data["boots"] = 1
     for key, value in changes.items():
-        data[key] = {**data[key], **value} if isinstance(value, dict) else value
+        data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) else value
     path = directory / "experiment.yaml"
     path.write_text(yaml.safe_dump(data))
     return path

@@ -1,0 +1,839 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A QEMU TCG plugin beside rendezvous.c: count every instruction that a
+ * deterministic guest executes while its workload is measured, exactly, and
+ * without the guest's knowing.
+ *
+ * QEMU runs code in blocks. Our callback runs in front of each, in the one thread
+ * that executes all vCPUs, and adds the block's number of instructions to a cell:
+ * one for each block and context; or, with `stacks`, one for each chain of calls
+ * and context. A context is a task, on a vCPU, in a phase of the workload.
+ *
+ * A block may end early, at a page fault or where it accesses a device in memory.
+ * We see that in the place at which its vCPU goes on, and take back what was not
+ * executed (see settle()). So the sum is what QEMU's own counter, the guest's time,
+ * has moved by in the window, and we say both.
+ *
+ * The window is from the first call of sample() in images/src/observe.c, where the
+ * workload's clock starts, up to snapshot(1), where the counters are read again.
+ * These are known by address and code.
+ *
+ * Where one thread executes all vCPUs, QEMU 10.0 tells a callback the number of the
+ * vCPU that the block was translated for, whichever executes it: we ask who it is.
+ * (gen_cpu_index() of accel/tcg/plugin-gen.c. Inline operations for each vCPU even
+ * multiply that constant, which is the translator's own.)
+ *
+ * Options: in=N, a file with struct told; out=N, a file for what was counted.
+ *
+ * Declared here is what is used of QEMU's include/qemu/qemu-plugin.h and of GLib, so
+ * that their headers need not be installed.
+ */
+#define _GNU_SOURCE
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define unlikely(x) __builtin_expect(!!(x), 0)
+#define READ_REGISTERS 1
+
+typedef uint64_t qemu_plugin_id_t;
+struct qemu_plugin_tb;
+struct qemu_plugin_insn;
+struct qemu_plugin_register;
+struct bytes { uint8_t *data; unsigned int len; };	/* GByteArray */
+struct array { char *data; unsigned int len; };		/* GArray */
+struct descriptor { struct qemu_plugin_register *handle; const char *name, *feature; };
+typedef void (*translated)(qemu_plugin_id_t, struct qemu_plugin_tb *);
+typedef void (*executed)(unsigned int unsure, void *data);
+
+void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t, translated);
+void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, executed, int flags, void *data);
+void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *, executed, int flags, void *data);
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *, size_t);
+size_t qemu_plugin_insn_data(const struct qemu_plugin_insn *, void *, size_t);
+size_t qemu_plugin_insn_size(const struct qemu_plugin_insn *);
+uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *);
+struct array *qemu_plugin_get_registers(void);
+int qemu_plugin_read_register(struct qemu_plugin_register *, struct bytes *);
+bool qemu_plugin_read_memory_vaddr(uint64_t, struct bytes *, size_t);
+struct bytes *g_byte_array_new(void);
+struct bytes *g_byte_array_set_size(struct bytes *, unsigned int);
+
+/* Of include/qemu/timer.h: the guest's time. For instructions that end a block only. */
+int64_t qemu_clock_get_ns(int clock);
+enum { VIRTUAL = 1 };
+
+/* Of include/hw/core/cpu.h: who executes. */
+struct CPUState;
+extern __thread struct CPUState *current_cpu __attribute__((tls_model("initial-exec")));
+struct CPUState *qemu_get_cpu(int index);
+
+EXPORT int qemu_plugin_version = API;
+
+#define CODE 16
+#define MAX_VCPUS 256
+
+/* What we are told of the guest's kernel and of its `observe`. */
+static const struct told {
+	uint64_t stacks;		/* whether chains of calls are wanted */
+	uint64_t pid, comm;		/* offsets in struct task_struct */
+	uint64_t switch_to;		/* the address of __switch_to() */
+	uint64_t sample, snapshot;	/* addresses in `observe` */
+	uint8_t sample_code[CODE], snapshot_code[CODE];
+	uint64_t functions, entries;	/* how many */
+	/* The addresses of functions, ascending, up to the end of the last; then the entries. */
+	uint64_t numbers[];
+} *told;
+
+/* Where the kernel is entered. The CPU leaves on the stack where it was, but at system calls. */
+enum kind { SYSTEM_CALL, INTERRUPT, FAULT, FAULT_WITH_CODE };
+
+static const struct entry {
+	uint64_t start, size, kind;
+} *entries;
+
+static void *get(size_t size)
+{
+	void *memory = calloc(1, size);
+
+	if (!memory)
+		abort();
+	return memory;
+}
+
+static void *more(void *memory, size_t had, size_t wanted)
+{
+	memory = realloc(memory, wanted);
+	if (!memory)
+		abort();
+	memset((char *)memory + had, 0, wanted - had);
+	return memory;
+}
+
+/* --- the guest's registers and memory -------------------------------------------- */
+
+enum { RSP, RSI, RDI, REGISTERS };
+
+static uint64_t read_register(int which)
+{
+	static const char *const names[] = { "rsp", "rsi", "rdi" };
+	static struct qemu_plugin_register *handles[REGISTERS];
+	static struct bytes *value;
+
+	if (!value) {
+		struct array *all = qemu_plugin_get_registers();
+		const struct descriptor *d = (void *)all->data;
+
+		for (unsigned int i = 0; i < all->len; i++)
+			for (int r = 0; r < REGISTERS; r++)
+				if (!strcmp(d[i].name, names[r]))
+					handles[r] = d[i].handle;
+		value = g_byte_array_new();
+	}
+	g_byte_array_set_size(value, 0);
+	if (!handles[which] || qemu_plugin_read_register(handles[which], value) != 8)
+		abort();
+	return *(uint64_t *)value->data;
+}
+
+static bool read_memory(uint64_t address, void *into, size_t size)
+{
+	static struct bytes *value;
+
+	if (!value)
+		value = g_byte_array_new();
+	if (!qemu_plugin_read_memory_vaddr(address, value, size))
+		return false;
+	memcpy(into, value->data, size);
+	return true;
+}
+
+/* --- contexts ---------------------------------------------------------------------- */
+
+struct context {
+	unsigned int vcpu, phase;
+	int pid;
+	char comm[16];
+	uint32_t root;			/* of its chains of calls */
+};
+static struct context *contexts;
+static uint32_t known_contexts;
+
+static uint32_t new_node(uint32_t parent, uint64_t place);
+
+static uint32_t context_of(unsigned int vcpu, unsigned int phase, int pid, const char *comm)
+{
+	struct context *c;
+
+	for (uint32_t i = 0; i < known_contexts; i++) {
+		c = &contexts[i];
+		if (c->vcpu == vcpu && c->phase == phase && c->pid == pid && !memcmp(c->comm, comm, 16))
+			return i;
+	}
+	if (known_contexts % 256 == 0)
+		contexts = more(contexts, known_contexts * sizeof(*c),
+				(known_contexts + 256) * sizeof(*c));
+	c = &contexts[known_contexts];
+	*c = (struct context){ .vcpu = vcpu, .phase = phase, .pid = pid };
+	memcpy(c->comm, comm, 16);
+	if (told->stacks)
+		c->root = new_node(UINT32_MAX, known_contexts);
+	return known_contexts++;
+}
+
+/* --- chains of calls --------------------------------------------------------------- */
+
+/* A function, or what there is of it, as called by the parent's. */
+struct node {
+	uint64_t place, insns, calls;
+	uint32_t parent, next;
+};
+static struct node *nodes;
+static uint32_t known_nodes, room_for_nodes;
+#define HASH_BITS 18
+static uint32_t chains[1 << HASH_BITS];	/* of nodes with the same hash: index + 1 */
+
+static uint32_t new_node(uint32_t parent, uint64_t place)
+{
+	if (known_nodes == room_for_nodes) {
+		uint32_t room = room_for_nodes ? 2 * room_for_nodes : 1 << 16;
+
+		nodes = more(nodes, room_for_nodes * sizeof(*nodes), room * sizeof(*nodes));
+		room_for_nodes = room;
+	}
+	nodes[known_nodes] = (struct node){ .place = place, .parent = parent };
+	return known_nodes++;
+}
+
+static uint32_t child(uint32_t parent, uint64_t place)
+{
+	uint64_t hash = (place ^ (uint64_t)parent << 32) * 0x9e3779b97f4a7c15ull;
+	uint32_t *chain = &chains[hash >> (64 - HASH_BITS)], at;
+
+	for (at = *chain; at; at = nodes[at - 1].next)
+		if (nodes[at - 1].place == place && nodes[at - 1].parent == parent)
+			return at - 1;
+	at = new_node(parent, place);
+	nodes[at].next = *chain;
+	*chain = at + 1;
+	return at;
+}
+
+/* What is returned to, ends a frame. Nothing returns to where interrupts and system calls begin. */
+struct frame {
+	uint64_t place, ret;
+	uint32_t node;
+};
+#define MAX_DEPTH 1024
+
+static struct task {
+	uint64_t address;		/* of its struct task_struct */
+	int pid;
+	char comm[16];
+	uint32_t context, depth;	/* of it and of its frames */
+	struct frame *frames;
+} *tasks[1 << 12];			/* by hash */
+
+static struct task *task_at(uint64_t address)
+{
+	uint32_t at = (address >> 6) * 0x9e3779b97f4a7c15ull >> 52;
+	struct task *task;
+
+	for (uint32_t i = 0; i < 1 << 12; i++, at = (at + 1) % (1 << 12)) {
+		task = tasks[at];
+		if (task && task->address == address)
+			return task;
+		if (!task)
+			break;
+	}
+	if (tasks[at])
+		abort();		/* 4096 different structures: more than memory has */
+	task = tasks[at] = get(sizeof(*task));
+	task->address = address;
+	task->context = UINT32_MAX;
+	task->frames = told->stacks ? get(MAX_DEPTH * sizeof(*task->frames)) : NULL;
+	return task;
+}
+
+static uint32_t parent_of(const struct task *task, uint32_t depth)
+{
+	return depth ? task->frames[depth - 1].node : contexts[task->context].root;
+}
+
+static uint32_t node_of(const struct task *task)
+{
+	return parent_of(task, task->depth);
+}
+
+static void push(struct task *task, uint64_t place, uint64_t ret)
+{
+	/* What is called from there on counts for it. */
+	if (task->depth == MAX_DEPTH)
+		return;
+	uint32_t node = child(node_of(task), place);
+
+	task->frames[task->depth++] = (struct frame){ place, ret, node };
+	nodes[node].calls++;
+}
+
+/* It goes on somewhere else, and will return to where its caller called it. */
+static void replace(struct task *task, uint64_t place, bool is_start)
+{
+	if (!task->depth) {
+		push(task, place, 0);
+		return;
+	}
+	struct frame *top = &task->frames[task->depth - 1];
+
+	top->place = place;
+	top->node = child(parent_of(task, task->depth - 1), place);
+	nodes[top->node].calls += is_start;
+}
+
+/*
+ * QEMU translates code once that is mapped at several addresses, and tells the first
+ * of them: in user space what we know of an address is where in its page it is.
+ */
+#define PAGE 4096
+
+static bool is_kernel(uint64_t address)
+{
+	return address >> 63;
+}
+
+static bool is_same(uint64_t a, uint64_t b)
+{
+	return a == b || (!is_kernel(a) && !is_kernel(b) && a && b && (a ^ b) % PAGE == 0);
+}
+
+static void pop_to(struct task *task, uint64_t ret)
+{
+	for (uint32_t depth = task->depth; depth > 0; depth--)
+		if (is_same(task->frames[depth - 1].ret, ret)) {
+			task->depth = depth - 1;
+			return;
+		}
+}
+
+/* --- blocks ------------------------------------------------------------------------ */
+
+enum end { GOES_ON, CALLS, RETURNS, INTERRUPT_RETURNS };
+enum what { ORDINARY, SWITCH, SAMPLE, SNAPSHOT };
+
+struct cell {
+	uint32_t runs;
+	uint64_t insns;
+};
+
+/* All blocks that begin at an address share their cells. */
+struct place {
+	uint64_t start;
+	struct place *next;
+	struct cell *cells;
+	uint32_t contexts;
+};
+static struct place *places[1 << HASH_BITS];
+
+struct block {
+	uint64_t start, size, last;	/* in bytes; where its last instruction begins */
+	uint32_t insns;
+	uint8_t end, what;
+	bool repeats;			/* the last instruction, in a block of its own */
+	bool into_itself;		/* may go on amid itself */
+	const struct entry *entry;
+	uint64_t function;
+	struct place *place;
+	uint16_t *offsets;		/* of its instructions */
+};
+
+static struct place *place_at(uint64_t start)
+{
+	struct place **chain = &places[start * 0x9e3779b97f4a7c15ull >> (64 - HASH_BITS)], *place;
+
+	for (place = *chain; place; place = place->next)
+		if (place->start == start)
+			return place;
+	place = get(sizeof(*place));
+	place->start = start;
+	place->next = *chain;
+	return *chain = place;
+}
+
+/* The function that an address of the kernel's is in; of user space nothing is known. */
+static uint64_t function_at(uint64_t address)
+{
+	uint64_t low = 0, high = told->functions;
+
+	if (!high || address < told->numbers[0] || address >= told->numbers[high - 1])
+		return 0;
+	while (high - low > 1) {
+		uint64_t middle = (low + high) / 2;
+
+		if (told->numbers[middle] <= address)
+			low = middle;
+		else
+			high = middle;
+	}
+	return told->numbers[low];
+}
+
+/* --- what is executed -------------------------------------------------------------- */
+
+/* Before its first. */
+static const struct block nowhere;
+
+static struct vcpu {
+	struct CPUState *is;
+	const struct block *last;
+	struct task *task;
+	struct cell *cell;		/* of @last, if it was counted */
+	uint32_t node;			/* the same with stacks; UINT32_MAX if it was not */
+	const struct block *finished;
+} vcpus[MAX_VCPUS];
+
+/* As QEMU numbers them. */
+static unsigned int running(void)
+{
+	static unsigned int vcpu;
+
+	if (unlikely(vcpus[vcpu].is != current_cpu)) {
+		for (vcpu = 0; qemu_get_cpu(vcpu) != current_cpu; vcpu++)
+			;
+		vcpus[vcpu].is = current_cpu;
+	}
+	return vcpu;
+}
+
+enum { BEFORE, WITHIN, AFTER };
+static int window;
+static unsigned int phase;
+static uint64_t total;
+static int64_t began_ns, ended_ns;	/* the guest's time */
+static bool is_timed;			/* soon: see take_time() */
+static unsigned int unsettled;		/* vCPUs */
+static FILE *out;
+
+static bool was_counted(const struct vcpu *v)
+{
+	return v->cell || v->node != UINT32_MAX;
+}
+
+static void enter_context(unsigned int vcpu, struct task *task)
+{
+	uint32_t context = context_of(vcpu, phase, task->pid, task->comm);
+
+	if (context == task->context)
+		return;
+	task->context = context;
+	for (uint32_t i = 0; i < task->depth; i++)
+		task->frames[i].node = child(parent_of(task, i), task->frames[i].place);
+}
+
+/* The vCPU begins to execute another task. */
+static void switch_to(unsigned int vcpu, uint64_t address)
+{
+	struct task *task = task_at(address);
+	int32_t pid;
+
+	if (!read_memory(address + told->pid, &pid, sizeof(pid)) ||
+	    !read_memory(address + told->comm, task->comm, sizeof(task->comm)))
+		abort();
+	/* What has the structure now may be another one. */
+	if (pid != task->pid)
+		task->depth = 0;
+	task->pid = pid;
+	vcpus[vcpu].task = task;
+	enter_context(vcpu, task);
+}
+
+static struct task *current_task(unsigned int vcpu)
+{
+	if (!vcpus[vcpu].task) {
+		/* Of those that run when we begin to look, one for each vCPU. */
+		vcpus[vcpu].task = task_at(1 + vcpu);
+		strcpy(vcpus[vcpu].task->comm, "unknown");
+		enter_context(vcpu, vcpus[vcpu].task);
+	}
+	return vcpus[vcpu].task;
+}
+
+/* How far a vCPU has come in its last block: the place in it, as an offset. */
+static bool settle(struct vcpu *v, uint64_t offset)
+{
+	uint32_t done = 0, undone;
+
+	while (done < v->last->insns && v->last->offsets[done] < offset)
+		done++;
+	undone = v->last->insns - done;
+	if (v->cell)
+		v->cell->insns -= undone;
+	else if (v->node != UINT32_MAX)
+		nodes[v->node].insns -= undone;
+	if (was_counted(v))
+		total -= undone;
+	return false;
+}
+
+/*
+ * Where a vCPU goes on tells whether it has executed the whole of its last block: it
+ * has not if that is amid the block. A string instruction is repeated in a block of
+ * its own, and a block may end with a jump into itself: then we have looked whether
+ * it came to its end.
+ */
+static bool has_ended(struct vcpu *v, uint64_t goes_on)
+{
+	const struct block *last = v->last;
+	uint64_t offset = goes_on - last->start;
+
+	if (offset - 1 >= last->size - 1 || v->finished == last || (last->repeats && goes_on == last->last))
+		return true;
+	return settle(v, offset);
+}
+
+/*
+ * The same where the CPU has left on the stack what it will go on with: after a fault
+ * that is what has caused it, unless that was the fetching of the next block.
+ */
+static bool has_ended_before(struct vcpu *v, const struct entry *entry, uint64_t *goes_on)
+{
+	enum { INSTRUCTION_FETCH = 16 };
+	const struct block *last = v->last;
+	uint64_t frame[2] = {};
+
+	read_memory(read_register(RSP), frame, sizeof(frame));
+	*goes_on = frame[entry->kind == FAULT_WITH_CODE];
+	if (entry->kind == INTERRUPT)
+		return has_ended(v, *goes_on);
+	uint64_t offset = *goes_on - last->start;
+
+	if (!is_kernel(last->start))
+		offset %= PAGE;
+	if (offset >= last->size || (entry->kind == FAULT_WITH_CODE && frame[0] & INSTRUCTION_FETCH))
+		return true;
+	return settle(v, offset);
+}
+
+/*
+ * Once it is known how far each vCPU had come in its last block, which it is when
+ * that has gone on.
+ */
+static void print_once(void)
+{
+	if (is_timed || unsettled || !out)
+		return;
+	fprintf(out, "window %lld %lld %llu\n", (long long)began_ns, (long long)ended_ns,
+		(unsigned long long)total);
+	for (uint32_t i = 0; i < known_contexts; i++) {
+		const struct context *c = &contexts[i];
+
+		fprintf(out, "context %u %u %d %.16s\n", c->vcpu, c->phase, c->pid, c->comm);
+	}
+	for (uint32_t i = 0; i < known_nodes; i++)
+		fprintf(out, "node %lld %llx %llu %llu\n",
+			nodes[i].parent == UINT32_MAX ? -1ll : (long long)nodes[i].parent,
+			(unsigned long long)nodes[i].place, (unsigned long long)nodes[i].insns,
+			(unsigned long long)nodes[i].calls);
+	for (uint32_t i = 0; i < 1 << HASH_BITS; i++)
+		for (const struct place *place = places[i]; place; place = place->next)
+			for (uint32_t j = 0; j < place->contexts; j++)
+				if (place->cells[j].runs)
+					fprintf(out, "block %llx %u %llu %u\n",
+						(unsigned long long)place->start, j,
+						(unsigned long long)place->cells[j].insns,
+						place->cells[j].runs);
+	fclose(out);
+	out = NULL;
+}
+
+static void finish(unsigned int unsure, void *data)
+{
+	(void)unsure;
+	vcpus[running()].finished = data;
+}
+
+static void take_time(unsigned int unsure, void *data)
+{
+	const struct block *block = data;
+	int64_t *when = window == WITHIN ? &began_ns : &ended_ns;
+
+	(void)unsure;
+	if (!is_timed)
+		return;
+	/* By now it has counted the whole block. */
+	*when = qemu_clock_get_ns(VIRTUAL) - block->insns;
+	is_timed = false;
+	if (window == AFTER)
+		print_once();
+}
+
+static void begin(void)
+{
+	window = WITHIN;
+	is_timed = true;
+	/* Chains are followed before, too. */
+	for (uint32_t i = 0; i < known_nodes; i++)
+		nodes[i].calls = 0;
+}
+
+static void end(unsigned int vcpu)
+{
+	window = AFTER;
+	is_timed = true;
+	/* This one has gone on. */
+	vcpus[vcpu].cell = NULL;
+	vcpus[vcpu].node = UINT32_MAX;
+	for (unsigned int i = 0; i < MAX_VCPUS; i++)
+		unsettled += was_counted(&vcpus[i]);
+}
+
+/* In `observe`. Its counting is the last thing that counts. */
+static void mark(unsigned int vcpu, const struct block *block)
+{
+	unsigned int argument = read_register(RDI);
+
+	if (block->what == SNAPSHOT && window == WITHIN && argument == 1) {
+		end(vcpu);
+	} else if (block->what == SAMPLE && window == BEFORE) {
+		begin();
+	} else if (block->what == SAMPLE && window == WITHIN && argument != phase) {
+		phase = argument;
+		for (unsigned int i = 0; i < MAX_VCPUS; i++)
+			if (vcpus[i].task)
+				enter_context(i, vcpus[i].task);
+	}
+}
+
+/* From the end of a block to where it goes on. */
+static void follow_calls(struct task *task, const struct block *last, uint64_t start, uint64_t function)
+{
+	uint64_t place = function ? function : start;
+
+	if (is_kernel(last->start) && !is_kernel(start)) {
+		/* All that is left are the frames of user space. */
+		while (task->depth && is_kernel(task->frames[task->depth - 1].place))
+			task->depth--;
+	} else if (last->end == CALLS) {
+		push(task, place, last->start + last->size);
+	} else if (last->end == RETURNS) {
+		pop_to(task, start);
+	} else if (last->end == INTERRUPT_RETURNS) {
+		pop_to(task, 0);
+	}
+	/* A jump to another function, or a return to one that has begun before we looked. */
+	if (!task->depth || (function && task->frames[task->depth - 1].place != function))
+		replace(task, place, place == start);
+}
+
+static struct cell *cell_of(struct place *place, uint32_t context)
+{
+	if (unlikely(context >= place->contexts)) {
+		place->cells = more(place->cells, place->contexts * sizeof(struct cell),
+				    known_contexts * sizeof(struct cell));
+		place->contexts = known_contexts;
+	}
+	return &place->cells[context];
+}
+
+/* What is to be done before a block is counted, and where its vCPU comes from. */
+static inline const struct block *prepare(unsigned int vcpu, const struct block *block)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	const struct block *last = v->last;
+
+	if (unlikely(block->entry && block->entry->kind != SYSTEM_CALL)) {
+		uint64_t ip;
+
+		if (has_ended_before(v, block->entry, &ip) && told->stacks)
+			follow_calls(current_task(vcpu), last, ip, function_at(ip));
+	} else if (unlikely(block->start - last->start < last->size) && !has_ended(v, block->start)) {
+		last = &nowhere;
+	}
+	v->finished = NULL;
+	if (unlikely(block->what != ORDINARY)) {
+		if (block->what == SWITCH)
+			switch_to(vcpu, read_register(RSI));
+		else
+			mark(vcpu, block);
+	}
+	return last;
+}
+
+static void uncount(unsigned int vcpu)
+{
+	struct vcpu *v = &vcpus[vcpu];
+
+	if (window == AFTER && unsettled && was_counted(v)) {
+		unsettled--;
+		print_once();
+	}
+	v->cell = NULL;
+	v->node = UINT32_MAX;
+}
+
+static void run(unsigned int unsure, void *data)
+{
+	unsigned int vcpu = running();
+	struct block *block = data;
+	struct vcpu *v = &vcpus[vcpu];
+
+	(void)unsure;
+	prepare(vcpu, block);
+	v->last = block;
+	if (unlikely(window != WITHIN)) {
+		uncount(vcpu);
+		return;
+	}
+	v->cell = cell_of(block->place, current_task(vcpu)->context);
+	v->cell->runs++;
+	v->cell->insns += block->insns;
+	total += block->insns;
+}
+
+static void run_with_stacks(unsigned int unsure, void *data)
+{
+	unsigned int vcpu = running();
+	struct block *block = data;
+	struct vcpu *v = &vcpus[vcpu];
+	const struct block *last = prepare(vcpu, block);
+	struct task *task = current_task(vcpu);
+
+	(void)unsure;
+	if (unlikely(block->entry))
+		push(task, block->function, 0);
+	else
+		follow_calls(task, last, block->start, block->function);
+	v->last = block;
+	if (unlikely(window != WITHIN)) {
+		uncount(vcpu);
+		return;
+	}
+	v->node = node_of(task);
+	nodes[v->node].insns += block->insns;
+	total += block->insns;
+}
+
+/* --- what is translated ------------------------------------------------------------ */
+
+/* How a block ends, by its last instruction (Intel's manual, volume 2, appendix A). */
+static void look_at_the_end(struct block *block, const struct qemu_plugin_insn *insn)
+{
+	uint8_t code[16] = {}, *at = code;
+	size_t size = qemu_plugin_insn_data(insn, code, sizeof(code));
+	int64_t target = block->start + block->size;
+
+	for (; at < code + size && (*at == 0xf2 || *at == 0xf3 || *at == 0x66 || *at == 0x3e || *at == 0x2e ||
+				    (*at & 0xf0) == 0x40); at++)
+		/* String instructions: 6c-6f, a4-a7, aa-af. */
+		block->repeats |= *at == 0xf2 || *at == 0xf3;
+	block->repeats &= (*at & 0xfc) == 0x6c || (*at & 0xfc) == 0xa4 || (*at >= 0xaa && *at <= 0xaf);
+	if (*at == 0xe8)
+		block->end = CALLS;
+	else if (*at == 0xff && (at[1] & 0x38) == 0x10)
+		block->end = CALLS;
+	else if (*at == 0xc3 || *at == 0xc2)
+		block->end = RETURNS;
+	else if (*at == 0xcf)
+		block->end = INTERRUPT_RETURNS;
+	else if (*at == 0xff && (at[1] & 0x38) == 0x20)
+		block->into_itself = true;
+	else if (*at == 0xeb || (*at & 0xf0) == 0x70 || (*at & 0xfc) == 0xe0)
+		target += (int8_t)at[1];
+	else if (*at == 0xe9)
+		target += *(int32_t *)(at + 1);
+	else if (*at == 0x0f && (at[1] & 0xf0) == 0x80)
+		target += *(int32_t *)(at + 2);
+	block->into_itself |= (uint64_t)target - block->start - 1 < block->size - 1;
+}
+
+static const struct entry *entry_at(uint64_t address)
+{
+	for (uint64_t i = 0; i < told->entries; i++)
+		if (address - entries[i].start < entries[i].size)
+			return &entries[i];
+	return NULL;
+}
+
+static bool begins_with(const struct qemu_plugin_tb *tb, const uint8_t *code)
+{
+	size_t length = 0;
+
+	for (size_t i = 0; i < qemu_plugin_tb_n_insns(tb) && length < CODE; i++) {
+		uint8_t found[16];
+		size_t size = qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i), found, sizeof(found));
+
+		size = size < CODE - length ? size : CODE - length;
+		if (memcmp(found, code + length, size))
+			return false;
+		length += size;
+	}
+	return true;
+}
+
+static enum what what_is(const struct qemu_plugin_tb *tb, uint64_t start)
+{
+	if (start == told->switch_to)
+		return SWITCH;
+	if (start == told->sample && begins_with(tb, told->sample_code))
+		return SAMPLE;
+	if (start == told->snapshot && begins_with(tb, told->snapshot_code))
+		return SNAPSHOT;
+	return ORDINARY;
+}
+
+static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
+{
+	struct block *block = get(sizeof(*block));
+	uint32_t insns = qemu_plugin_tb_n_insns(tb);
+	struct qemu_plugin_insn *last = qemu_plugin_tb_get_insn(tb, insns - 1);
+
+	(void)id;
+	block->start = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
+	block->last = qemu_plugin_insn_vaddr(last);
+	block->size = block->last + qemu_plugin_insn_size(last) - block->start;
+	block->insns = insns;
+	block->offsets = get(insns * sizeof(*block->offsets));
+	for (uint32_t i = 0; i < insns; i++)
+		block->offsets[i] = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, i)) - block->start;
+	look_at_the_end(block, last);
+	block->what = what_is(tb, block->start);
+	block->entry = is_kernel(block->start) ? entry_at(block->start) : NULL;
+	block->function = is_kernel(block->start) ? function_at(block->start) : 0;
+	block->place = told->stacks ? NULL : place_at(block->start);
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, told->stacks ? run_with_stacks : run,
+					     block->entry || block->what ? READ_REGISTERS : 0, block);
+	if (block->into_itself)
+		qemu_plugin_register_vcpu_insn_exec_cb(last, finish, 0, block);
+	if (block->what == SAMPLE || block->what == SNAPSHOT)
+		qemu_plugin_register_vcpu_insn_exec_cb(last, take_time, 0, block);
+}
+
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, char **argv)
+{
+	struct stat file;
+	int in = -1;
+
+	(void)info;
+	for (int i = 0; i < argc; i++) {
+		if (!strncmp(argv[i], "in=", 3))
+			in = atoi(argv[i] + 3);
+		if (!strncmp(argv[i], "out=", 4))
+			out = fdopen(atoi(argv[i] + 4), "w");
+	}
+	if (!out || fstat(in, &file))
+		return -1;
+	told = mmap(NULL, file.st_size, PROT_READ, MAP_PRIVATE, in, 0);
+	if (told == MAP_FAILED)
+		return -1;
+	entries = (const void *)(told->numbers + told->functions);
+	for (int i = 0; i < MAX_VCPUS; i++)
+		vcpus[i] = (struct vcpu){ .last = &nowhere, .node = UINT32_MAX };
+	qemu_plugin_register_vcpu_tb_trans_cb(id, look);
+	return 0;
+}
