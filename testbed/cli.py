@@ -21,7 +21,7 @@ from testbed.host.paths import cache_directory
 from testbed.host.process import end_on_signals
 from testbed.report.escape import visible
 from testbed.report.gate import Condition
-from testbed.terminal.arguments import RUNNING_OPTIONS, parser, question
+from testbed.terminal.arguments import EVERY_LINE, RUNNING_OPTIONS, parser, question
 from testbed.terminal.completion import complete
 from testbed.terminal.progress import Watcher
 from testbed.terminal.show import (
@@ -58,12 +58,10 @@ from testbed.verbs import (
     run,
     save,
     selfcheck,
+    why,
 )
 from testbed.verbs.request import ExperimentRequest, RunRequest
 from testbed.verbs.status import FINE, exit_status, exit_status_of_lines, failure_status
-
-# Of --line.
-EVERY_LINE = "all"
 
 
 def main(argv: Sequence[str] | None = None, lab: Lab | None = None) -> int:
@@ -167,8 +165,7 @@ def _compare(arguments: argparse.Namespace, lab: Lab) -> int:
         if given := [f"--{name}" for name in RUNNING_OPTIONS if getattr(arguments, name)]:
             raise SpecError(f"{', '.join(given)}: nothing runs where two stored results are compared")
         before, after = map(Path, arguments.words)
-        stored = compare.StoredRequest(before, after, conditions)
-        outcome = compare.compare_stored(stored)
+        outcome = compare.compare_stored(compare.StoredRequest(before, after, conditions))
         show(outcome, form, arguments.all)
         return exit_status(outcome)
     with Watcher() as watcher:
@@ -177,6 +174,8 @@ def _compare(arguments: argparse.Namespace, lab: Lab) -> int:
         if arguments.line == EVERY_LINE:
             return _compare_lines(request, lab, watcher, arguments)
         compared = compare.compare(request, lab, watcher)
+        if arguments.why:
+            compared = why.explained(compared, lab, watcher)
     show(compared, form, arguments.all)
     return exit_status(compared)
 
@@ -239,11 +238,14 @@ def _parse(arguments: argparse.Namespace, _lab: Lab) -> int:
     return FINE
 
 
-def _report(arguments: argparse.Namespace, _lab: Lab) -> int:
+def _report(arguments: argparse.Namespace, lab: Lab) -> int:
     if arguments.form == "manifest":
         print(replay.manifest(arguments.result).text(indent=1))
         return FINE
     outcome = compare.report(compare.ReportRequest(arguments.result, _conditions(arguments)))
+    if arguments.why:
+        with Watcher() as watcher:
+            outcome = why.explained(outcome, lab, watcher)
     show(outcome, arguments.form, arguments.all)
     return exit_status(outcome)
 
@@ -324,13 +326,8 @@ def _history(arguments: argparse.Namespace, _lab: Lab) -> int:
 
 
 def _check(arguments: argparse.Namespace, lab: Lab) -> int:
-    request = bisection.CheckRequest(
-        _file_request(arguments),
-        arguments.good,
-        arguments.bad,
-        arguments.metric,
-        arguments.confidence,
-    )
+    words = (arguments.good, arguments.bad, arguments.metric, arguments.confidence)
+    request = bisection.CheckRequest(_file_request(arguments), *words)
     with Watcher() as watcher:
         return exit_status(bisection.check_tree(request, lab, watcher))
 

@@ -293,6 +293,6 @@ class Profiled:
     def title(self) -> str:
         return f"{self.arm} seed {self.seed}"
 
-    def functions(self) -> Mapping[str, Function]:
-        """Its functions, most instructions first."""
-        return functions(calls(self.profile, self.names))
+    def calls(self) -> Frame:
+        """Its calls, in one tree."""
+        return calls(self.profile, self.names)

@@ -85,6 +85,46 @@ class Judgement(Model):
     exploratory: dict[str, Decision]
 
 
+class Part(Model):
+    """What a function executes itself: the fields are those of analysis.parts.Change."""
+
+    name: str
+    before: Number
+    after: Number
+    low: Number | None
+    high: Number | None
+    p: Number | None
+    calls_before: Number
+    calls_after: Number
+    certain: bool
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+class Call(Model):
+    """Something that is called, with all that it calls, in instructions for an operation."""
+
+    name: str
+    before: Number
+    after: Number
+    callees: tuple[Call, ...]
+
+
+class Why(Model):
+    """An arm against the first one: `functions`, largest parts first, and `others` add up to `whole`."""
+
+    pairs: int
+    """Of seeds."""
+    unit: Literal["operation", "trial"]
+    """What instructions are counted for."""
+    whole: Part
+    functions: tuple[Part, ...]
+    others: Part | None
+    calls: Call
+
+
 class Trials(Model):
     """How many there are."""
 
@@ -141,6 +181,8 @@ class ComparisonReport(Document):
     guest_seconds: float | None
     """Seconds that a workload took by the guest's clock, with the filling of memory, on average."""
     provenance: Provenance
+    why: dict[str, Why] = Field(default_factory=dict, exclude_if=lambda whys: not whys)
+    """What an arm differs in from the first, if that was asked for."""
 
     def title(self, metric: str) -> str:
         """The title of a metric, if any arm has it; else its name."""

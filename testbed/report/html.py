@@ -14,7 +14,7 @@ from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from testbed.report import text, words
+from testbed.report import text, why, words
 from testbed.report.document import ComparisonReport
 from testbed.report.escape import visible
 from testbed.report.table import Table
@@ -57,6 +57,11 @@ def page(report: ComparisonReport, pictures: Sequence[Picture]) -> str:
         kills=text.kills(report),
         notes=text.notes(report),
         failures=list(text.failures(report)),
+        whys=[
+            {"arm": arm, "table": made, "flames": why.flames(of, next(iter(report.arms)), arm)}
+            for (arm, of), made in zip(report.why.items(), why.tables(report), strict=True)
+        ],
+        why=list(why.sentences(report.why)),
         traces=list(text.traces(report)),
         provenance=list(text.provenance(report)),
         pictures=[{"place": p.place, **embedded(p.caption, p.svg)} for p in pictures],

@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 
 from testbed.analysis import parts, profile
-from testbed.analysis.parts import Change, Parts, Sample
+from testbed.analysis.parts import Change, Flame, Sample
 from testbed.analysis.profile import By, Profiled
+from testbed.report import why
+from testbed.report.document import Call, Part, Why
 from testbed.report.table import Table, plain
-from testbed.report.words import counted, number, signed
+from testbed.report.words import counted
 
+# Functions that a report keeps.
+KEPT = 25
+# Of all instructions, what has a place in the picture.
+LEAST = 0.002
 # As the project of that name has it: https://www.speedscope.app/file-format-schema.json
 SPEEDSCOPE = "https://www.speedscope.app/file-format-schema.json"
 
@@ -28,21 +35,17 @@ def render(shown: Sequence[Profiled], by: By | None, most: int) -> RenderableTyp
             "the measured time is counted"
         )
     ]
+    samples = {arm: [sample(each) for each in shown if each.arm == arm] for arm in (first, *others)}
     for arm in others:
-        before, after = ([_sample(each) for each in shown if each.arm == name] for name in (first, arm))
-        found = parts.parts(before, after)
-        seeds = counted(len(before), "seed")
-        unit = "an operation" if before[0].operations > 1 else "a trial"
-        lines += [
-            plain(""),
-            plain(f"{arm} against {first}, {seeds}: instructions for {unit}"),
-            difference(found, first, arm, most).terminal(),
-        ]
+        of = differing(samples[first], samples[arm], most)
+        lines += [plain(line) for line in why.sentences({arm: of})]
+        lines.append(why.table(of, first, arm).terminal())
     return Group(*lines)
 
 
-def _sample(shown: Profiled) -> Sample:
-    return Sample(shown.functions(), shown.profile.operations or 1)
+def sample(shown: Profiled) -> Sample:
+    """A trial as the parts of a difference are made of."""
+    return Sample(shown.calls(), shown.profile.operations or 1)
 
 
 def _of_one(shown: Profiled, by: By | None, most: int) -> Iterator[RenderableType]:
@@ -75,7 +78,7 @@ def functions(shown: Profiled, most: int) -> Table:
             f"{f.calls:,}",
             f"{f.instructions / f.calls:,.0f}" if f.calls else "-",
         ]
-        for f in shown.functions().values()
+        for f in profile.functions(shown.calls()).values()
     ]
     headings = ["function", "instructions", "self", "with callees", "calls", "a call"]
     return Table(headings, rows[:most])
@@ -96,56 +99,12 @@ def blocks(shown: Profiled, most: int) -> Table:
     return Table(["code", "instructions", "share", "runs"], rows)
 
 
-def difference(found: Parts, first: str, arm: str, most: int) -> Table:
-    """The functions that the difference is made of, what is left of it, and the whole: it adds up."""
-    shown, rest = found.functions[:most], found.functions[most:]
-    other = Change(
-        f"{counted(len(rest), 'other function')}",
-        sum(change.before for change in rest),
-        sum(change.after for change in rest),
-        None,
-        None,
-        0,
-        0,
-    )
-    rows = [_row(change, found.whole) for change in (*shown, *([other] if rest else []), found.whole)]
-    headings = [
-        "function",
-        first,
-        arm,
-        "difference",
-        "95 % interval",
-        "of the whole",
-        "calls before",
-        "after",
-    ]
-    return Table(headings, rows)
-
-
-def _row(change: Change, whole: Change) -> list[str]:
-    interval = "-"
-    if change.low is not None and change.high is not None:
-        interval = f"[{signed(change.low)}, {signed(change.high)}]"
-    called = change.calls_before or change.calls_after
-    return [
-        change.name,
-        number(change.before),
-        number(change.after),
-        signed(change.difference),
-        interval,
-        # Of what an operation takes, so that the column adds up to the change in percent.
-        f"{change.difference / whole.before:+.2%}" if whole.before else "-",
-        number(change.calls_before) if called else "-",
-        number(change.calls_after) if called else "-",
-    ]
-
-
 def folded(shown: Sequence[Profiled]) -> str:
     """All stacks, a line each, for flame graph programs; those of several trials below their names."""
     lines = []
     for each in shown:
         above = f"{each.title};" if len(shown) > 1 else ""
-        for line in profile.folded(profile.calls(each.profile, each.names)):
+        for line in profile.folded(each.calls()):
             lines.append(f"{above}{line}\n")
     return "".join(lines)
 
@@ -156,7 +115,7 @@ def speedscope(shown: Sequence[Profiled]) -> dict[str, object]:
     profiles = []
     for each in shown:
         samples, weights = [], []
-        for line in profile.folded(profile.calls(each.profile, each.names)):
+        for line in profile.folded(each.calls()):
             path, _, count = line.rpartition(" ")
             samples.append([frames.setdefault(name, len(frames)) for name in path.split(";")])
             weights.append(int(count))
@@ -176,3 +135,43 @@ def speedscope(shown: Sequence[Profiled]) -> dict[str, object]:
         "shared": {"frames": [{"name": name} for name in frames]},
         "profiles": profiles,
     }
+
+
+# --- what arms differ in ------------------------------------------------------------------------------
+
+
+def differing(before: Sequence[Sample], after: Sequence[Sample], most: int = KEPT) -> Why:
+    """What an arm's trials and the first one's, pairs of seeds, differ in; with so many functions."""
+    found = parts.parts(before, after)
+    rest = found.functions[most:]
+    return Why(
+        pairs=len(before),
+        unit="operation" if all(sample.operations > 1 for sample in before) else "trial",
+        whole=_part(found.whole),
+        functions=tuple(map(_part, found.functions[:most])),
+        others=_together(rest) if rest else None,
+        calls=_call(parts.flame(before, after, LEAST)),
+    )
+
+
+def _part(change: Change) -> Part:
+    return Part(**dataclasses.asdict(change))
+
+
+def _together(changes: Sequence[Change]) -> Part:
+    return Part(
+        name=counted(len(changes), "other function"),
+        before=sum(change.before for change in changes),
+        after=sum(change.after for change in changes),
+        low=None,
+        high=None,
+        p=None,
+        calls_before=0,
+        calls_after=0,
+        certain=False,
+    )
+
+
+def _call(flame: Flame) -> Call:
+    callees = tuple(map(_call, flame.callees))
+    return Call(name=flame.name, before=flame.before, after=flame.after, callees=callees)

@@ -19,7 +19,7 @@ REPORTS: TypeAdapter[ComparisonReport | BisectionReport | MatrixReport | Selfche
 
 
 # What is not written where it is empty or false.
-LEFT_OUT = {("Experiment", "metrics"), ("WorkloadSpec", "root")}
+LEFT_OUT = {("Experiment", "metrics"), ("WorkloadSpec", "root"), ("ComparisonReport", "why")}
 
 
 def schema() -> dict[str, JsonValue]:

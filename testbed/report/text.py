@@ -13,7 +13,7 @@ from testbed.analysis.compare import Exclusion
 from testbed.experiment import BalloonSpec, Experiment, format_size
 from testbed.ledger.plan import GuestFacts
 from testbed.ledger.record import MEASURED
-from testbed.report import words
+from testbed.report import why, words
 from testbed.report.document import Arm, ComparisonReport, Metric
 from testbed.report.escape import escaped, visible
 from testbed.report.table import Table, plain
@@ -391,6 +391,7 @@ def render(report: ComparisonReport, everything: bool = False) -> RenderableType
     parts += [plain(line, "bold") for line in warnings(report)]
     parts += [plain(f"{arm}: {said}", "bold") for arm, said in words.verdicts(report)]
     parts += [plain(line) for line in words.detectable(report)]
+    parts += [plain(line) for line in why.sentences(report.why)]
     if report.verdicts:
         parts.append(plain(words.how(report)))
     parts += [plain(line, "bold") for line in doubts(report)]
@@ -398,6 +399,7 @@ def render(report: ComparisonReport, everything: bool = False) -> RenderableType
     parts.append(table(report, everything).terminal() if report.seeds else plain(NO_SEEDS, "bold"))
     if killed := kills(report):
         parts.append(killed.terminal())
+    parts += [made.terminal() for made in why.tables(report)]
     for heading, lines in traces(report):
         parts += [plain(heading), *(plain("  " + line) for line in lines)]
     parts += [plain(line, "bold") for line in notes(report)]
@@ -414,6 +416,7 @@ def markdown(report: ComparisonReport, everything: bool = False) -> str:
         lines += [f"**{escaped(line)}**", ""]
     lines += [f"- **{escaped(arm)}**: {escaped(said)}" for arm, said in words.verdicts(report)]
     lines += [f"- {escaped(line)}" for line in words.detectable(report)]
+    lines += [f"- {escaped(line)}" for line in why.sentences(report.why)]
     if report.verdicts:
         lines += ["", escaped(words.how(report)), ""]
     lines += [f"- **{escaped(line)}**" for line in doubts(report)]

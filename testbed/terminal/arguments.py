@@ -29,10 +29,12 @@ exit status:
   130  interrupted
 
 `testbed VERB --help` says more of each."""
+# Of --line.
+EVERY_LINE = "all"
 # Of `compare`, what says how trials are to run.
 RUNNING_OPTIONS = (
     *("mode", "accel", "seeds", "quick", "time", "line", "save"),
-    *("results", "fresh", "jobs", "again"),
+    *("results", "fresh", "jobs", "again", "why"),
 )
 
 
@@ -305,6 +307,11 @@ def _add_bisect_verb(verb: Verb) -> None:
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--why",
+        action="store_true",
+        help="also of which functions a difference is made; runs the trials again, deterministic ones only",
+    )
     parser.add_argument(
         "--all", action="store_true", help="all metrics in the table, not only the usual ones"
     )

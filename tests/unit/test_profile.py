@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -17,13 +20,19 @@ from rich.console import Console
 from testbed import cli
 from testbed.analysis import parts, profile
 from testbed.analysis.parts import Sample
-from testbed.analysis.profile import Function, Names, Profiled
+from testbed.analysis.profile import Frame, Function, Names, Profiled
 from testbed.guest import image, profiler
 from testbed.guest.profiler import Target
 from testbed.host.errors import SpecError
 from testbed.kernel import symbols
+from testbed.ledger.document import parsed
+from testbed.report import html, text
 from testbed.report import profile as report
+from testbed.report.document import ComparisonReport
+from testbed.report.escape import escaped
 from testbed.terminal.show import show_profile
+from testbed.verbs import results
+from tests.unit.recorded import measured
 
 KERNEL = 0xFFFFFFFF81000000
 # reclaim() calls scan(), which calls itself once, and jumps to its own cold part.
@@ -131,10 +140,20 @@ def test_stacks_in_the_forms_of_other_programs() -> None:
 counts = st.dictionaries(st.sampled_from("abcdefg"), st.integers(0, 10**9), min_size=1)
 
 
+def tree(of: dict[str, Any], name: str = "all") -> Frame:
+    """Calls as nested dictionaries; under "" is what a function executed itself."""
+    made = Frame(name)
+    for callee, beneath in of.items():
+        if callee:
+            made.callees[callee] = tree(beneath, callee)
+        else:
+            made.instructions = beneath
+    return made
+
+
 def samples(of: Sequence[dict[str, int]], operations: int) -> list[Sample]:
     return [
-        Sample({name: Function(name, count, count, 1) for name, count in each.items()}, operations)
-        for each in of
+        Sample(tree({"task": {name: {"": count} for name, count in each.items()}}), operations) for each in of
     ]
 
 
@@ -161,9 +180,36 @@ def test_the_interval_is_students() -> None:
         (2, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4
     )
     assert g.name == "g" and (g.before, g.difference) == pytest.approx((0, 1))
-    assert not f.is_certain and parts.parts(before[:2], after[:2]).functions[0].low is not None
-    certain = parts.parts(samples([{"f": 1}] * 3, 1), samples([{"f": 2}] * 3, 1)).whole
-    assert certain.is_certain and (certain.low, certain.high) == (1, 1)
+    # Student's t is 2 x sqrt(3): p = 0.074 of f; of g it is 1, and p = 0.423.
+    assert (f.p, g.p) == pytest.approx((0.0742, 0.4226), abs=1e-4) and not f.certain
+    (same,) = parts.parts(samples([{"f": 1}] * 3, 1), samples([{"f": 2}] * 3, 1)).functions
+    assert same.certain and (same.low, same.high, same.p) == (1, 1, 0)
+
+
+def test_what_is_certain_is_corrected_for_the_number_of_functions() -> None:
+    rng = random.Random(1)
+    noise = {f"f{n}": 1000 for n in range(400)}
+
+    def noisy(**more: int) -> dict[str, int]:
+        return {name: count + rng.randint(-50, 50) for name, count in noise.items()} | more
+
+    before = samples([noisy(victim=1000 + seed) for seed in range(8)], 1)
+    after = samples([noisy(victim=3000 + 2 * seed) for seed in range(8)], 1)
+    found = parts.parts(before, after)
+    assert [change.name for change in found.functions if change.certain] == ["victim"]
+    assert sum(change.p is not None and change.p < 0.05 for change in found.functions) > 10
+
+
+def test_calls_of_two_arms_in_one_tree() -> None:
+    before = Sample(tree({"task": {"f": {"": 60, "g": {"": 30}, "tiny": {"": 1}}}}), 10)
+    after = Sample(tree({"task": {"f": {"": 60}, "new": {"": 20}}}), 10)
+    found = parts.flame([before], [after], 0.05)
+    (task,) = found.callees
+    (f, new) = task.callees
+    assert [found.name, f.name, new.name] == ["all", "f", "new"]
+    sizes = (found.before, found.after, f.before, f.after, new.before, new.after)
+    assert sizes == pytest.approx((9.1, 8, 9.1, 6, 0, 2))
+    assert [callee.name for callee in f.callees] == ["g"]
 
 
 def rendered(*args: object) -> str:
@@ -181,11 +227,79 @@ def test_arms_are_shown_side_by_side_with_what_is_left() -> None:
     ]
     text = rendered(shown, None, 1)
     assert "4 trials, each as it was measured" in text
-    assert "patched against unpatched, 2 seeds: instructions for an operation" in text
-    rows = [line.split() for line in text.splitlines()]
-    assert ["scan", "2.5", "6.5", "+4", "[+4,", "+4]", "+36.36%", "0.3", "0.3"] in rows
-    assert ["2", "other", "functions", "8.5", "8.5", "+0", "-", "+0.00%", "-", "-"] in rows
-    assert ["all", "functions", "11", "15", "+4", "[+4,", "+4]", "+36.36%", "-", "-"] in rows
+    assert "patched: an operation takes 15 instructions, 11 before: +36.36 % [+36.36 %, +36.36 %]" in text
+    assert "patched: certain parts of it: scan +36.36 %" in text
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "scan 2.5 6.5 +4 [+4, +4] +36.36 % yes 3 3" in rows
+    assert "2 other functions 8.5 8.5 +0 - +0.00 % - -" in rows
+    assert "all functions 11 15 +4 [+4, +4] +36.36 % - -" in rows
+
+
+# --- as a part of a report ------------------------------------------------------------------------------
+
+
+def with_why(directory: Path) -> ComparisonReport:
+    """The report of a measured result, with a profile that says `<scan>` for a function's name."""
+    names = Names(NAMES.starts, ["reclaim", "<scan>", "reclaim"], NAMES.programs)
+    before, after = (
+        [
+            report.sample(
+                Profiled("x", seed, profile.parse(LINES.replace("20 2", f"{count + seed} 2")), names)
+            )
+            for seed in (1, 2, 3)
+        ]
+        for count in (20, 60)
+    )
+    made = results.report(results.load(measured(directory, {"a": [10, 11, 12], "b": [20, 21, 22]})))
+    return made.model_copy(update={"why": {"b": report.differing(before, after)}})
+
+
+def test_a_report_says_why(tmp_path: Path) -> None:
+    made = with_why(tmp_path / "r")
+    said = "b: certain parts of it: <scan> "
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(text.render(made))
+    terminal = console.export_text()
+    assert (
+        said in terminal
+        and "why b differs from a: instructions for an operation, calls in a trial" in terminal
+    )
+    assert f"certain parts of it: {escaped('<scan>')}" in text.markdown(made)
+    of = parsed(ComparisonReport, made.text(indent=2)).why["b"]
+    assert of == made.why["b"] and of.pairs == 3 and of.unit == "operation"
+    assert sum(part.difference for part in of.functions) == pytest.approx(of.whole.difference)
+
+
+def test_the_picture_is_in_the_page_and_can_be_searched(tmp_path: Path) -> None:
+    made = with_why(tmp_path / "r")
+    page = html.page(made, [])
+    assert "<scan>" not in page and "&lt;scan&gt;" in page
+    whole = ElementTree.fromstring(page[page.index("<svg ") : page.rindex("</svg>") + len("</svg>")])
+    boxes = [box for box in whole if box.tag.endswith("svg")]
+    names = ["".join(text.text or "" for text in box if text.tag.endswith("text")) for box in boxes]
+    assert names == ["all", "kswapd0", "reclaim", "mmap test", "be_task", "reclaim", "<scan>", "<scan>"]
+    fills = {
+        name: next(r.get("fill") or "" for r in box if r.tag.endswith("rect"))
+        for name, box in zip(names, boxes, strict=True)
+    }
+    assert fills["<scan>"].startswith("hsl(12") or fills["mmap test"].startswith("hsl(12")
+    # As wide as what it executes in both arms; what is called lies within its caller.
+    width = {name: float(box.get("width", 0)) for name, box in zip(names, boxes, strict=True)}
+    assert width["all"] == pytest.approx(1200, abs=1)
+    assert width["kswapd0"] + width["mmap test"] == pytest.approx(1200, abs=2)
+    edges = [(float(b.get("x", 0)), float(b.get("y", 0)), float(b.get("width", 0))) for b in boxes]
+    for x, y, wide in edges[1:]:
+        assert any(
+            y - 18 == above and left - 0.1 <= x and x + wide <= left + w + 0.1 for left, above, w in edges
+        )
+
+
+def test_who_asks_why_of_what_cannot_say_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = measured(tmp_path / "one", {"a": [10, 11]})
+    assert cli.main(["report", str(one), "--why"]) == 2
+    assert "one: --why: there are no two arms that measured the same seed" in capsys.readouterr().err
+    assert cli.main(["compare", str(one), str(one), "--why"]) == 2
+    assert "--why: nothing runs where two stored results are compared" in capsys.readouterr().err
 
 
 def test_one_trial_is_shown_by_itself(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from testbed.report.selfcheck import SelfcheckReport
 from testbed.verbs import reports, results
 from tests.unit.recorded import UNPATCHED, measured, pair, plan, record, write_result
 from tests.unit.test_matrix import made as made_matrix
+from tests.unit.test_profile import with_why
 from tests.unit.test_selfcheck import outcome
 
 SCHEMA: Any = schema()
@@ -48,6 +49,13 @@ RESULTS: dict[str, Callable[[Path], Path]] = {
     "no seed": failed,
     "no trial": lambda path: write_result(path, plan(), []),
 }
+
+
+def test_a_comparison_that_says_why_is_valid_as_it_is_written(tmp_path: Path) -> None:
+    written = json.loads(with_why(tmp_path / "r").text())
+    VALIDATOR.validate(written)
+    written["why"]["b"]["functions"][0].pop("certain")
+    assert not VALIDATOR.is_valid(written)
 
 
 @pytest.mark.parametrize("name", RESULTS)
