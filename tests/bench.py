@@ -9,10 +9,13 @@ trial's wall time is not its workload's.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import resource
 import statistics
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich import box
@@ -27,9 +30,13 @@ from testbed.host.paths import REPOSITORY, cache_directory
 from testbed.ledger.ledger import Ledger
 from testbed.ledger.record import MEASURED, Record, final
 from testbed.terminal.progress import Watcher
-from testbed.trials import pool, prepare
+from testbed.trials import pool, prepare, profile
+from testbed.trials import trial as trials
+from testbed.trials.profile import Wanted
 
 SEEDS = 8
+# How often a trial runs alone, and beside the profiler.
+WATCHED = 5
 # Longer than the experiment's: what the seed does averages out, what the host does stays for a whole run.
 SECONDS = 60.0
 EXPERIMENT = REPOSITORY / "experiments" / "reclaim-capture.yaml"
@@ -82,7 +89,43 @@ def overhead(records: list[Record]) -> float:
     return statistics.median(sum(stages.values()) / stages["workload"] for stages in settled)
 
 
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """What the processes that it starts take of the CPU."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def watched() -> dict[str, list[float]]:
+    """CPU seconds of a published trial alone, and beside the profiler, in turns."""
+    experiment = load(EXPERIMENT).only().model_copy(update={"seeds": 1})
+    (trial,) = prepare.prepare(experiment, cache_directory(), print).trials
+    (plan,) = prepare.plans(experiment, cache_directory(), print).values()
+    log = trials.run(trial, 1, threading.Event()).log
+    of = Wanted(trial, hashlib.sha256(log).hexdigest(), plan)
+    target = profile.targets([of])[trial.vmlinux]
+    ways: dict[str, Callable[[], object]] = {
+        "alone": lambda: trials.run(trial, 1, threading.Event()),
+        "counting blocks": lambda: profile.count(of, target, False, threading.Event()),
+        "with chains of calls": lambda: profile.count(of, target, True, threading.Event()),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(WATCHED):
+        for name, run in ways.items():
+            taken[name].append(cpu_seconds(run))
+    return taken
+
+
 def main() -> int:
+    taken = watched()
+    alone = statistics.median(taken["alone"])
+    for name, seconds in taken.items():
+        ratios = [value / alone for value in seconds]
+        print(
+            f"a published trial, {name}: {statistics.median(ratios):.2f} x the CPU time of one alone "
+            f"[{min(ratios):.2f}-{max(ratios):.2f}], n = {WATCHED}"
+        )
     home = Path("results") / "bench"
     ours = measure("deterministic", home / "deterministic")
     idle = measure("realtime", home / "realtime-idle")

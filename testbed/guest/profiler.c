@@ -108,6 +108,16 @@ static void *get(size_t size)
 	return memory;
 }
 
+static void *room_for(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (memory == MAP_FAILED)
+		abort();
+	return memory;
+}
+
 static void *more(void *memory, size_t had, size_t wanted)
 {
 	memory = realloc(memory, wanted);
@@ -232,34 +242,30 @@ struct frame {
 	uint32_t node;
 };
 #define MAX_DEPTH 1024
+#define TASK_BITS 16
 
 static struct task {
 	uint64_t address;		/* of its struct task_struct */
 	int pid;
 	char comm[16];
-	uint32_t context, depth;	/* of it and of its frames */
+	uint32_t context, depth, room;	/* of it, and of its frames */
 	struct frame *frames;
-} *tasks[1 << 12];			/* by hash */
+} *tasks[1 << TASK_BITS];		/* by hash */
 
 static struct task *task_at(uint64_t address)
 {
-	uint32_t at = (address >> 6) * 0x9e3779b97f4a7c15ull >> 52;
-	struct task *task;
+	uint32_t at = (address >> 6) * 0x9e3779b97f4a7c15ull >> (64 - TASK_BITS);
+	static uint32_t known;
 
-	for (uint32_t i = 0; i < 1 << 12; i++, at = (at + 1) % (1 << 12)) {
-		task = tasks[at];
-		if (task && task->address == address)
-			return task;
-		if (!task)
-			break;
-	}
-	if (tasks[at])
-		abort();		/* 4096 different structures: more than memory has */
-	task = tasks[at] = get(sizeof(*task));
-	task->address = address;
-	task->context = UINT32_MAX;
-	task->frames = told->stacks ? get(MAX_DEPTH * sizeof(*task->frames)) : NULL;
-	return task;
+	for (; tasks[at]; at = (at + 1) % (1 << TASK_BITS))
+		if (tasks[at]->address == address)
+			return tasks[at];
+	if (++known == 1 << TASK_BITS)
+		abort();		/* 256 MiB of such structures */
+	tasks[at] = get(sizeof(*tasks[at]));
+	tasks[at]->address = address;
+	tasks[at]->context = UINT32_MAX;
+	return tasks[at];
 }
 
 static uint32_t parent_of(const struct task *task, uint32_t depth)
@@ -279,6 +285,13 @@ static void push(struct task *task, uint64_t place, uint64_t ret)
 		return;
 	uint32_t node = child(node_of(task), place);
 
+	if (task->depth == task->room) {
+		uint32_t room = task->room ? 2 * task->room : 32;
+
+		task->frames = more(task->frames, task->room * sizeof(*task->frames),
+				    room * sizeof(*task->frames));
+		task->room = room;
+	}
 	task->frames[task->depth++] = (struct frame){ place, ret, node };
 	nodes[node].calls++;
 }
@@ -328,43 +341,38 @@ enum end { GOES_ON, CALLS, RETURNS, INTERRUPT_RETURNS };
 enum what { ORDINARY, SWITCH, SAMPLE, SNAPSHOT };
 
 struct cell {
-	uint32_t runs;
-	uint64_t insns;
+	uint32_t runs, undone;		/* undone: instructions that were not executed, of all its runs */
 };
 
-/* All blocks that begin at an address share their cells. */
-struct place {
-	uint64_t start;
-	struct place *next;
-	struct cell *cells;
-	uint32_t contexts;
+/*
+ * What every run of a block looks at, in as little memory as can be: what the CPU has to
+ * fetch for it is most of what counting costs.
+ */
+struct hot {
+	uint32_t start;			/* the lower half */
+	uint32_t runs;			/* in a row, for that context */
+	uint16_t context, size;		/* in bytes */
 };
-static struct place *places[1 << HASH_BITS];
+/* Contexts of a block that is not counted, and of one that is always looked at. */
+enum { UNCOUNTED = UINT16_MAX - 1, RARE };
+#define MAX_BLOCKS (1 << 22)		/* translations. QEMU forgets its own when they are too many */
+static struct hot *hot;
 
-struct block {
+/* Of the same number. */
+static struct block {
 	uint64_t start, size, last;	/* in bytes; where its last instruction begins */
-	uint32_t insns;
-	uint8_t end, what;
+	uint32_t insns, context;	/* for which it ran last */
+	bool is_rare;			/* one of those that prepare() is for */
 	bool repeats;			/* the last instruction, in a block of its own */
 	bool into_itself;		/* may go on amid itself */
-	const struct entry *entry;
+	uint8_t end, what;
 	uint64_t function;
-	struct place *place;
+	const struct entry *entry;
 	uint16_t *offsets;		/* of its instructions */
-};
-
-static struct place *place_at(uint64_t start)
-{
-	struct place **chain = &places[start * 0x9e3779b97f4a7c15ull >> (64 - HASH_BITS)], *place;
-
-	for (place = *chain; place; place = place->next)
-		if (place->start == start)
-			return place;
-	place = get(sizeof(*place));
-	place->start = start;
-	place->next = *chain;
-	return *chain = place;
-}
+	struct cell *cells;		/* by context */
+	uint32_t contexts;		/* how many */
+} *blocks;
+static uint32_t known_blocks;
 
 /* The function that an address of the kernel's is in; of user space nothing is known. */
 static uint64_t function_at(uint64_t address)
@@ -387,34 +395,23 @@ static uint64_t function_at(uint64_t address)
 /* --- what is executed -------------------------------------------------------------- */
 
 /* Before its first. */
-static const struct block nowhere;
+static struct block nowhere;
+
+/* Whom blocks are counted for that are not in the window. */
+#define NOBODY UINT32_MAX
 
 static struct vcpu {
 	struct CPUState *is;
-	const struct block *last;
+	struct block *last;
 	struct task *task;
-	struct cell *cell;		/* of @last, if it was counted */
-	uint32_t node;			/* the same with stacks; UINT32_MAX if it was not */
+	uint32_t context;		/* what is counted for it: the task's, or NOBODY */
+	uint32_t counted, node;		/* what @last was counted for; with stacks, its node */
 	const struct block *finished;
-} vcpus[MAX_VCPUS];
-
-/* As QEMU numbers them. */
-static unsigned int running(void)
-{
-	static unsigned int vcpu;
-
-	if (unlikely(vcpus[vcpu].is != current_cpu)) {
-		for (vcpu = 0; qemu_get_cpu(vcpu) != current_cpu; vcpu++)
-			;
-		vcpus[vcpu].is = current_cpu;
-	}
-	return vcpu;
-}
+} vcpus[MAX_VCPUS], *now = vcpus;
 
 enum { BEFORE, WITHIN, AFTER };
 static int window;
 static unsigned int phase;
-static uint64_t total;
 static int64_t began_ns, ended_ns;	/* the guest's time */
 static bool is_timed;			/* soon: see take_time() */
 static unsigned int unsettled;		/* vCPUs */
@@ -422,22 +419,29 @@ static FILE *out;
 
 static bool was_counted(const struct vcpu *v)
 {
-	return v->cell || v->node != UINT32_MAX;
+	return v->counted != NOBODY;
 }
 
-static void enter_context(unsigned int vcpu, struct task *task)
+static void count_for(struct vcpu *v)
 {
-	uint32_t context = context_of(vcpu, phase, task->pid, task->comm);
+	v->context = window == WITHIN ? v->task->context : NOBODY;
+}
 
-	if (context == task->context)
-		return;
-	task->context = context;
-	for (uint32_t i = 0; i < task->depth; i++)
-		task->frames[i].node = child(parent_of(task, i), task->frames[i].place);
+static void enter_context(struct vcpu *v)
+{
+	struct task *task = v->task;
+	uint32_t context = context_of(v - vcpus, phase, task->pid, task->comm);
+
+	if (context != task->context) {
+		task->context = context;
+		for (uint32_t i = 0; i < task->depth; i++)
+			task->frames[i].node = child(parent_of(task, i), task->frames[i].place);
+	}
+	count_for(v);
 }
 
 /* The vCPU begins to execute another task. */
-static void switch_to(unsigned int vcpu, uint64_t address)
+static void switch_to(struct vcpu *v, uint64_t address)
 {
 	struct task *task = task_at(address);
 	int32_t pid;
@@ -449,19 +453,59 @@ static void switch_to(unsigned int vcpu, uint64_t address)
 	if (pid != task->pid)
 		task->depth = 0;
 	task->pid = pid;
-	vcpus[vcpu].task = task;
-	enter_context(vcpu, task);
+	v->task = task;
+	enter_context(v);
 }
 
-static struct task *current_task(unsigned int vcpu)
+/* Another vCPU's turn, or its first. */
+static struct vcpu *turn(void)
 {
-	if (!vcpus[vcpu].task) {
+	unsigned int vcpu = 0;
+
+	while (qemu_get_cpu(vcpu) != current_cpu)
+		vcpu++;
+	now = &vcpus[vcpu];
+	if (!now->is) {
+		now->is = current_cpu;
 		/* Of those that run when we begin to look, one for each vCPU. */
-		vcpus[vcpu].task = task_at(1 + vcpu);
-		strcpy(vcpus[vcpu].task->comm, "unknown");
-		enter_context(vcpu, vcpus[vcpu].task);
+		now->task = task_at(1 + vcpu);
+		strcpy(now->task->comm, "unknown");
+		enter_context(now);
 	}
-	return vcpus[vcpu].task;
+	return now;
+}
+
+/* As QEMU numbers them. */
+static inline struct vcpu *running(void)
+{
+	return unlikely(now->is != current_cpu) ? turn() : now;
+}
+
+static struct cell *cell_of(struct block *block, uint32_t context)
+{
+	if (context >= block->contexts) {
+		block->cells = more(block->cells, block->contexts * sizeof(struct cell),
+				    known_contexts * sizeof(struct cell));
+		block->contexts = known_contexts;
+	}
+	return &block->cells[context];
+}
+
+static uint16_t in_short(uint32_t context)
+{
+	return context == NOBODY ? UNCOUNTED : context < UNCOUNTED ? context : RARE;
+}
+
+/* From now on it runs for another context. */
+static void change_context(struct block *block, uint32_t context)
+{
+	struct hot *h = &hot[block - blocks];
+
+	if (block->context != NOBODY)
+		cell_of(block, block->context)->runs += h->runs;
+	block->context = context;
+	h->context = block->is_rare ? RARE : in_short(context);
+	h->runs = 0;
 }
 
 /* How far a vCPU has come in its last block: the place in it, as an offset. */
@@ -472,12 +516,12 @@ static bool settle(struct vcpu *v, uint64_t offset)
 	while (done < v->last->insns && v->last->offsets[done] < offset)
 		done++;
 	undone = v->last->insns - done;
-	if (v->cell)
-		v->cell->insns -= undone;
-	else if (v->node != UINT32_MAX)
+	if (!was_counted(v))
+		return false;
+	if (told->stacks)
 		nodes[v->node].insns -= undone;
-	if (was_counted(v))
-		total -= undone;
+	else
+		cell_of(v->last, v->counted)->undone += undone;
 	return false;
 }
 
@@ -526,28 +570,34 @@ static bool has_ended_before(struct vcpu *v, const struct entry *entry, uint64_t
  */
 static void print_once(void)
 {
+	unsigned long long insns, total = 0;
+
 	if (is_timed || unsettled || !out)
 		return;
-	fprintf(out, "window %lld %lld %llu\n", (long long)began_ns, (long long)ended_ns,
-		(unsigned long long)total);
 	for (uint32_t i = 0; i < known_contexts; i++) {
 		const struct context *c = &contexts[i];
 
 		fprintf(out, "context %u %u %d %.16s\n", c->vcpu, c->phase, c->pid, c->comm);
 	}
-	for (uint32_t i = 0; i < known_nodes; i++)
-		fprintf(out, "node %lld %llx %llu %llu\n",
-			nodes[i].parent == UINT32_MAX ? -1ll : (long long)nodes[i].parent,
-			(unsigned long long)nodes[i].place, (unsigned long long)nodes[i].insns,
-			(unsigned long long)nodes[i].calls);
-	for (uint32_t i = 0; i < 1 << HASH_BITS; i++)
-		for (const struct place *place = places[i]; place; place = place->next)
-			for (uint32_t j = 0; j < place->contexts; j++)
-				if (place->cells[j].runs)
-					fprintf(out, "block %llx %u %llu %u\n",
-						(unsigned long long)place->start, j,
-						(unsigned long long)place->cells[j].insns,
-						place->cells[j].runs);
+	for (uint32_t i = 0; i < known_nodes; i++) {
+		const struct node *n = &nodes[i];
+
+		total += n->insns;
+		fprintf(out, "node %lld %llx %llu %llu\n", n->parent == NOBODY ? -1ll : (long long)n->parent,
+			(unsigned long long)n->place, (unsigned long long)n->insns,
+			(unsigned long long)n->calls);
+	}
+	for (struct block *b = blocks; b < blocks + known_blocks; b++) {
+		change_context(b, NOBODY);
+		for (uint32_t i = 0; i < b->contexts; i++)
+			if (b->cells[i].runs) {
+				insns = (unsigned long long)b->cells[i].runs * b->insns - b->cells[i].undone;
+				total += insns;
+				fprintf(out, "block %llx %u %llu %u\n", (unsigned long long)b->start, i,
+					insns, b->cells[i].runs);
+			}
+	}
+	fprintf(out, "window %lld %lld %llu\n", (long long)began_ns, (long long)ended_ns, total);
 	fclose(out);
 	out = NULL;
 }
@@ -555,7 +605,7 @@ static void print_once(void)
 static void finish(unsigned int unsure, void *data)
 {
 	(void)unsure;
-	vcpus[running()].finished = data;
+	running()->finished = data;
 }
 
 static void take_time(unsigned int unsure, void *data)
@@ -573,40 +623,36 @@ static void take_time(unsigned int unsure, void *data)
 		print_once();
 }
 
-static void begin(void)
+static void open_window(int where)
 {
-	window = WITHIN;
+	window = where;
 	is_timed = true;
-	/* Chains are followed before, too. */
-	for (uint32_t i = 0; i < known_nodes; i++)
-		nodes[i].calls = 0;
-}
-
-static void end(unsigned int vcpu)
-{
-	window = AFTER;
-	is_timed = true;
-	/* This one has gone on. */
-	vcpus[vcpu].cell = NULL;
-	vcpus[vcpu].node = UINT32_MAX;
-	for (unsigned int i = 0; i < MAX_VCPUS; i++)
-		unsettled += was_counted(&vcpus[i]);
+	for (struct vcpu *v = vcpus; v < vcpus + MAX_VCPUS; v++)
+		if (v->is)
+			count_for(v);
 }
 
 /* In `observe`. Its counting is the last thing that counts. */
-static void mark(unsigned int vcpu, const struct block *block)
+static void mark(struct vcpu *here, const struct block *block)
 {
 	unsigned int argument = read_register(RDI);
 
 	if (block->what == SNAPSHOT && window == WITHIN && argument == 1) {
-		end(vcpu);
+		open_window(AFTER);
+		/* This one has gone on. */
+		here->counted = NOBODY;
+		for (struct vcpu *v = vcpus; v < vcpus + MAX_VCPUS; v++)
+			unsettled += was_counted(v);
 	} else if (block->what == SAMPLE && window == BEFORE) {
-		begin();
+		open_window(WITHIN);
+		/* Chains are followed before, too. */
+		for (uint32_t i = 0; i < known_nodes; i++)
+			nodes[i].calls = 0;
 	} else if (block->what == SAMPLE && window == WITHIN && argument != phase) {
 		phase = argument;
-		for (unsigned int i = 0; i < MAX_VCPUS; i++)
-			if (vcpus[i].task)
-				enter_context(i, vcpus[i].task);
+		for (struct vcpu *v = vcpus; v < vcpus + MAX_VCPUS; v++)
+			if (v->is)
+				enter_context(v);
 	}
 }
 
@@ -631,92 +677,108 @@ static void follow_calls(struct task *task, const struct block *last, uint64_t s
 		replace(task, place, place == start);
 }
 
-static struct cell *cell_of(struct place *place, uint32_t context)
-{
-	if (unlikely(context >= place->contexts)) {
-		place->cells = more(place->cells, place->contexts * sizeof(struct cell),
-				    known_contexts * sizeof(struct cell));
-		place->contexts = known_contexts;
-	}
-	return &place->cells[context];
-}
-
 /* What is to be done before a block is counted, and where its vCPU comes from. */
-static inline const struct block *prepare(unsigned int vcpu, const struct block *block)
+static const struct block *prepare(struct vcpu *v, const struct block *block)
 {
-	struct vcpu *v = &vcpus[vcpu];
 	const struct block *last = v->last;
 
-	if (unlikely(block->entry && block->entry->kind != SYSTEM_CALL)) {
+	if (block->entry && block->entry->kind != SYSTEM_CALL) {
 		uint64_t ip;
 
 		if (has_ended_before(v, block->entry, &ip) && told->stacks)
-			follow_calls(current_task(vcpu), last, ip, function_at(ip));
-	} else if (unlikely(block->start - last->start < last->size) && !has_ended(v, block->start)) {
+			follow_calls(v->task, last, ip, function_at(ip));
+	} else if (!has_ended(v, block->start)) {
 		last = &nowhere;
 	}
 	v->finished = NULL;
-	if (unlikely(block->what != ORDINARY)) {
-		if (block->what == SWITCH)
-			switch_to(vcpu, read_register(RSI));
-		else
-			mark(vcpu, block);
-	}
+	if (block->what == SWITCH)
+		switch_to(v, read_register(RSI));
+	else if (block->what != ORDINARY)
+		mark(v, block);
 	return last;
 }
 
-static void uncount(unsigned int vcpu)
+/* After the window, when it is known how far this one came in it. */
+static void settled(struct vcpu *v)
 {
-	struct vcpu *v = &vcpus[vcpu];
+	if (!was_counted(v))
+		return;
+	v->counted = NOBODY;
+	unsettled--;
+	print_once();
+}
 
-	if (window == AFTER && unsettled && was_counted(v)) {
-		unsettled--;
-		print_once();
+/* Of the vCPU that runs, what the next block has to be like to be counted at once. */
+static struct {
+	struct CPUState *is;		/* nobody if every block has to be looked at */
+	const struct hot *last;
+	uint32_t start, size, context;	/* of the last one, and for what that was counted */
+} quick;
+
+static __attribute__((noinline)) void run_slowly(struct hot *h)
+{
+	struct block *block = &blocks[h - hot];
+	struct vcpu *v = now;
+
+	if (quick.last && &blocks[quick.last - hot] != v->last) {
+		v->last = &blocks[quick.last - hot];
+		v->counted = v->context;
 	}
-	v->cell = NULL;
-	v->node = UINT32_MAX;
+	v = running();
+	if (block->is_rare || block->start - v->last->start < v->last->size)
+		prepare(v, block);
+	if (unsettled)
+		settled(v);
+	if (block->context != v->context)
+		change_context(block, v->context);
+	h->runs++;
+	v->last = block;
+	v->counted = v->context;
+	quick.is = unsettled ? NULL : v->is;
+	quick.last = h;
+	quick.start = h->start;
+	quick.size = h->size;
+	/* No block that is quick has this one, if it is RARE. */
+	quick.context = in_short(v->context) == RARE ? NOBODY : in_short(v->context);
 }
 
 static void run(unsigned int unsure, void *data)
 {
-	unsigned int vcpu = running();
-	struct block *block = data;
-	struct vcpu *v = &vcpus[vcpu];
+	struct hot *h = data;
 
 	(void)unsure;
-	prepare(vcpu, block);
-	v->last = block;
-	if (unlikely(window != WITHIN)) {
-		uncount(vcpu);
+	if (unlikely(h->context != quick.context || quick.is != current_cpu ||
+		     h->start - quick.start < quick.size)) {
+		run_slowly(h);
 		return;
 	}
-	v->cell = cell_of(block->place, current_task(vcpu)->context);
-	v->cell->runs++;
-	v->cell->insns += block->insns;
-	total += block->insns;
+	h->runs++;
+	quick.last = h;
+	quick.start = h->start;
+	quick.size = h->size;
 }
 
 static void run_with_stacks(unsigned int unsure, void *data)
 {
-	unsigned int vcpu = running();
-	struct block *block = data;
-	struct vcpu *v = &vcpus[vcpu];
-	const struct block *last = prepare(vcpu, block);
-	struct task *task = current_task(vcpu);
+	struct vcpu *v = running();
+	struct block *block = &blocks[(struct hot *)data - hot];
+	const struct block *last = v->last;
 
 	(void)unsure;
+	if (unlikely(block->is_rare || block->start - last->start < last->size))
+		last = prepare(v, block);
+	if (unlikely(unsettled))
+		settled(v);
 	if (unlikely(block->entry))
-		push(task, block->function, 0);
+		push(v->task, block->function, 0);
 	else
-		follow_calls(task, last, block->start, block->function);
+		follow_calls(v->task, last, block->start, block->function);
 	v->last = block;
-	if (unlikely(window != WITHIN)) {
-		uncount(vcpu);
-		return;
+	v->counted = v->context;
+	if (v->context != NOBODY) {
+		v->node = node_of(v->task);
+		nodes[v->node].insns += block->insns;
 	}
-	v->node = node_of(task);
-	nodes[v->node].insns += block->insns;
-	total += block->insns;
 }
 
 /* --- what is translated ------------------------------------------------------------ */
@@ -789,11 +851,14 @@ static enum what what_is(const struct qemu_plugin_tb *tb, uint64_t start)
 
 static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
-	struct block *block = get(sizeof(*block));
+	struct block *block = &blocks[known_blocks];
 	uint32_t insns = qemu_plugin_tb_n_insns(tb);
 	struct qemu_plugin_insn *last = qemu_plugin_tb_get_insn(tb, insns - 1);
 
 	(void)id;
+	if (known_blocks == MAX_BLOCKS)
+		abort();
+	block->context = NOBODY;
 	block->start = qemu_plugin_insn_vaddr(qemu_plugin_tb_get_insn(tb, 0));
 	block->last = qemu_plugin_insn_vaddr(last);
 	block->size = block->last + qemu_plugin_insn_size(last) - block->start;
@@ -805,9 +870,11 @@ static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 	block->what = what_is(tb, block->start);
 	block->entry = is_kernel(block->start) ? entry_at(block->start) : NULL;
 	block->function = is_kernel(block->start) ? function_at(block->start) : 0;
-	block->place = told->stacks ? NULL : place_at(block->start);
+	block->is_rare = block->entry || block->what || block->into_itself;
+	hot[known_blocks] = (struct hot){ block->start, 0, block->is_rare ? RARE : UNCOUNTED, block->size };
 	qemu_plugin_register_vcpu_tb_exec_cb(tb, told->stacks ? run_with_stacks : run,
-					     block->entry || block->what ? READ_REGISTERS : 0, block);
+					     block->entry || block->what ? READ_REGISTERS : 0,
+					     &hot[known_blocks++]);
 	if (block->into_itself)
 		qemu_plugin_register_vcpu_insn_exec_cb(last, finish, 0, block);
 	if (block->what == SAMPLE || block->what == SNAPSHOT)
@@ -832,8 +899,11 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, 
 	if (told == MAP_FAILED)
 		return -1;
 	entries = (const void *)(told->numbers + told->functions);
+	/* Of this memory only what is used is taken. */
+	hot = room_for(MAX_BLOCKS * sizeof(*hot));
+	blocks = room_for(MAX_BLOCKS * sizeof(*blocks));
 	for (int i = 0; i < MAX_VCPUS; i++)
-		vcpus[i] = (struct vcpu){ .last = &nowhere, .node = UINT32_MAX };
+		vcpus[i] = (struct vcpu){ .last = &nowhere, .context = NOBODY, .counted = NOBODY };
 	qemu_plugin_register_vcpu_tb_trans_cb(id, look);
 	return 0;
 }

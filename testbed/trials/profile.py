@@ -58,11 +58,11 @@ def profiles(wanted: Sequence[Wanted], stacks: bool, ended: Callable[[Trial], No
     `ended` is told of each that had to run, in the caller's thread. Raises GuestLost when a log is not the
     same, byte for byte; else as a trial does; BuildError when the kernel was not built here.
     """
-    targets = _targets(wanted)
+    known = targets(wanted)
     cancel = threading.Event()
     with futures.ThreadPoolExecutor(pool.jobs_for(wanted[0].trial.shape)) as workers:
         running = {
-            workers.submit(_counted, each, targets[each.trial.vmlinux], stacks, cancel): index
+            workers.submit(_kept, each, known[each.trial.vmlinux], stacks, cancel): index
             for index, each in enumerate(wanted)
         }
         found: dict[int, Profile] = {}
@@ -103,7 +103,7 @@ def names(vmlinux: Path, programs: Mapping[str, Path], found: Profile) -> Names:
     return Names(of_kernel.starts, of_kernel.names, known)
 
 
-def _targets(wanted: Sequence[Wanted]) -> dict[Path, Target]:
+def targets(wanted: Sequence[Wanted]) -> dict[Path, Target]:
     """What the profiler has to know, by kernel."""
     with owned.directory() as scratch:
         watcher = profiler.program(image.with_symbols(WATCHER, scratch) or b"")
@@ -122,14 +122,14 @@ def _target(found: Symbols, plan: Plan, watcher: Program) -> Target:
     return Target(functions, entries, switch_to, pid, comm, watcher)
 
 
-def _counted(wanted: Wanted, target: Target, stacks: bool, cancel: threading.Event) -> tuple[str, bool]:
+def _kept(wanted: Wanted, target: Target, stacks: bool, cancel: threading.Event) -> tuple[str, bool]:
     """The lines of a trial's profile, and whether it had to run."""
     trial = wanted.trial
     ran = []
 
     def run(draft: Path) -> None:
         ran.append(True)
-        draft.write_bytes(gzip.compress(_run(wanted, target, stacks, cancel).encode(), mtime=0))
+        draft.write_bytes(gzip.compress(count(wanted, target, stacks, cancel).encode(), mtime=0))
 
     parts = [trial.id.encode(), wanted.log_sha256.encode(), profiler.SOURCE.read_bytes(), target.told(stacks)]
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -138,7 +138,8 @@ def _counted(wanted: Wanted, target: Target, stacks: bool, cancel: threading.Eve
     return files.unpacked(path.read_bytes(), MOST_BYTES, path).decode(), bool(ran)
 
 
-def _run(wanted: Wanted, target: Target, stacks: bool, cancel: threading.Event) -> str:
+def count(wanted: Wanted, target: Target, stacks: bool, cancel: threading.Event) -> str:
+    """Run a trial beside the profiler; the lines of its profile. Raises as profiles() does."""
     trial, course = wanted.trial, Course()
     with Profiler(trial.compiled(profiler.SOURCE), target, stacks=stacks) as beside:
         guest = trials.guest(trial, cancel, course, beside=(beside.plugin,))
