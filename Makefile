@@ -12,7 +12,7 @@ PYTEST = .venv/bin/pytest --numprocesses auto --dist worksteal
 COMPILE = .venv/bin/pip-compile pyproject.toml --quiet --upgrade --generate-hashes --strip-extras \
 	--allow-unsafe --all-build-deps --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: compare lines verify bench repeat misses selfcheck test fire soak chaos lint unit docs-check doctor dist setup \
+.PHONY: compare lines verify bench repeat misses plants selfcheck test fire soak chaos lint unit docs-check doctor dist setup \
 	setup-dev lock clean
 
 compare: setup ## The repository's own experiment: patched against unpatched
@@ -32,6 +32,9 @@ repeat: setup ## One trial 30 times, and 10 shapes of guests 5 times each: the s
 
 misses: setup ## Each miss of a published trial, read from outside the guest: is its class right?
 	@.venv/bin/python -m tests.misses $(EXPERIMENT) $(ARGS)
+
+plants: setup-dev ## Functions made slower on purpose: does a profile name each of them first?
+	@.venv/bin/python -m tests.plants $(ARGS)
 
 selfcheck: setup ## How often comparisons that have nothing to find find something
 	@$(RUN) selfcheck $(ARGS)

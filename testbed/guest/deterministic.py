@@ -50,6 +50,8 @@ class DeterministicGuest(Guest):
     """
 
     incoming = False
+    # Whether it can be stopped at any instruction, which makes it slow.
+    anywhere = False
     # Plugins of others'.
     beside: tuple[Plugin, ...] = ()
 
@@ -81,7 +83,8 @@ class DeterministicGuest(Guest):
         self._clock = GuestClock(clock_fd)
         self.rendezvous = Rendezvous(meeting, self._clock, self.check_cancelled)
         with plugged:
-            rendezvous = Plugin(self._plugin, {"fd": plugged.fileno(), "clock": clock_fd})
+            options = ("any=1",) if self.anywhere else ()
+            rendezvous = Plugin(self._plugin, {"fd": plugged.fileno(), "clock": clock_fd}, options)
             yield Wiring(qmp_fd, paths, (rendezvous, *self.beside), self.incoming, self._writable)
 
     def __exit__(
@@ -95,10 +98,10 @@ class DeterministicGuest(Guest):
         """By when the guest has to have done something, by its own clock."""
         return self._clock.deadline(seconds)
 
-    def release(self) -> None:
-        """Let the guest go on from a rendezvous, once QEMU has done all that was asked of it."""
+    def release(self, step: bool = False) -> None:
+        """Let the guest go on from a rendezvous, once QEMU has done all that was asked of it; or a step."""
         wait_until_quiet(self._child.pid, QEMU_SECONDS)
-        self.rendezvous.release()
+        self.rendezvous.release(step)
 
     def _meet(self, seconds: float) -> None:
         """Wait until the guest stands at a rendezvous."""
@@ -156,7 +159,8 @@ class BootingGuest(DeterministicGuest):
 
 
 class Onlooker(Protocol):
-    """Who looks at a guest while it stands still, and changes nothing. It goes on when they return.
+    """Who looks at a guest while it stands still, and changes nothing. It goes on when they return: a step,
+    if they return True.
 
     What QEMU is asked to write for them goes to their `scratch`, a directory.
     """
@@ -164,11 +168,11 @@ class Onlooker(Protocol):
     @property
     def scratch(self) -> Path: ...
 
-    def at_start(self) -> None:
-        """It has not run yet: now breakpoints can be set."""
+    def at_start(self) -> bool:
+        """It has not run yet."""
 
-    def at_breakpoint(self, address: int) -> None:
-        """It is about to execute what is there."""
+    def at_breakpoint(self, address: int, vcpu: int) -> bool:
+        """A vCPU is about to execute what is there."""
 
 
 class ResumedGuest(DeterministicGuest):
@@ -204,6 +208,7 @@ class ResumedGuest(DeterministicGuest):
             writable=(onlooker.scratch,) if onlooker else (),
         )
         self._snapshot, self._onlooker, self.beside = snapshot, onlooker, beside
+        self.anywhere = onlooker is not None
 
     def resume(self, seconds: float) -> None:
         """Let the guest of the snapshot go on."""
@@ -214,9 +219,7 @@ class ResumedGuest(DeterministicGuest):
             self._migrate("migrate-incoming", self._snapshot)
             self.monitor.execute("cont")
             self.rendezvous.wait(seconds)
-            if self._onlooker:
-                self._onlooker.at_start()
-            self.release()
+            self.release(step=self._onlooker is not None and self._onlooker.at_start())
             # The second no-op of init's `meet`, in front of which it was stopped for the snapshot.
             self._meet(seconds)
             self.release()
@@ -235,9 +238,10 @@ class ResumedGuest(DeterministicGuest):
 
     def _look(self) -> None:
         """Have it looked at where it stands at a breakpoint, and let it go on."""
+        step = False
         if self._onlooker:
-            self._onlooker.at_breakpoint(self.rendezvous.address)
-        self.release()
+            step = self._onlooker.at_breakpoint(self.rendezvous.address, self.rendezvous.vcpu)
+        self.release(step)
 
 
 def _without_host_time(match: re.Match[bytes]) -> bytes:

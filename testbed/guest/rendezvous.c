@@ -23,12 +23,16 @@
  * before the guest goes on, we let all such timers expire.
  *
  * Every message on the socket, a SOCK_SEQPACKET, is one struct note. We say
- * where we stand; the answers are any number of breakpoints and then `go` or `free`.
+ * where we stand; the answers are any number of breakpoints and then `go`, `step`
+ * or `free`.
  *
  * And we tell the guest's time, in memory that the host sees, too: it can look at
  * any moment, and nobody here notices.
  *
- * Options: fd=N, the socket; clock=N, the memory, one number of 64 bits.
+ * Options: fd=N, the socket; clock=N, the memory, one number of 64 bits; any=N, if
+ * N is 1 the guest can be stopped at any instruction, at any time and step by step,
+ * and runs at some part of its speed. Otherwise breakpoints have to be there before
+ * their code is translated, and there are no steps.
  *
  * Declared here is what is used of QEMU's include/qemu/qemu-plugin.h, so that
  * its headers need not be installed.
@@ -82,22 +86,31 @@ __attribute__((weak))
 int64_t qemu_clock_get_ns(int clock);
 enum { REALTIME = 0, VIRTUAL = 1, ALL = -1 };
 
+/* Of include/hw/core/cpu.h: who executes. A callback is told another one; see profiler.c. */
+struct CPUState;
+extern __thread struct CPUState *current_cpu __attribute__((weak));
+__attribute__((weak))
+struct CPUState *qemu_get_cpu(int index);
+
 EXPORT int qemu_plugin_version = API;
 
 static const unsigned char nop[] = { 0x0f, 0x1f, 0x80, 't', 'b', 'm', 't' };
 static const unsigned char pause_insn[] = { 0xf3, 0x90 };
 
 struct __attribute__((packed)) note {
-	char what;		/* to the host: 'm'eeting or 'b'reakpoint */
-	uint64_t addr;		/* from it: 'g'o, go 'f'ree, or 'b'reak at addr when it is */
-	uint64_t count;		/* executed for the count-th time */
+	char what;		/* to the host: 'm'eeting or 'b'reakpoint, on vCPU count */
+	uint64_t addr;		/* from it: 'g'o, 's'tep, go 'f'ree, or 'b'reak at addr when it is */
+	uint64_t count;		/* executed for the count-th time, or EVERY_TIME */
 };
+#define EVERY_TIME UINT64_MAX
 
 /* QEMU has no use for it. */
 #define SIGNAL (SIGRTMAX - 1)
 #define BREAKPOINTS 64
 
 static int fd = -1;
+static bool any;		/* instruction can be one to stop at */
+static struct CPUState *stepping;
 static _Atomic uint64_t *told, pauses;
 static struct breakpoint { uint64_t addr, left; } breakpoints[BREAKPOINTS];
 static int known;
@@ -198,9 +211,18 @@ static void free_main_loop(void)
 		abort();
 }
 
+static uint64_t running(void)
+{
+	int vcpu = 0;
+
+	while (current_cpu && qemu_get_cpu(vcpu) != current_cpu)
+		vcpu++;
+	return vcpu;
+}
+
 static void stand_still(char what, uint64_t addr)
 {
-	struct note note = { .what = what, .addr = addr };
+	struct note note = { .what = what, .addr = addr, .count = running() };
 
 	free_main_loop();
 	if (write(fd, &note, sizeof(note)) != sizeof(note))
@@ -209,12 +231,16 @@ static void stand_still(char what, uint64_t addr)
 	while (read(fd, &note, sizeof(note)) == sizeof(note) && note.what == 'b') {
 		struct breakpoint *b = breakpoint_at(note.addr);
 
+		/* One that is off makes room, but where code may have it for its data. */
+		for (int i = 0; !b && any && i < known; i++)
+			b = breakpoints[i].left ? NULL : &breakpoints[i];
 		if (!b && known < BREAKPOINTS)
 			b = &breakpoints[known++];
 		if (b)
 			*b = (struct breakpoint){ note.addr, note.count };
 	}
-	if (note.what == 'g')
+	stepping = note.what == 's' ? current_cpu : NULL;
+	if (note.what == 'g' || note.what == 's')
 		hold_main_loop();
 }
 
@@ -231,8 +257,20 @@ static void pass(unsigned int vcpu, void *data)
 	struct breakpoint *b = data;
 
 	(void)vcpu;
-	if (b->left && --b->left == 0)
+	if (b->left && (b->left == EVERY_TIME || --b->left == 0))
 		stand_still('b', b->addr);
+}
+
+/* In front of every instruction, if it can be any. */
+static void pass_any(unsigned int vcpu, void *data)
+{
+	uint64_t addr = (uintptr_t)data;
+	struct breakpoint *b;
+
+	if (stepping && stepping == current_cpu)
+		stand_still('b', addr);
+	else if ((b = breakpoint_at(addr)))
+		pass(vcpu, b);
 }
 
 static bool starts(const struct qemu_plugin_insn *insn, const unsigned char *code, size_t size)
@@ -303,7 +341,10 @@ static void look(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 		struct breakpoint *b = breakpoint_at(qemu_plugin_insn_vaddr(insn));
 
-		if (b)
+		if (any)
+			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass_any, READ_REGISTERS,
+							       (void *)qemu_plugin_insn_vaddr(insn));
+		else if (b)
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, pass, READ_REGISTERS, b);
 		if (starts(insn, nop, sizeof(nop)))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, meet, 0, NULL);
@@ -323,6 +364,8 @@ EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const void *info, int argc, 
 			fd = atoi(argv[i] + 3);
 		if (!strncmp(argv[i], "clock=", 6))
 			shared = atoi(argv[i] + 6);
+		if (!strncmp(argv[i], "any=", 4))
+			any = atoi(argv[i] + 4);
 	}
 	if (!qemu_clock_deadline_ns_all || !qemu_clock_enable || !qemu_clock_get_ns) {
 		fputs("deterministic guests need a QEMU that is built with modules\n", stderr);

@@ -21,7 +21,7 @@ from testbed.host.process import Deadline
 
 SOURCE = Path(__file__).with_suffix(".c")
 # The plugin in a bundle. Raise the number when host and plugin come to say other things to each other.
-BUNDLED = "rendezvous.2.so"
+BUNDLED = "rendezvous.3.so"
 _SLICE_SECONDS = 0.25
 # Of a QEMU that executes nothing for so long, though our own look goes on; one that is starved executes some.
 STOOD_STILL_SECONDS = 120.0
@@ -34,6 +34,8 @@ _ENDED = ("Z", "X")
 # struct note of rendezvous.c: what, address, count.
 _NOTE = struct.Struct("<cQQ")
 _TIME_BYTES = 8
+# Of a breakpoint, in the place of a count.
+EVERY_TIME = 2**64 - 1
 
 
 class GuestClock:
@@ -64,12 +66,15 @@ class GuestClock:
 
 
 class Rendezvous:
-    """Our end of the plugin's socket. `address` is the breakpoint at which the guest stands, or 0."""
+    """Our end of the plugin's socket.
+
+    `address` is the breakpoint at which the guest stands, or 0, and `vcpu` the one that is there.
+    """
 
     def __init__(
         self, connection: socket.socket, clock: GuestClock, check_cancelled: Callable[[], None]
     ) -> None:
-        self.address = 0
+        self.address = self.vcpu = 0
         self._clock = clock
         self._standing = False
         self._connection = connection
@@ -99,24 +104,26 @@ class Rendezvous:
             came = b""
         if len(came) != _NOTE.size:
             raise GuestLost("QEMU ended before the rendezvous")
-        self.address = _NOTE.unpack(came)[1]
+        _, self.address, self.vcpu = _NOTE.unpack(came)
         self._standing = True
         return True
 
-    def break_at(self, address: int, count: int = 1) -> None:
+    def break_at(self, address: int, count: int = EVERY_TIME) -> None:
         """Stop the guest when it executes an address for the count-th time from now; 0 is never.
 
-        While it stands still only, and before it has executed that code at all.
+        While it stands still only. Unless it can be stopped at any instruction, before it has executed that
+        code at all.
         """
         self._send(b"b", address, count)
 
-    def release(self) -> None:
+    def release(self, step: bool = False) -> None:
         """Let the guest go on, and QEMU's main loop stand still until they meet us again.
 
-        So QMP is not answered until then, or until the guest has ended or we close.
+        So QMP is not answered until then, or until the guest has ended or we close. With `step` that is
+        in front of this vCPU's next instruction; for guests that can be stopped at any.
         """
         self._standing = False
-        self._send(b"g")
+        self._send(b"s" if step else b"g")
 
     def _send(self, what: bytes, address: int = 0, count: int = 0) -> None:
         with contextlib.suppress(OSError):

@@ -58,10 +58,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin of QEMU's, and what it is told: open files, by name."""
+    """A plugin of QEMU's, and what it is told: open files, by name, and whatever else."""
 
     path: Path
     fds: Mapping[str, int]
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def argv(shape: Shape, qemu: str, vmlinux: Path, initramfs: Path, wiring: Wiring
         words += ["-fw_cfg", f"name=opt/testbed/{name},{file_option(path)}"]
     for plugin in wiring.plugins:
         told = [f"{name}={fd}" for name, fd in plugin.fds.items()]
-        words += ["-plugin", ",".join([file_option(plugin.path), *told])]
+        words += ["-plugin", ",".join([file_option(plugin.path), *told, *plugin.options])]
     if wiring.incoming:
         words += ["-incoming", "defer"]
     return words

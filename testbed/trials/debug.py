@@ -3,8 +3,7 @@
 
 QEMU's own gdbstub stops vCPUs by ending a slice early: what follows is another run. Here the vCPUs' thread
 stands still at the rendezvous instead, while registers and memory are read over QMP, and then goes on as if
-nothing had been. So gdb can look and not touch: what would write or step is refused. Breakpoints are set
-before the guest first runs; afterwards QEMU has translated code in which it would not see them.
+nothing had been. So gdb can look and go step by step, and not touch: what would write is refused.
 
 The protocol: GDB manual, appendix E, "Remote Serial Protocol".
 """
@@ -20,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from testbed.guest.deterministic import ResumedGuest
+from testbed.guest.rendezvous import EVERY_TIME
 from testbed.host import owned
 from testbed.host.errors import GuestError, HostError, SpecError
 from testbed.trials import trial as trials
@@ -36,7 +36,7 @@ _SEGMENTS = ("CS", "SS", "DS", "ES", "FS", "GS")
 _REGISTER = re.compile(r"\b(R[A-Z0-9]{1,2}) *=([0-9a-f]{16})")
 _SEGMENT = re.compile(r"^([CSDEFG]S) *=([0-9a-f]{4}) ", re.MULTILINE)
 _FLAGS = re.compile(r"RFL=([0-9a-f]{8})")
-_REFUSED, _NO_MEMORY, _TOO_LATE = "E01", "E14", "E16"
+_REFUSED, _NO_MEMORY = "E01", "E14"
 
 
 class GdbStub:
@@ -52,9 +52,7 @@ class GdbStub:
     def __init__(self, trial: Trial, miss: int | None = None) -> None:
         self._trial = trial
         self._miss = (symbol(trial, MISS), miss) if miss else None
-        self._breakpoints: set[int] = set()
         self._cpu = self._running = self._stopped_at = 0
-        self._started = False
         self._course = Course()
 
     def __enter__(self) -> GdbStub:
@@ -96,30 +94,30 @@ class GdbStub:
             self._gdb.send("W00")
         return trials.up_to_the_end(self._guest.log)
 
-    def at_start(self) -> None:
+    def at_start(self) -> bool:
         """The guest has not run yet: set breakpoints, obey gdb."""
         if self._miss:
             self._guest.rendezvous.break_at(*self._miss)
-        self._obey()
-        self._started = True
+        return self._obey()
 
-    def at_breakpoint(self, address: int) -> None:
+    def at_breakpoint(self, address: int, vcpu: int) -> bool:
         """The guest stands at a breakpoint: tell gdb and obey it."""
         self._stopped_at = address
-        self._cpu = self._running_cpu()
+        self._cpu = self._running = vcpu
         self._gdb.send(self._stop_reply())
-        self._obey()
+        return self._obey()
 
     # --- what gdb asks for ---------------------------------------------------------------------------
 
-    def _obey(self) -> None:
-        """Answer gdb until it lets the guest go on; without gdb it goes on at once."""
+    def _obey(self) -> bool:
+        """Answer gdb until it lets the guest go on, a step if this is True; without gdb it does at once."""
         while (packet := self._gdb.receive()) is not None:
-            if packet[:1] in ("c", "D", "k"):
+            if packet[:1] in ("c", "s", "D", "k"):
                 if packet[:1] == "D":
                     self._gdb.send("OK")
-                return
+                return packet[:1] == "s"
             self._gdb.send(self._answer(packet))
+        return False
 
     def _answer(self, packet: str) -> str:
         handlers: dict[str, Callable[[str], str]] = {
@@ -129,8 +127,6 @@ class GdbStub:
             "Z": self._breakpoint,
             "z": self._breakpoint,
             "H": self._select,
-            # gdb steps off a breakpoint before it goes on; we go on from there as it is.
-            "s": lambda _: self._stop_reply() if self._stopped_at in self._breakpoints else _REFUSED,
             **dict.fromkeys("GPMX", lambda _: _REFUSED),
             "T": lambda _: "OK",
         }
@@ -164,13 +160,7 @@ class GdbStub:
         where = int(address, 16)
         if kind not in "01":
             return ""
-        if packet[0] == "z":
-            self._guest.rendezvous.break_at(where, 0)
-            return "OK"
-        if self._started and where not in self._breakpoints:
-            return _TOO_LATE
-        self._breakpoints.add(where)
-        self._guest.rendezvous.break_at(where)
+        self._guest.rendezvous.break_at(where, EVERY_TIME if packet[0] == "Z" else 0)
         return "OK"
 
     def _registers(self, cpu: int) -> str:
@@ -188,16 +178,6 @@ class GdbStub:
     def _said_of_registers(self, cpu: int) -> str:
         arguments: dict[str, Any] = {"command-line": "info registers", "cpu-index": cpu}
         return str(self._guest.monitor.execute("human-monitor-command", **arguments))
-
-    def _running_cpu(self) -> int:
-        """Which vCPU stands at the breakpoint: the one whose last known place is nearest before it."""
-
-        def distance(cpu: int) -> int:
-            registers = dict(_REGISTER.findall(self._said_of_registers(cpu)))
-            return (self._stopped_at - int(registers["RIP"], 16)) % 2**64
-
-        self._running = min(range(self._trial.shape.vcpus), key=distance)
-        return self._running
 
     def _memory(self, packet: str) -> str:
         address, length = (int(word, 16) for word in packet[1:].split(","))

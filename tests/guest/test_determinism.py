@@ -331,6 +331,22 @@ def test_a_look_at_a_miss_does_not_change_the_run(lab: Lab, tmp_path: Path) -> N
                 assert caller >> 32 == 0xFFFFFFFF
                 assert debugger.ask("mdead,4") == "E14"
                 assert debugger.ask("M1000,1:00") == "E01"
+                # Step by step, back into the caller.
+                places = []
+                for _ in range(12):
+                    assert debugger.ask("s").startswith("T05")
+                    places.append(debugger.registers()[RIP])
+                assert len(set(places)) > 3 and registers[RIP] not in places and caller in places
+                # A breakpoint that was not there when the guest began, hit again and again.
+                function = debug.symbol(chosen, "try_to_free_pages")
+                assert debugger.ask(f"Z0,{function:x},1") == "OK"
+                stops = []
+                for _ in range(3):
+                    assert debugger.ask("c").startswith("T05")
+                    stops.append(debugger.registers())
+                assert {stop[RIP] for stop in stops} == {function}
+                assert len({stop[RSP] for stop in stops}) > 1
+                assert debugger.ask(f"z0,{function:x},1") == "OK"
                 assert debugger.ask("c") == "W00"
         finally:
             serving.join()

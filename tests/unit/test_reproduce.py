@@ -542,7 +542,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_to_be_run_and_what_of_is_said(tmp_path: Path, scratch: Path) -> None:
     path = small_bundle(tmp_path / "it.testbed")
     assert reproduce.load(path, tmp_path, scratch, print).made_of == (
-        "kernels, initramfs, snapshots and rendezvous.2.so, which is code that QEMU runs as you, "
+        "kernels, initramfs, snapshots and rendezvous.3.so, which is code that QEMU runs as you, "
         f"out of {path}"
     )
 
@@ -572,10 +572,10 @@ def list_another(files: dict[str, bytes], name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda files: unlist(files, rendezvous.BUNDLED), "does not list 'rendezvous.2.so', which is in it"),
+        (lambda files: unlist(files, rendezvous.BUNDLED), "does not list 'rendezvous.3.so', which is in it"),
         (lambda files: files.update({"extra": b"x"}), "its manifest does not list 'extra', which is in it"),
         (lambda files: unlist(files, "vmlinux.patched"), "does not list 'vmlinux.patched'"),
-        (lambda files: files.update({rendezvous.BUNDLED: b"x"}), "rendezvous.2.so in it is not what the man"),
+        (lambda files: files.update({rendezvous.BUNDLED: b"x"}), "rendezvous.3.so in it is not what the man"),
         (lambda files: files.pop("snapshot.unpatched.1"), "there is no snapshot.unpatched.1 in it"),
         (lambda files: list_another(files, "../etc/passwd"), "not a manifest: files.../etc/passwd"),
         (lambda files: list_another(files, "/etc/passwd"), "not a manifest: files./etc/passwd"),
