@@ -113,7 +113,7 @@ class Call(Model):
 
 
 class Why(Model):
-    """An arm against the first one: `functions`, largest parts first, and `others` add up to `whole`."""
+    """An arm against the first one: `functions`, certain and largest ones, and `others` add up to `whole`."""
 
     pairs: int
     """Of seeds."""

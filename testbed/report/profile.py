@@ -141,14 +141,18 @@ def speedscope(shown: Sequence[Profiled]) -> dict[str, object]:
 
 
 def differing(before: Sequence[Sample], after: Sequence[Sample], most: int = KEPT) -> Why:
-    """What an arm's trials and the first one's, pairs of seeds, differ in; with so many functions."""
+    """What an arm's trials and the first one's, pairs of seeds, differ in.
+
+    It has the functions that are certain, and so many of the largest.
+    """
     found = parts.parts(before, after)
-    rest = found.functions[most:]
+    kept = [change for rank, change in enumerate(found.functions) if rank < most or change.certain]
+    rest = [change for change in found.functions if change not in kept]
     return Why(
         pairs=len(before),
         unit="operation" if all(sample.operations > 1 for sample in before) else "trial",
         whole=_part(found.whole),
-        functions=tuple(map(_part, found.functions[:most])),
+        functions=tuple(map(_part, kept)),
         others=_together(rest) if rest else None,
         calls=_call(parts.flame(before, after, LEAST)),
     )

@@ -14,14 +14,14 @@ from testbed.report.escape import visible
 from testbed.report.table import Table
 from testbed.report.words import number, signed
 
-# Functions that a sentence names.
-NAMED = 4
+# Functions that a sentence names, with numbers and without.
+NAMED, LISTED = 4, 8
 # Units of the picture: its width, a row's height and the narrowest box.
 WIDTH, ROW, NARROWEST = 1200, 18, 0.5
 
 
 def sentences(whys: Mapping[str, Why]) -> Iterator[str]:
-    """What is known of every arm: the whole, what of it is certain, and what else is large."""
+    """What is known of every arm: the whole, certain parts, what came and went, large parts."""
     for arm, of in whys.items():
         whole = of.whole
         interval = f" [{_share(whole.low, of)}, {_share(whole.high, of)}]" if whole.low is not None else ""
@@ -32,6 +32,13 @@ def sentences(whys: Mapping[str, Why]) -> Iterator[str]:
         certain = [part for part in of.functions if part.certain]
         if certain:
             yield f"{arm}: certain parts of it: {_named(certain, of)}"
+        for said, found in (
+            ("called no longer", [part for part in certain if not part.calls_after]),
+            ("called only now", [part for part in certain if not part.calls_before]),
+        ):
+            if found:
+                more = ", ..." if len(found) > LISTED else ""
+                yield f"{arm}: {said}: {', '.join(part.name for part in found[:LISTED])}{more}"
         unsure = [part for part in of.functions if not part.certain]
         if unsure:
             yield f"{arm}: larger, but not certain: {_named(unsure, of)}"
