@@ -164,7 +164,8 @@ class Function:
 
 
 LABELS: Mapping[By, Callable[[Context], str]] = {
-    "task": lambda context: f"{context.comm}/{context.pid}",
+    # Where there are very many, further tasks of a name are one without a pid.
+    "task": lambda context: f"{context.comm}/{context.pid}" if context.pid else context.comm,
     "cpu": lambda context: f"CPU {context.vcpu}",
     "phase": lambda context: f"phase {context.phase}",
 }

@@ -167,6 +167,9 @@ static bool read_memory(uint64_t address, void *into, size_t size)
 
 /* --- contexts ---------------------------------------------------------------------- */
 
+/* No context, and no node: of what is not counted. */
+#define NOBODY UINT32_MAX
+
 struct context {
 	unsigned int vcpu, phase;
 	int pid;
@@ -176,17 +179,26 @@ struct context {
 static struct context *contexts;
 static uint32_t known_contexts;
 
+/* When there are so many, further tasks of a name are counted as one, of which the pid is 0. */
+#define MANY_CONTEXTS 2048
+
 static uint32_t new_node(uint32_t parent, uint64_t place);
+
+static bool is_context(const struct context *c, unsigned int vcpu, unsigned int phase, int pid,
+		       const char *comm)
+{
+	return c->vcpu == vcpu && c->phase == phase && c->pid == pid && !memcmp(c->comm, comm, 16);
+}
 
 static uint32_t context_of(unsigned int vcpu, unsigned int phase, int pid, const char *comm)
 {
 	struct context *c;
 
-	for (uint32_t i = 0; i < known_contexts; i++) {
-		c = &contexts[i];
-		if (c->vcpu == vcpu && c->phase == phase && c->pid == pid && !memcmp(c->comm, comm, 16))
+	for (uint32_t i = 0; i < known_contexts; i++)
+		if (is_context(&contexts[i], vcpu, phase, pid, comm))
 			return i;
-	}
+	if (known_contexts >= MANY_CONTEXTS && pid)
+		return context_of(vcpu, phase, 0, comm);
 	if (known_contexts % 256 == 0)
 		contexts = more(contexts, known_contexts * sizeof(*c),
 				(known_contexts + 256) * sizeof(*c));
@@ -194,7 +206,7 @@ static uint32_t context_of(unsigned int vcpu, unsigned int phase, int pid, const
 	*c = (struct context){ .vcpu = vcpu, .phase = phase, .pid = pid };
 	memcpy(c->comm, comm, 16);
 	if (told->stacks)
-		c->root = new_node(UINT32_MAX, known_contexts);
+		c->root = new_node(NOBODY, known_contexts);
 	return known_contexts++;
 }
 
@@ -264,7 +276,7 @@ static struct task *task_at(uint64_t address)
 		abort();		/* 256 MiB of such structures */
 	tasks[at] = get(sizeof(*tasks[at]));
 	tasks[at]->address = address;
-	tasks[at]->context = UINT32_MAX;
+	tasks[at]->context = NOBODY;
 	return tasks[at];
 }
 
@@ -397,9 +409,6 @@ static uint64_t function_at(uint64_t address)
 /* Before its first. */
 static struct block nowhere;
 
-/* Whom blocks are counted for that are not in the window. */
-#define NOBODY UINT32_MAX
-
 static struct vcpu {
 	struct CPUState *is;
 	struct block *last;
@@ -430,8 +439,11 @@ static void count_for(struct vcpu *v)
 static void enter_context(struct vcpu *v)
 {
 	struct task *task = v->task;
-	uint32_t context = context_of(v - vcpus, phase, task->pid, task->comm);
+	uint32_t context = task->context;
 
+	if (context == NOBODY ||
+	    !is_context(&contexts[context], v - vcpus, phase, task->pid, task->comm))
+		context = context_of(v - vcpus, phase, task->pid, task->comm);
 	if (context != task->context) {
 		task->context = context;
 		for (uint32_t i = 0; i < task->depth; i++)
