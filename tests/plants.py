@@ -63,12 +63,13 @@ def profiled(experiment: Experiment) -> tuple[Profiled, build.Plan]:
 
 def with_plant(text: str, function: str) -> str | None:
     """A source in which a function begins with the code; None if it is not in there, or more than once."""
-    head = rf"(?m)^[a-z][^\n;{{}}=#]*\b{re.escape(function)}\([^;{{}}]*\)\n\{{\n"
+    head = rf"(?m)^(static )?([a-z][^\n;{{}}=#]*\b{re.escape(function)}\([^;{{}}]*\)\n\{{\n)"
     found = list(re.finditer(head, text))
-    # What is inline has no calls.
+    # What is inline has no calls; and what the compiler puts into a caller is the caller's.
     if len(found) != 1 or "inline" in found[0][0]:
         return None
-    return text[: found[0].end()] + CODE + text[found[0].end() :]
+    begin, end = found[0].span()
+    return f"{text[:begin]}{found[0][1] or ''}noinline {found[0][2]}{CODE}{text[end:]}"
 
 
 def plants(known: Sequence[Function], plan: build.Plan) -> Iterator[tuple[str, str]]:
