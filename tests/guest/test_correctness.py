@@ -47,6 +47,8 @@ MODES = {"off": OFF, "early": EARLY, "fallback": FALLBACK}
 NOISE = 64
 # Lists so long that one pass over them is enough to free what a request wants. With a quarter of it, three.
 PLENTY = 1024 * MiB
+# Newer kernels keep no block for atomic requests that is more than a hundredth of a zone. Here two are not.
+ROOMY = 1152 * MiB
 # 128 MiB below 4 GiB, on node 0; above, 64 MiB more on node 0 and 128 MiB on node 1.
 TWO_NODES = (
     *("-machine", "max-ram-below-4g=128M", "-smp", "4,sockets=2,cores=2"),
@@ -311,17 +313,19 @@ def kept_for_atomic_requests(guest: Subject) -> tuple[int, int]:
     return before, result["highatomic"]
 
 
-def test_a_miss_gives_back_what_is_kept_for_atomic_requests(hotplug: Subject) -> None:
-    before, after = kept_for_atomic_requests(hotplug)
-    # One block is always left.
-    assert 0 < after < before
-    hotplug.require_sound()
+def test_a_miss_gives_back_what_is_kept_for_atomic_requests(pristine: Source, image: Image) -> None:
+    with subject.booted(kernel(pristine, PORT), image, memory=ROOMY) as guest:
+        before, after = kept_for_atomic_requests(guest)
+        # One block is left, unless two of them have become one page.
+        assert after < before
+        guest.require_sound()
 
 
-def test_without_that_it_stays(hotplug_mutant: Subject) -> None:
-    with hotplug_mutant.without(Mutant.RESERVED):
-        before, after = kept_for_atomic_requests(hotplug_mutant)
-    assert after == before > 0
+def test_without_that_it_stays(pristine: Source, image: Image) -> None:
+    with subject.booted(kernel(pristine, MUTANTS), image, memory=ROOMY) as guest:
+        with guest.without(Mutant.RESERVED):
+            before, after = kept_for_atomic_requests(guest)
+        assert after == before > 0
 
 
 def test_the_preferred_zone_may_go_meanwhile(hotplug: Subject) -> None:
