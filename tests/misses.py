@@ -182,11 +182,6 @@ class Kernel:
         )
 
 
-def numbers_of(assembly: str) -> dict[str, int]:
-    """The numbers that the compiler has left in its output, as <linux/kbuild.h> makes it do so."""
-    return {name: int(value) for name, value in re.findall(r"->(\w+) \$?(-?\d+) ", assembly)}
-
-
 # --- a trial --------------------------------------------------------------------------------------------
 
 
@@ -258,7 +253,7 @@ def chosen(wanted: argparse.Namespace) -> tuple[Trial, Numbers]:
 
         (trial,) = prepare.prepare(experiment, cache_directory(), say).trials
         plan = prepare.plans(experiment, cache_directory(), say)[wanted.arm]
-    return trial, numbers_of(build.assembly(plan, SOURCE.read_text()))
+    return trial, build.numbers_of(build.assembly(plan, SOURCE.read_text()))
 
 
 def expected(experiment: Path, trial: Trial) -> str | None:

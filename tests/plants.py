@@ -58,7 +58,8 @@ def profiled(experiment: Experiment) -> tuple[Profiled, build.Plan]:
     log = trials.run(trial, 1, threading.Event()).log
     wanted = Wanted(trial, hashlib.sha256(log).hexdigest(), plan)
     (found,) = profile.profiles([wanted], True, lambda _: None)
-    return Profiled(trial.arm, trial.seed, found, profile.names(trial.vmlinux, {}, found)), plan
+    (names,) = profile.names([trial.vmlinux], {}, [found])
+    return Profiled(trial.arm, trial.seed, found, names), plan
 
 
 def with_plant(text: str, function: str) -> str | None:

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 By = Literal["task", "cpu", "phase"]
@@ -123,11 +124,14 @@ class Names:
         """Where the function begins that a place is in; 0 if nothing is known of it."""
         return self._function(comm, place)[0]
 
+    @cached_property
+    def _of_programs(self) -> dict[str, tuple[Sequence[int], Sequence[str]]]:
+        return {comm: (list(known), list(known.values())) for comm, known in self.programs.items()}
+
     def _function(self, comm: str, place: int) -> tuple[int, str]:
         starts, names = self.starts, self.names
         if not place & _KERNEL:
-            of_program = self.programs.get(comm, {})
-            starts, names = list(of_program), list(of_program.values())
+            starts, names = self._of_programs.get(comm, ((), ()))
         index = bisect.bisect_right(starts, place) - 1
         return (starts[index], names[index]) if index >= 0 else (0, f"[{comm}]")
 

@@ -338,6 +338,11 @@ def assembly(plan: Plan, text: str) -> str:
     return done.stdout.decode()
 
 
+def numbers_of(assembly: str) -> dict[str, int]:
+    """The numbers that the compiler has left in its output, as <linux/kbuild.h> makes it do so."""
+    return {name: int(value) for name, value in re.findall(r"->(\w+) \$?(-?\d+) ", assembly)}
+
+
 def command(plan: Plan) -> list[str]:
     """What compiles a plan's kernel once source and configuration are in place, for a person to see."""
     return kbuild(_work(plan), "obj", ["vmlinux"])

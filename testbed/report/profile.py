@@ -146,8 +146,9 @@ def differing(before: Sequence[Sample], after: Sequence[Sample], most: int = KEP
     It has the functions that are certain, and so many of the largest.
     """
     found = parts.parts(before, after)
-    kept = [change for rank, change in enumerate(found.functions) if rank < most or change.certain]
-    rest = [change for change in found.functions if change not in kept]
+    largest, smaller = found.functions[:most], found.functions[most:]
+    kept = [*largest, *(change for change in smaller if change.certain)]
+    rest = [change for change in smaller if not change.certain]
     return Why(
         pairs=len(before),
         unit="operation" if all(sample.operations > 1 for sample in before) else "trial",

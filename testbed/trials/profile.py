@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
@@ -89,18 +88,19 @@ def _exact(found: Profile, trial: Trial) -> Profile:
     return found
 
 
-def names(vmlinux: Path, programs: Mapping[str, Path], found: Profile) -> Names:
-    """What the places of a profile are called: `programs` are files of the user's, by name in the guest."""
-    of_kernel = symbols(vmlinux)
+def names(vmlinuxes: Sequence[Path], programs: Mapping[str, Path], found: Sequence[Profile]) -> list[Names]:
+    """What the places of each profile are called, by its kernel; `programs` are files of the user's, by name
+    in the guest."""
+    kernels = {vmlinux: symbols(vmlinux) for vmlinux in set(vmlinuxes)}
     known: dict[str, Mapping[int, str]] = {}
     with owned.directory() as scratch:
-        for comm in {context.comm for context in found.contexts}:
+        for comm in {context.comm for each in found for context in each.contexts}:
             binary = image.with_symbols(comm, scratch)
             if binary is None and comm in programs:
                 binary = files.read(programs[comm], MOST_BYTES)
             if binary and (program := profiler.program(binary)):
                 known[comm] = program.functions
-    return Names(of_kernel.starts, of_kernel.names, known)
+    return [Names(kernels[vmlinux].starts, kernels[vmlinux].names, known) for vmlinux in vmlinuxes]
 
 
 def targets(wanted: Sequence[Wanted]) -> dict[Path, Target]:
@@ -114,11 +114,11 @@ def targets(wanted: Sequence[Wanted]) -> dict[Path, Target]:
 
 
 def _target(found: Symbols, plan: Plan, watcher: Program) -> Target:
-    offsets = dict(re.findall(r"->(\w+) \$?(-?\d+) ", build.assembly(plan, _TASK)))
+    offsets = build.numbers_of(build.assembly(plan, _TASK))
     entries = [(entry.start, entry.size, entry.kind) for entry in found.entries]
     switch_to = found.address("__switch_to")
     functions = [*found.starts, found.end]
-    pid, comm = (int(offsets[name]) for name in ("pid", "comm"))
+    pid, comm = (offsets[name] for name in ("pid", "comm"))
     return Target(functions, entries, switch_to, pid, comm, watcher)
 
 

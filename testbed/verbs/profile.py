@@ -64,9 +64,10 @@ def profile(request: ProfileRequest, lab: Lab, watch: Watch) -> list[Profiled]:
 
         found = running.profiles(wanted, not request.blocks, ended)
         brought = {Path(there).name[:COMM]: here for there, here in prepare.brought(experiment).items()}
+        names = running.names([trial.vmlinux for trial in chosen], brought, found)
         return [
-            Profiled(trial.arm, trial.seed, counted, running.names(trial.vmlinux, brought, counted))
-            for trial, counted in zip(chosen, found, strict=True)
+            Profiled(trial.arm, trial.seed, counted, known)
+            for trial, counted, known in zip(chosen, found, names, strict=True)
         ]
 
 

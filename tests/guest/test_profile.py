@@ -66,11 +66,11 @@ def test_every_instruction_is_counted_and_the_guest_does_not_notice(lab: Lab, tm
 def test_what_functions_are_said_to_do_is_what_they_did(lab: Lab, tmp_path: Path) -> None:
     of, log = wanted(lab, tmp_path)
     stacks, blocks = both(of)
-    names = running.names(of.trial.vmlinux, {}, stacks)
+    names, of_blocks = running.names([of.trial.vmlinux] * 2, {}, [stacks, blocks])
     found = profile.functions(profile.calls(stacks, names))
     assert sum(function.instructions for function in found.values()) == stacks.instructions
     by_code: dict[str, int] = {}
-    for code in profile.code(blocks, running.names(of.trial.vmlinux, {}, blocks)):
+    for code in profile.code(blocks, of_blocks):
         by_code[code.function] = by_code.get(code.function, 0) + code.instructions
     kernel = set(names.names) & found.keys()
     assert len(kernel) > 500

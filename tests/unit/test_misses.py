@@ -10,8 +10,9 @@ import threading
 
 import pytest
 
+from testbed.kernel.build import numbers_of
 from tests.debugger import RIP, Debugger, packed
-from tests.misses import BLOCK, Kernel, Memory, Miss, Zone, classify, numbers_of, passes, rows, summary
+from tests.misses import BLOCK, Kernel, Memory, Miss, Zone, classify, passes, rows, summary
 
 # As in Linux 6.12, but for the offsets, which are made up.
 FLAGS = {
